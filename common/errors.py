@@ -1,0 +1,64 @@
+"""The one error tree. Each error carries a message that says what was given, what was expected and what to do.
+
+FleetdraftError            anything this project raises on purpose
+├── UserError              bad input: the command line prints the message and exits with 2
+│   ├── ModelError         a directory or file is no model, tokenizer or bundle that can be used
+│   ├── FingerprintError   two artefacts that do not belong together
+│   ├── PromptsError       a prompts file that cannot be read
+│   ├── ContextLimitError  a text is longer than the model's context
+│   ├── ConfigError        a setting or a TOML key that is unknown or out of range
+│   └── MissingExtraError  a command needs an optional dependency that is not installed
+├── UpdateRejected         an update that the gate does not let in, with the reason
+├── RegistryError          a release that is missing, torn or does not match its digest
+└── FleetError             a fleet run that cannot go on: too few devices, or its engine failed
+"""
+
+
+class FleetdraftError(Exception):
+    """Root of the tree."""
+
+
+class UserError(FleetdraftError):
+    """Bad input from a person; shown as one line, exit code 2."""
+
+
+class ModelError(UserError):
+    """A directory or file is not a model, tokenizer or bundle that can be used."""
+
+
+class FingerprintError(UserError):
+    """Two artefacts (bundle, adapter, target) that do not belong together."""
+
+
+class PromptsError(UserError):
+    """A prompts file that cannot be read as JSONL of ``{"prompt": ..., "task": ...}``."""
+
+
+class ConfigError(UserError):
+    """A setting that is unknown or out of range; names field, value and expectation."""
+
+
+class MissingExtraError(UserError):
+    """A command whose optional dependency is not installed; names the extra."""
+
+    def __init__(self, command: str, extra: str, module: str) -> None:
+        super().__init__(
+            f"'{command}' needs the extra [{extra}] (module '{module}' is not installed); "
+            f"run: pip install 'fleetdraft[{extra}]'"
+        )
+
+
+class ContextLimitError(UserError):
+    """A text is longer than the model's context."""
+
+
+class UpdateRejected(FleetdraftError):
+    """An update that the gate does not let in; the message is the reason."""
+
+
+class RegistryError(FleetdraftError):
+    """A release that is missing, torn or does not match its digest."""
+
+
+class FleetError(FleetdraftError):
+    """A fleet run that cannot go on: too few devices joined, or its engine failed."""

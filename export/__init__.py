@@ -1,0 +1,1 @@
+"""The workshop: turns Hugging Face directories into graphs and bundles. Needs the extra ``[export]``."""

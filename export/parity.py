@@ -1,0 +1,172 @@
+"""Checks a bundle: every file by digest, every graph by value against torch on the weights as they are deployed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from ..common.bundle import BundleManifest, BundleTarget
+from ..common.errors import ModelError
+from ..common.lora import Arrays, LoraLayout
+from ..common.progress import Advance
+from ..common.shape import DecoderShape
+from ..common.weights import Weights, read_weights
+from .llama import Llama
+from .train_graph import train_step
+
+Inputs = dict[str, NDArray[Any]]
+
+#: float32 sums in another order, relative to the largest logit (or gradient) of the batch.
+LOGITS_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+_TOKENS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """Largest relative differences between graphs and torch.
+
+    logits: of the drafter's decode graph with a random adapter. gradients: of its train graph, the worst tensor.
+    targets: of each target's decode graph by name; None where the weights are not in the bundle, so that only the names
+    and sizes that the graph asks for were checked.
+    """
+
+    logits: float
+    gradients: float
+    targets: Mapping[str, float | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_bundle(bundle: Path, seed: int = 0, done: Advance = lambda remark: None) -> Parity:
+    """Checks digests and graphs.
+
+    Args:
+      seed: of the random adapter, tokens and batch.
+      done: called after the digests, both graphs of the drafter, and each target.
+
+    Raises:
+      ModelError: not a bundle, a missing or damaged file, or a graph that does not compute what torch computes.
+    """
+    manifest = BundleManifest.read(bundle)
+    manifest.verify(bundle)
+    done("digests")
+    rng = np.random.default_rng(seed)
+    folder, layout = Path(bundle) / "drafter", manifest.layout
+    weights, adapter = read_weights(folder, layout.shape), _random_adapter(layout, rng)
+    logits = _decode_error(folder / "decode.onnx", layout, weights, adapter, rng)
+    done("decode graph")
+    gradients = _train_error(folder / "train.onnx", layout, weights, adapter, rng)
+    done("train graph")
+    targets = {}
+    for target in manifest.targets:
+        targets[target.name] = _target_error(Path(bundle), target, rng)
+        done(target.name)
+    return Parity(logits=logits, gradients=gradients, targets=targets)
+
+
+def _target_error(bundle: Path, target: BundleTarget, rng: np.random.Generator) -> float | None:
+    folder = bundle / "targets" / target.name
+    if not target.self_contained:
+        _check_names(folder / "decode.onnx", target.shape)
+        return None
+    layout = LoraLayout(rank=1, alpha=1.0, shape=target.shape)
+    weights = read_weights(folder, target.shape)
+    return _decode_error(folder / "decode.onnx", layout, weights, layout.initial(0).arrays, rng)
+
+
+def _decode_error(
+    graph: Path, layout: LoraLayout, weights: Weights, adapter: Arrays, rng: np.random.Generator
+) -> float:
+    session = _open(graph, weights)
+    count = min(_TOKENS, layout.shape.context_limit)
+    tokens = rng.integers(0, layout.shape.vocab_size, count)
+    (logits,) = session.run(["logits"], _decode_inputs(session, tokens, adapter))
+    model = Llama(shape=layout.shape, weights=_torch(weights), lora=_torch(adapter), scaling=layout.scaling)
+    with torch.no_grad():
+        expected = model.logits(torch.as_tensor(tokens)[None]).numpy()
+    return _within(LOGITS_TOLERANCE, _relative(logits, expected), f"{graph}: logits")
+
+
+def _train_error(graph: Path, layout: LoraLayout, weights: Weights, adapter: Arrays, rng: np.random.Generator) -> float:
+    batch = _random_batch(layout.shape, rng)
+    names = ["loss", "kl", "nll", *(f"grad.{name}" for name in layout.shapes)]
+    given = _open(graph, weights).run(names, batch | adapter)
+    expected = train_step(layout, _torch(weights), _torch(adapter), _torch(batch))
+    errors = [_relative(mine, torchs.numpy()) for mine, torchs in zip(given, expected, strict=True)]
+    return _within(GRADIENT_TOLERANCE, max(errors), f"{graph}: gradients")
+
+
+def _decode_inputs(session: ort.InferenceSession, tokens: NDArray[np.int64], adapter: Arrays) -> Inputs:
+    """One call on an empty context: every row of logits, KV buffers of zeros."""
+    count = len(tokens)
+    given: Inputs = {
+        "tokens": tokens,
+        "kept": np.array([count]),
+        "past": np.array([[count - 1]], np.int32),
+        "total": np.array(count, np.int32),
+        **adapter,
+    }
+    declared = {value.name: value.shape for value in session.get_inputs()}
+    caches = [name for name in declared if name.startswith(("key.", "value."))]
+    buffers = {n: np.zeros([count if isinstance(d, str) else d for d in declared[n]], np.float32) for n in caches}
+    return {name: value for name, value in (given | buffers).items() if name in declared}
+
+
+def _random_adapter(layout: LoraLayout, rng: np.random.Generator) -> Arrays:
+    """Both factors random: B must not be zero, or the gradients of A would be. Small, as real adapters are."""
+    return {name: (0.05 * rng.standard_normal(size)).astype(np.float32) for name, size in layout.shapes.items()}
+
+
+def _random_batch(shape: DecoderShape, rng: np.random.Generator) -> Inputs:
+    rows = (2, min(_TOKENS, shape.context_limit))
+    listed = min(4, shape.vocab_size - 1)
+    weight = np.full(rows, 1 / np.prod(rows), np.float32)
+    return {
+        "tokens": rng.integers(0, shape.vocab_size, rows),
+        "teacher_ids": np.tile(rng.permutation(shape.vocab_size)[:listed], (*rows, 1)),
+        "teacher_probs": rng.dirichlet(np.ones(listed + 1), size=rows)[..., :listed].astype(np.float32),
+        "kl_weight": weight,
+        "labels": rng.integers(0, shape.vocab_size, rows),
+        "nll_weight": weight,
+        "mix": np.array(0.5, np.float32),
+    }
+
+
+def _check_names(graph: Path, shape: DecoderShape) -> None:
+    """Weights that are not at hand can still be missed: the graph must ask for exactly those of the shape."""
+    model = onnx.load(graph, load_external_data=False)
+    external = [value for value in model.graph.initializer if value.data_location == onnx.TensorProto.EXTERNAL]
+    if {value.name: tuple(value.dims) for value in external} != shape.weights:
+        raise ModelError(f"{graph} does not name the weights of its target's shape")
+
+
+def _open(graph: Path, weights: Weights) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(v) for v in weights.values()])
+    try:
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        raise ModelError(f"{graph} cannot be opened by ONNX Runtime: {str(error).splitlines()[0]}") from error
+
+
+def _torch(arrays: Mapping[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+    return {name: torch.as_tensor(value) for name, value in arrays.items()}
+
+
+def _relative(given: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(given - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _within(tolerance: float, error: float, what: str) -> float:
+    if not error <= tolerance:
+        raise ModelError(f"{what} differ from torch by {error:.1e} of their size, at most {tolerance:.0e} is expected")
+    return error

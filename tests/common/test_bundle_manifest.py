@@ -1,0 +1,97 @@
+"""The bundle's manifest: round trip, damage, and targets found by fingerprint."""
+
+import json
+
+import pytest
+
+from fleetdraft.common.bundle import (
+    MANIFEST,
+    BundleManifest,
+    BundleTarget,
+    file_digests,
+    target_fingerprint,
+)
+from fleetdraft.common.errors import FingerprintError, ModelError
+from fleetdraft.common.shape import DecoderShape
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 12, "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def _model(directory, **config):
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG | config))
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture
+def target(tmp_path):
+    return _model(tmp_path / "target")
+
+
+@pytest.fixture
+def bundle(tmp_path, target):
+    """A manifest on disk with one digested file."""
+    directory = tmp_path / "bundle"
+    directory.mkdir()
+    (directory / "part").write_text("content")
+    shape = DecoderShape.from_directory(target)
+    entry = BundleTarget(
+        name="t", family="spm-10", fingerprint=target_fingerprint(target), shape=shape, self_contained=False
+    )
+    files = file_digests(directory)
+    manifest = BundleManifest(
+        precision="int8", shape=shape, rank=2, alpha=4.0, base="b" * 64, targets=(entry,), files=files
+    )
+    manifest.write(directory)
+    return directory, manifest
+
+
+def test_a_manifest_reads_back_equal(bundle):
+    directory, manifest = bundle
+    assert manifest.layout.scaling == 2.0
+    manifest.write(directory)
+    assert BundleManifest.read(directory) == manifest
+
+
+def test_a_target_is_found_by_shape_and_tokenizer(bundle, target, tmp_path):
+    _, manifest = bundle
+    assert manifest.target_for(target).name == "t"
+    with pytest.raises(FingerprintError, match="built for t"):
+        manifest.target_for(_model(tmp_path / "wider", intermediate_size=16))
+
+
+def test_another_tokenizer_is_another_target(bundle, target):
+    _, manifest = bundle
+    (target / "tokenizer.json").write_text('{"other": 1}')
+    with pytest.raises(FingerprintError):
+        manifest.target_for(target)
+
+
+@pytest.mark.parametrize(("damage", "message"), [("changed", "damaged"), (None, "missing")])
+def test_verify_names_the_file_that_is_wrong(bundle, damage, message):
+    directory, manifest = bundle
+    manifest.verify(directory)
+    (directory / "part").write_text(damage) if damage else (directory / "part").unlink()
+    with pytest.raises(ModelError, match=f"part.*{message}"):
+        manifest.verify(directory)
+
+
+def test_a_directory_without_manifest_is_no_bundle(tmp_path):
+    with pytest.raises(ModelError, match=r"is not a bundle: no bundle\.json in it; make one with: fleetdraft bundle"):
+        BundleManifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"schema": 7}, "schema is 7"), ({"extra": 1}, "extra"), ({"shape": {}}, "shape"), ({"targets": [{}]}, "shape")],
+)
+def test_a_manifest_of_another_version_is_refused(bundle, change, message):
+    directory, _ = bundle
+    path = directory / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=message):
+        BundleManifest.read(directory)

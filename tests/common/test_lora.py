@@ -1,0 +1,145 @@
+"""LoRA adapters: arithmetic, files that PEFT itself reads, and files that are not what they say."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fleetdraft.common.errors import FingerprintError, UserError
+from fleetdraft.common.lora import LoraAdapter, LoraLayout
+from fleetdraft.common.shape import DecoderShape
+
+SHAPE = DecoderShape(
+    vocab_size=32, hidden_size=16, layers=2, heads=4, kv_heads=2, head_dim=4, intermediate_size=24,
+    context_limit=64, rope_theta=10000.0, rms_eps=1e-5, tied=False,
+)  # fmt: skip
+LAYOUT = LoraLayout(rank=3, alpha=6.0, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def adapter() -> LoraAdapter:
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(0, 0.3, size).astype(np.float32) for name, size in LAYOUT.shapes.items()}
+    return LoraAdapter(layout=LAYOUT, arrays=arrays)
+
+
+def test_every_projection_has_a_and_b_that_fit_it() -> None:
+    assert len(LAYOUT.shapes) == 2 * 7 * 2
+    assert LAYOUT.shapes["lora.1.down_proj.A"] == (3, 24)
+    assert LAYOUT.shapes["lora.1.down_proj.B"] == (16, 3)
+    assert LAYOUT.shapes["lora.0.k_proj.B"] == (8, 3)
+
+
+def test_the_initial_adapter_changes_nothing_but_can_learn() -> None:
+    initial = LAYOUT.initial(seed=1)
+    assert all(value.any() == name.endswith(".A") for name, value in initial.arrays.items())
+    assert initial.digest == LAYOUT.initial(seed=1).digest != LAYOUT.initial(seed=2).digest
+
+
+def test_minus_and_plus_are_inverse(adapter) -> None:
+    zero = LoraAdapter(layout=LAYOUT, arrays={name: np.zeros_like(value) for name, value in adapter.arrays.items()})
+    assert zero.plus(adapter.minus(zero)).digest == adapter.digest
+
+
+def test_plus_leaves_tensors_that_the_delta_does_not_name(adapter) -> None:
+    name = "lora.0.q_proj.B"
+    moved = adapter.plus({name: np.ones(LAYOUT.shapes[name], np.float32)})
+    changed = {n for n, value in moved.minus(adapter).items() if value.any()}
+    assert changed == {name}
+
+
+def test_the_digest_sees_one_bit(adapter) -> None:
+    arrays = {name: value.copy() for name, value in adapter.arrays.items()}
+    arrays["lora.0.q_proj.A"].view(np.uint32)[0, 0] ^= 1
+    assert LoraAdapter(layout=LAYOUT, arrays=arrays).digest != adapter.digest
+
+
+def test_what_is_saved_is_loaded(adapter, tmp_path) -> None:
+    adapter.save(tmp_path / "adapter", "base", {"note": "kept"})
+    loaded = LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base")
+    assert loaded.digest == adapter.digest
+    assert json.loads((tmp_path / "adapter" / "fleetdraft.json").read_text())["note"] == "kept"
+
+
+def test_saving_replaces_the_adapter_as_a_whole(adapter, tmp_path) -> None:
+    adapter.save(tmp_path / "adapter", "base")
+    (tmp_path / "adapter" / "stale").touch()
+    LAYOUT.initial(seed=0).save(tmp_path / "adapter", "base")
+    assert LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base").digest == LAYOUT.initial(seed=0).digest
+    assert not (tmp_path / "adapter" / "stale").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "base", "reason"),
+    [
+        (LAYOUT, "another", "base fingerprint is"),
+        (replace(LAYOUT, rank=4), "base", "rank 3 and alpha 6.0, this bundle expects rank 4"),
+        (replace(LAYOUT, alpha=8.0), "base", "alpha 8.0"),
+        (replace(LAYOUT, shape=replace(SHAPE, layers=3)), "base", "layout fingerprint is"),
+    ],
+)
+def test_an_adapter_for_something_else_is_refused(adapter, tmp_path, layout, base, reason) -> None:
+    adapter.save(tmp_path / "adapter", "base")
+    with pytest.raises(FingerprintError, match=reason):
+        LoraAdapter.load(tmp_path / "adapter", layout, base)
+
+
+def test_a_foreign_adapter_of_other_shapes_is_refused(adapter, tmp_path) -> None:
+    """PEFT's own directories have no fleetdraft.json; then names and shapes decide."""
+    adapter.save(tmp_path / "adapter", "base")
+    (tmp_path / "adapter" / "fleetdraft.json").unlink()
+    assert LoraAdapter.load(tmp_path / "adapter", LAYOUT, "any").digest == adapter.digest
+    with pytest.raises(FingerprintError, match=r"layers\.2\.self_attn\.q_proj\.lora_A\.weight is nothing"):
+        LoraAdapter.load(tmp_path / "adapter", replace(LAYOUT, shape=replace(SHAPE, layers=3)), "any")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "config missing", "config torn"])
+def test_a_damaged_adapter_is_refused(adapter, tmp_path, damage) -> None:
+    directory = tmp_path / "adapter"
+    adapter.save(directory, "base")
+    tensors = directory / "adapter_model.safetensors"
+    data = tensors.read_bytes()
+    if damage == "cut":
+        tensors.write_bytes(data[:-5])
+    elif damage == "flipped":
+        tensors.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "missing":
+        tensors.unlink()
+    elif damage == "config missing":
+        (directory / "adapter_config.json").unlink()
+    else:
+        (directory / "adapter_config.json").write_text('{"r": 3')
+    with pytest.raises(UserError):
+        LoraAdapter.load(directory, LAYOUT, "base")
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, transformers and peft about each other
+def test_peft_computes_with_our_files_what_the_formula_says(adapter, tmp_path) -> None:
+    torch, transformers, peft = (pytest.importorskip(name) for name in ("torch", "transformers", "peft"))
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+        intermediate_size=24, max_position_embeddings=64, attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.tensor([[1, 5, 9, 2, 30]])
+    adapter.save(tmp_path / "adapter", "base")
+    with torch.no_grad():
+        plain = model(ids).logits
+        by_peft = peft.PeftModel.from_pretrained(model, str(tmp_path / "adapter"))(ids).logits
+    merged = transformers.LlamaForCausalLM(config).eval()
+    weights = {name.removeprefix("base_model.model."): value for name, value in model.state_dict().items()}
+    weights = {name.replace(".base_layer", ""): value for name, value in weights.items() if "lora_" not in name}
+    for name in LAYOUT.shapes:
+        if name.endswith(".B"):
+            _, layer, projection, _ = name.split(".")
+            key = next(k for k in weights if f"layers.{layer}." in k and f".{projection}." in k)
+            a, b = adapter.arrays[name[:-1] + "A"], adapter.arrays[name]
+            weights[key] = weights[key] + LAYOUT.scaling * torch.from_numpy(b @ a)
+    merged.load_state_dict(weights)
+    with torch.no_grad():
+        by_formula = merged(ids).logits
+    assert (by_peft - plain).abs().max() > 0.05
+    torch.testing.assert_close(by_peft, by_formula, atol=2e-5, rtol=0)  # float32 sums in another order
