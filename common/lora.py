@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from .errors import FingerprintError, ModelError
+from .errors import FingerprintError, ModelError, UserError
 from .files import directory_written_whole, read_json, write_atomic, write_json
 from .shape import PROJECTIONS, DecoderShape
 
@@ -37,7 +37,7 @@ class LoraLayout:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
-        """Name (``lora.{layer}.{projection}.A`` or ``.B``) to shape of every tensor, in the order of the graphs' inputs."""
+        """Name (``lora.{layer}.{projection}.A`` or ``.B``) to shape of every tensor, in the graphs' order."""
         shapes: dict[str, tuple[int, int]] = {}
         for layer in range(self.shape.layers):
             for projection in PROJECTIONS:
@@ -49,7 +49,7 @@ class LoraLayout:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over rank, alpha and shape: two adapters add only if these agree."""
-        value = {"rank": self.rank, "alpha": self.alpha, "shape": self.shape.to_json()}
+        value = {"rank": self.rank, "alpha": float(self.alpha), "shape": self.shape.to_json()}
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def initial(self, seed: int) -> "LoraAdapter":
@@ -155,7 +155,10 @@ def _from_peft(tensors: Mapping[str, NDArray[Any]], layout: LoraLayout, director
 
 
 def _check_fingerprints(directory: Path, layout: LoraLayout, base_fingerprint: str) -> None:
-    config = read_json(directory / "adapter_config.json")
+    try:
+        config = read_json(directory / "adapter_config.json")
+    except UserError as error:
+        raise ModelError(f"{directory} is not an adapter directory: {error}") from error
     if (config.get("r"), config.get("lora_alpha")) != (layout.rank, layout.alpha):
         raise FingerprintError(
             f"{directory}: adapter has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "

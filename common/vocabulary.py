@@ -62,6 +62,23 @@ class Vocabulary:
         """The bytes of ``tokens``, one after the other."""
         return b"".join(self.token_bytes[t] for t in tokens)
 
+    def longest_match(self, text: bytes) -> tuple[int, ...]:
+        """Tokens that spell ``text``, the longest first; ``()`` where a byte of it has no token."""
+        tokens: list[int] = []
+        at = 0
+        while at < len(text):
+            ends = range(min(len(text), at + self._longest), at, -1)
+            end = next((end for end in ends if text[at:end] in self.ids), None)
+            if end is None:
+                return ()
+            tokens.append(self.ids[text[at:end]])
+            at = end
+        return tuple(tokens)
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self.ids), default=0)
+
     @classmethod
     def from_directory(cls, directory: Path, width: int) -> "Vocabulary":
         """Reads ``tokenizer.json`` and, where present, the three configs that name eos and bos.

@@ -141,9 +141,7 @@ def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: Bundl
     return base
 
 
-def _write_target(
-    source: Path, shape: DecoderShape, bundle: Path, recipe: BundleRecipe, done: Advance
-) -> BundleTarget:
+def _write_target(source: Path, shape: DecoderShape, bundle: Path, recipe: BundleRecipe, done: Advance) -> BundleTarget:
     """Writes ``targets/NAME/``."""
     name = _name(source)
     folder = bundle / "targets" / name
