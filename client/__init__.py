@@ -1,0 +1,1 @@
+"""The device: decodes, verifies, learns. Needs ONNX Runtime, NumPy and tokenizers, nothing else."""

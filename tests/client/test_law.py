@@ -1,0 +1,146 @@
+"""The proposal law r equals what the walk really does, enumerated."""
+
+from collections import defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetdraft.client.block import Draft, draft_block
+from fleetdraft.client.chooser import Chooser, enumerate_outcomes
+from fleetdraft.client.decoder import TableDecoder
+from fleetdraft.client.law import Law
+from fleetdraft.client.rows import Rows
+from fleetdraft.client.sampling import Sampling
+from fleetdraft.client.trie import ROOT, Trie
+from fleetdraft.client.walk import Walk, walk
+
+EXACT = 1e-12
+WIDTH, DEPTH, FAILED = 3, 4, -1
+TARGETS = 7
+
+
+def drafter(seed: int = 0) -> TableDecoder:
+    rng = np.random.default_rng(seed)
+    contexts = [rest for n in range(1, DEPTH + 2) for rest in product(range(WIDTH), repeat=n)]
+    decoder = TableDecoder({context: 1.5 * rng.standard_normal(WIDTH) for context in contexts})
+    decoder.score((0,))
+    return decoder
+
+
+def root_row(decoder: TableDecoder) -> np.ndarray:
+    decoder.rewind(0)
+    return decoder.score((0,))[0]
+
+
+def law_at_start(trie: Trie, budget: int, temperature: float, decoder: TableDecoder | None = None) -> Law:
+    decoder = decoder or drafter()
+    rows = Rows(decoder, root_row(decoder))
+    return Law(trie=trie, rows=rows, start=(), after=ROOT, budget=budget, temperature=temperature)
+
+
+def walk_law(trie: Trie, budget: int, temperature: float) -> dict[int, float]:
+    return enumerate_outcomes(lambda chooser: walk(law_at_start(trie, budget, temperature), chooser).target)
+
+
+tries = st.lists(
+    st.lists(st.integers(0, WIDTH - 1), min_size=1, max_size=4).map(tuple), min_size=1, max_size=TARGETS, unique=True
+).map(lambda paths: Trie.from_paths(dict(enumerate(paths))))
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(tries, st.integers(1, DEPTH), st.sampled_from([0, 0.7, 1.0]))
+def test_r_is_the_probability_that_the_walk_proposes(trie: Trie, budget: int, temperature: float) -> None:
+    walked, law = walk_law(trie, budget, temperature), law_at_start(trie, budget, temperature)
+    r = {t: law.probability(t) for t in range(TARGETS)}
+    assert all(r[t] == pytest.approx(walked.get(t, 0.0), abs=EXACT) for t in r)
+    assert 1 - sum(r.values()) == pytest.approx(walked.get(FAILED, 0.0), abs=EXACT)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(tries, st.integers(2, DEPTH))
+def test_second_position_is_walked_by_its_law_whatever_the_first_carried_over(trie: Trie, budget: int) -> None:
+    """P(t1, t2) = r1(t1) r2(t2 | t1): the joint law of two positions, carried tokens included."""
+    walked: defaultdict[tuple[int, int], float] = defaultdict(float)
+    laws: dict[int, Law] = {}
+
+    def run(chooser: Chooser) -> tuple[int, ...]:
+        decoder = drafter()
+        draft = draft_block(decoder, root_row(decoder), trie, budget, Sampling(), chooser)
+        laws.update({d.positions[0].walk.target: d.positions[1].law for d in (draft,) if len(d.positions) > 1})
+        return tuple(p.walk.target for p in draft.positions[:2])
+
+    for targets, mass in enumerate_outcomes(run).items():
+        if len(targets) == 2:
+            walked[targets] += mass
+    first = law_at_start(trie, budget, 1.0)
+    for (t1, t2), mass in walked.items():
+        if t2 != FAILED:
+            assert first.probability(t1) * laws[t1].probability(t2) == pytest.approx(mass, abs=EXACT)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(tries, st.integers(1, DEPTH))
+def test_walk_reports_the_r_of_what_it_proposes(trie: Trie, budget: int) -> None:
+    for draft in drafts(trie, budget):
+        for position in draft.positions:
+            expected = position.law.probability(position.walk.target)
+            assert position.walk.probability == pytest.approx(expected, rel=1e-9, abs=EXACT)
+
+
+def drafts(trie: Trie, budget: int) -> list[Draft]:
+    """Every draft there is."""
+    found: list[Draft] = []
+
+    def run(chooser: Chooser) -> int:
+        decoder = drafter()
+        found.append(draft_block(decoder, root_row(decoder), trie, budget, Sampling(), chooser))
+        return 0
+
+    enumerate_outcomes(run)
+    return found
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(tries, st.integers(1, DEPTH))
+def test_known_r_needs_no_call_of_the_drafter(trie: Trie, budget: int) -> None:
+    decoder = drafter()
+    law = law_at_start(trie, budget, 1.0, decoder)
+    targets, r = law.known()
+    assert decoder.length == 1
+    assert r == pytest.approx([law.probability(t) for t in targets], abs=EXACT)
+
+
+def test_r_by_hand() -> None:
+    """Tokens a, b; targets a, ab, b: the walk goes on from a only into ab."""
+    trie = Trie.from_paths({0: (0,), 1: (0, 1), 2: (1,)})
+    half, quarter = np.log([0.5, 0.5, 1e-30]), np.log([0.75, 0.25, 1e-30])
+    decoder = TableDecoder({(0,): half, (0, 0): quarter, (0, 1): quarter})
+    law = law_at_start(trie, budget=2, temperature=1.0, decoder=decoder)
+    assert [law.probability(t) for t in range(3)] == pytest.approx([0.5 * 0.75, 0.5 * 0.25, 0.5], abs=1e-7)
+
+
+def test_r_of_a_path_needs_one_call_of_the_drafter() -> None:
+    decoder, trie = drafter(), Trie.from_paths({0: (0, 1, 2, 0), 1: (1,)})
+    rows = Rows(decoder, root_row(decoder))
+    law = Law(trie=trie, rows=rows, start=(), after=ROOT, budget=4, temperature=1.0)
+    assert law.probability(0) > 0
+    assert rows.calls == 1
+
+
+def test_final_node_is_proposed_without_a_row_of_its_own() -> None:
+    decoder, trie = drafter(), Trie.from_paths({0: (0,), 1: (1,), 2: (2,)})
+    rows = Rows(decoder, root_row(decoder))
+    law = Law(trie=trie, rows=rows, start=(), after=ROOT, budget=3, temperature=1.0)
+    proposed: set[Walk] = set()
+    enumerate_outcomes(lambda chooser: proposed.add(walk(law, chooser)))
+    assert rows.calls == 0
+    assert {(step.target, step.depth, step.carry) for step in proposed} == {(0, 1, None), (1, 1, None), (2, 1, None)}
+
+
+def test_where_terminal_children_claim_every_root_the_walk_never_stops_early() -> None:
+    trie = Trie.from_paths({0: (0,), 1: (1,), 2: (0, 0), 3: (0, 1)})
+    assert law_at_start(trie, budget=2, temperature=1.0).probability(0) == 0.0
+    assert law_at_start(trie, budget=1, temperature=1.0).probability(0) > 0.0
