@@ -1,0 +1,88 @@
+"""The device's door to Flower: a ClientApp that decodes a request, asks the ``Device`` and encodes the answer."""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from ..common.errors import FleetdraftError
+from ..common.messages import Identity
+from ..common.records import (
+    decode_evaluate,
+    decode_train,
+    encode_evaluation,
+    encode_identity,
+    encode_update,
+    one_line,
+)
+from .device import Device
+
+_log = logging.getLogger(__name__)
+
+
+def make_client_app(
+    *, device_for: Callable[[Context], Device], identity_for: Callable[[Context], Identity]
+) -> ClientApp:
+    """The ClientApp of one kind of device.
+
+    Guarantees:
+      - Every request is answered, with an error of one line where the device raised or the request makes no sense.
+      - Only a sound request that has not expired opens the device.
+      - An error reply holds no user text: only messages that this project wrote, otherwise type and place.
+
+    Args:
+      device_for: opens the device that a Flower context stands for; may take its time. In a simulation it is pickled
+        for every message: pass an importable function or a frozen dataclass with ``__call__``, not a closure.
+      identity_for: names that device; must be quick and load no model. Pickled likewise.
+    """
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return _answer(message, lambda records: encode_identity(identity_for(context)))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        def work(records: RecordDict) -> RecordDict:
+            task, release = decode_train(records)
+            return encode_update(device_for(context).train(task, release))
+
+        return _answer(message, work)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        def work(records: RecordDict) -> RecordDict:
+            task, release = decode_evaluate(records)
+            return encode_evaluation(device_for(context).evaluate(task, release))
+
+        return _answer(message, work)
+
+    return app
+
+
+def _answer(message: Message, work: Callable[[RecordDict], RecordDict]) -> Message:
+    expires_at = message.metadata.created_at + message.metadata.ttl
+    if time.time() > expires_at:
+        # A queue may deliver late; nobody waits for the answer any more, so no battery is spent on it.
+        return _refusal(message, "the request expired before the device could start")
+    try:
+        return Message(work(message.content), reply_to=message)
+    except Exception as error:  # the server must learn that this device failed, whatever the cause
+        _log.exception("the device failed on a %s request", message.metadata.message_type)
+        return _refusal(message, _reason(error))
+
+
+def _refusal(message: Message, reason: str) -> Message:
+    return Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
+
+
+def _reason(error: Exception) -> str:
+    """A foreign exception may quote what it failed on, and so user text: only its type and place leave the device."""
+    if isinstance(error, FleetdraftError):
+        return one_line(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame.filename.rpartition('/')[2]}:{frame.lineno}"

@@ -1,0 +1,54 @@
+"""What became of one round, for people and for files."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..common.messages import TrainCounters
+from ..common.metrics import DraftCounters
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """One round, finished."""
+
+    round: int
+    participants: tuple[str, ...]
+    """Clients that were asked."""
+    accepted: tuple[str, ...]
+    """Clients whose updates were valid, in alphabetical order."""
+    excluded: Mapping[str, str]
+    """Clients that were asked, or should have been, and whose updates did not count, with the reason."""
+    release: int
+    """Number of the release that the next round starts from."""
+    digest: str
+    released: bool
+    """False where too few updates were valid and the old release was kept."""
+    seconds: float
+    bytes_up: int
+    """Tensor bytes from the devices to the server."""
+    bytes_down: int
+    families: Mapping[str, DraftCounters]
+    """What the accepted devices drafted while they trained, by target vocabulary."""
+    training: TrainCounters
+    evaluation: Mapping[str, DraftCounters] = field(default_factory=dict)
+    """What devices measured with the new release, by target vocabulary; empty in rounds without evaluation."""
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    """Clients that were asked to evaluate and gave no figures, with the reason."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "RoundReport":
+        """Reads what ``to_json`` gave.
+
+        Raises:
+          KeyError, TypeError: not such a value.
+        """
+        counters = {
+            name: {family: DraftCounters(**fields) for family, fields in value[name].items()}
+            for name in ("families", "evaluation")
+        }
+        names = {name: tuple(value[name]) for name in ("participants", "accepted")}
+        return cls(**{**value, **counters, **names, "training": TrainCounters(**value["training"])})

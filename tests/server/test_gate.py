@@ -1,0 +1,82 @@
+"""The gate lets sound updates through and names what is wrong with the others."""
+
+import numpy as np
+import pytest
+
+from fleetdraft.common.errors import UpdateRejected
+from fleetdraft.common.messages import clipped, l2_norm
+from fleetdraft.server.gate import Gate
+
+GATE = Gate(factors=("A", "B"), clip_norm=10.0)
+NAME = "lora.0.q_proj.A"
+
+
+def with_tensor(update, name, value):
+    return {**update.delta, name: value}
+
+
+def test_a_sound_update_passes(update_of, release) -> None:
+    GATE.check(update_of(), release)
+
+
+def test_what_a_device_clips_passes(update_of, release) -> None:
+    update = update_of(value=5.0)
+    GATE.check(update_of(delta=clipped(update.delta, GATE.clip_norm)), release)
+
+
+@pytest.mark.parametrize("what", ["base", "layout", "release"])
+def test_an_update_of_something_else_is_refused(update_of, release, what) -> None:
+    with pytest.raises(UpdateRejected, match=f"^{what} is elsewhere…, expected"):
+        GATE.check(update_of(**{what: "elsewhere"}), release)
+
+
+def test_a_missing_tensor_is_refused(update_of, release) -> None:
+    delta = dict(update_of().delta)
+    del delta[NAME]
+    with pytest.raises(UpdateRejected, match=f"tensor {NAME} is missing"):
+        GATE.check(update_of(delta=delta), release)
+
+
+def test_an_unknown_tensor_is_refused(update_of, release) -> None:
+    delta = with_tensor(update_of(), "lora.9.q_proj.A", np.zeros(1, np.float32))
+    with pytest.raises(UpdateRejected, match=r"tensor lora\.9\.q_proj\.A is unknown"):
+        GATE.check(update_of(delta=delta), release)
+
+
+def test_another_shape_is_refused(update_of, release) -> None:
+    delta = with_tensor(update_of(), NAME, np.zeros((3, 8), np.float32))
+    with pytest.raises(UpdateRejected, match=r"has shape \(3, 8\), expected \(2, 8\)"):
+        GATE.check(update_of(delta=delta), release)
+
+
+def test_another_dtype_is_refused(update_of, release) -> None:
+    delta = with_tensor(update_of(), NAME, np.zeros((2, 8), np.float64))
+    with pytest.raises(UpdateRejected, match="has dtype float64, expected float32"):
+        GATE.check(update_of(delta=delta), release)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_refused(update_of, release, value) -> None:
+    tensor = np.zeros((2, 8), np.float32)
+    tensor[1, 3] = value
+    with pytest.raises(UpdateRejected, match=f"{NAME} has 1 values that are not finite"):
+        GATE.check(update_of(delta=with_tensor(update_of(), NAME, tensor)), release)
+
+
+def test_a_norm_above_the_bound_is_refused(update_of, release) -> None:
+    update = update_of(value=5.0)
+    with pytest.raises(UpdateRejected, match=f"norm is {l2_norm(update.delta):.6g}, expected at most 10"):
+        GATE.check(update, release)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, 1e12])
+def test_a_weight_out_of_range_is_refused(update_of, release, weight) -> None:
+    with pytest.raises(UpdateRejected, match=r"^weight is"):
+        GATE.check(update_of(weight=weight), release)
+
+
+def test_a_frozen_factor_must_not_change(update_of, release) -> None:
+    gate = Gate(factors=("B",), clip_norm=10.0)
+    gate.check(update_of(factors="B"), release)
+    with pytest.raises(UpdateRejected, match=r"lora\.0\.q_proj\.A is frozen in this round"):
+        gate.check(update_of(factors="AB"), release)

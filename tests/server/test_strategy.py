@@ -1,0 +1,293 @@
+"""Rounds over an in-memory Grid that runs real ClientApps: whatever a device does, the round ends and says so."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fleetdraft.client.app import make_client_app
+from fleetdraft.client.device import TableDevice
+from fleetdraft.common.errors import ConfigError, FleetError
+from fleetdraft.common.messages import Identity
+from fleetdraft.common.metrics import DraftCounters
+from fleetdraft.server.app import make_server_app
+from fleetdraft.server.config import ServerConfig
+from fleetdraft.server.mailbox import Mailbox
+from fleetdraft.server.registry import Registry
+from fleetdraft.server.strategy import FleetStrategy
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+#: A ClientApp, or what stands in for one; no message means that the node never answers.
+App = Callable[[Message, Context], Message | None]
+
+
+class LocalGrid(Grid):
+    """Delivers at once, in this process, to one ``App`` a node."""
+
+    def __init__(self, apps: dict[int, App]) -> None:
+        self.apps = apps
+        self.asked: list[int] = []
+        self._replies: dict[str, Message] = {}
+
+    def set_run(self, run) -> None: ...
+
+    @property
+    def run(self): ...
+
+    def create_message(self, *args, **kwargs): ...
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return [self._deliver(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError("the strategy waits through its mailbox")
+
+    def _deliver(self, message: Message) -> str:
+        node = message.metadata.dst_node_id
+        if message.metadata.message_type == "train":
+            self.asked.append(node)
+        message_id = f"{time.monotonic_ns()}-{node}"
+        message.metadata.__dict__["_message_id"] = message_id
+        reply = self.apps[node](message, a_context())
+        if reply is not None:
+            self._replies[message_id] = reply
+        return message_id
+
+
+def a_context() -> Context:
+    return Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch) -> None:
+    """Messages take their sender from here; Flower's runtimes set it before a ServerApp starts."""
+    for name in ("task_id", "run_id", "node_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+@pytest.fixture
+def registry(tmp_path, layout) -> Registry:
+    registry = Registry(tmp_path, layout, "base")
+    registry.begin(layout.initial(seed=0))
+    return registry
+
+
+@pytest.fixture
+def app_of(layout) -> Callable[..., ClientApp]:
+    def make(client: str, value: float = 0.01, weight: float = 1.0, family: str = "spm") -> ClientApp:
+        device = TableDevice(
+            client=client,
+            family=family,
+            weight=weight,
+            change={name: np.full(shape, value, np.float32) for name, shape in layout.shapes.items()},
+            counters=DraftCounters(drafted=10, accepted=4),
+        )
+        return make_client_app(
+            device_for=lambda context: device, identity_for=lambda context: Identity(client=client, family=family)
+        )
+
+    return make
+
+
+def answering(app: App, kind: str, reply: Callable[[Message], Message | None]) -> App:
+    """``app``, but with another answer to messages of one kind."""
+    return lambda message, context: reply(message) if message.metadata.message_type == kind else app(message, context)
+
+
+def play(registry: Registry, apps: list[App], **settings):
+    """Runs rounds over ``apps`` and returns their reports and the grid."""
+    reports, grid = [], LocalGrid(dict(enumerate(apps, start=100)))
+    defaults = {"rounds": 1, "timeout_s": 0.3, "join_timeout_s": 0.3, "expected_clients": len(apps)}
+    app = make_server_app(ServerConfig(**(defaults | settings)), registry, reports.append)
+    app(grid, a_context())
+    return reports, grid
+
+
+def test_the_release_is_the_weighted_mean(registry, app_of) -> None:
+    before = registry.head().adapter
+    (report,), _ = play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)])
+    assert report.accepted == ("ann", "bob")
+    moved = registry.head().adapter.minus(before)
+    for name, value in moved.items():
+        np.testing.assert_allclose(value, 0.02, atol=1e-7, err_msg=name)  # float32 beside entries up to 0.4
+
+
+def test_equal_weights_count_devices(registry, app_of) -> None:
+    before = registry.head().adapter
+    play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)], weights="equal")
+    np.testing.assert_allclose(registry.head().adapter.minus(before)["lora.0.q_proj.B"], 0.03, atol=1e-7)
+
+
+def test_ffa_lora_leaves_a_untouched(registry, app_of) -> None:
+    before = registry.head().adapter
+    play(registry, [app_of("ann")], rule="ffa-lora")
+    moved = registry.head().adapter.minus(before)
+    assert {name[-1] for name, value in moved.items() if value.any()} == {"B"}
+
+
+def test_counters_add_up_by_family(registry, app_of) -> None:
+    apps = [app_of("ann"), app_of("bob"), app_of("cyd", family="bpe")]
+    (report,), _ = play(registry, apps, evaluate_every=1)
+    expected = {"bpe": DraftCounters(drafted=10, accepted=4), "spm": DraftCounters(drafted=20, accepted=8)}
+    assert report.families == report.evaluation == expected
+
+
+def test_bytes_are_counted_both_ways(registry, app_of, layout) -> None:
+    values = 4 * sum(rows * columns for rows, columns in layout.shapes.values())
+    headers = 128 * len(layout.shapes)
+    (report,), _ = play(registry, [app_of("ann"), app_of("bob")])
+    assert report.bytes_up == report.bytes_down == 2 * (values + headers)
+
+
+def bare(message: Message) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+REPLIES: dict[str, Callable[[Message], Message | None]] = {
+    "no answer within 0.3 s": lambda message: None,
+    "malformed update: KeyError: 'delta'": bare,
+    "malformed update: AttributeError": lambda message: Message(
+        RecordDict({"delta": ConfigRecord({"x": 1})}), reply_to=message
+    ),
+    "battery is low": lambda message: Message(Error(code=2, reason="battery\n is low"), reply_to=message),
+    "error 7": lambda message: Message(Error(code=7), reply_to=message),
+}
+
+
+@pytest.mark.parametrize("reason", REPLIES)
+def test_a_bad_reply_costs_only_its_sender_the_round(registry, app_of, reason) -> None:
+    (report,), _ = play(registry, [app_of("ann"), answering(app_of("eve"), "train", REPLIES[reason])])
+    assert report.accepted == ("ann",)
+    assert report.excluded.keys() == {"eve"}
+    assert report.excluded["eve"].startswith(reason)
+    assert registry.lineage().rejected == report.excluded
+
+
+@pytest.mark.parametrize("reason", REPLIES)
+def test_a_bad_evaluation_costs_only_its_sender_the_figures(registry, app_of, reason) -> None:
+    apps = [app_of("ann"), answering(app_of("eve"), "evaluate", REPLIES[reason])]
+    (report,), _ = play(registry, apps, evaluate_every=1)
+    assert report.accepted == ("ann", "eve")
+    assert report.unmeasured.keys() == {"eve"}
+    assert report.evaluation == {"spm": DraftCounters(drafted=10, accepted=4)}
+
+
+def test_an_update_that_the_gate_refuses_is_named(registry, app_of) -> None:
+    (report,), _ = play(registry, [app_of("ann"), app_of("eve", weight=0.0)])
+    assert report.excluded == {"eve": "weight is 0, expected 0 < weight <= 1e+07"}
+
+
+def test_an_error_on_the_device_travels_without_what_it_quotes(registry, layout) -> None:
+    """A foreign exception may hold user text; its type and place are enough to find the defect."""
+
+    def opened(context):
+        raise ValueError("the user's secret")
+
+    app = make_client_app(device_for=opened, identity_for=lambda context: Identity(client="eve", family="spm"))
+    (report,), _ = play(registry, [app])
+    assert report.excluded["eve"].startswith("ValueError at test_strategy.py:")
+
+
+def test_an_error_of_ours_travels_with_its_message(registry) -> None:
+    def opened(context):
+        raise ConfigError("rank is 3, expected 4")
+
+    app = make_client_app(device_for=opened, identity_for=lambda context: Identity(client="eve", family="spm"))
+    (report,), _ = play(registry, [app])
+    assert report.excluded == {"eve": "rank is 3, expected 4"}
+
+
+def test_with_too_few_updates_the_old_release_stays(registry, app_of) -> None:
+    before = registry.head()
+    apps = [app_of("ann"), answering(app_of("eve"), "train", lambda message: None)]
+    (report,), _ = play(registry, apps, min_updates=2)
+    assert (report.released, report.release, report.digest) == (False, 0, before.adapter.digest)
+    assert len(registry.history()) == 1
+
+
+def test_a_resumed_run_does_only_what_is_left(registry, app_of) -> None:
+    apps = [app_of("ann")]
+    first, _ = play(registry, apps, rounds=2)
+    second, _ = play(registry, apps, rounds=3)
+    third, grid = play(registry, apps, rounds=3)
+    assert [report.round for report in first + second] == [1, 2, 3]
+    assert [report.release for report in first + second] == [1, 2, 3]
+    assert (third, grid.asked) == ([], [])
+
+
+def test_the_sample_depends_on_seed_round_and_names_only(tmp_path, layout, app_of) -> None:
+    def sampled(names: str, folder: str, seed: int = 1) -> list[tuple[str, ...]]:
+        registry = Registry(tmp_path / folder, layout, "base")
+        registry.begin(layout.initial(seed=0))
+        reports, _ = play(registry, [app_of(name) for name in names], rounds=4, clients_per_round=2, seed=seed)
+        return [report.participants for report in reports]
+
+    cohorts = sampled("abcdef", "one")
+    assert cohorts == sampled("fbdeca", "two")  # other node numbers
+    assert cohorts != sampled("abcdef", "three", seed=2)
+    assert len(set(cohorts)) > 1
+    assert all(len(cohort) == 2 for cohort in cohorts)
+
+
+def test_who_does_not_say_hello_is_not_asked_but_reported(registry, app_of) -> None:
+    apps = [app_of("ann"), answering(app_of("eve"), "query.hello", lambda message: None)]
+    (report,), grid = play(registry, apps)
+    assert grid.asked == [100]
+    assert report.excluded == {"node 101": "no answer to hello within 0.3 s"}
+
+
+def test_a_name_belongs_to_one_node(registry, app_of) -> None:
+    (report,), grid = play(registry, [app_of("ann"), app_of("ann")])
+    (asked,) = grid.asked
+    (other,) = {100, 101} - {asked}
+    assert report.excluded == {f"node {other}": "the name 'ann' is taken by another node"}
+
+
+def test_a_device_that_joins_later_takes_part_from_then_on(registry, app_of) -> None:
+    grid, reports = LocalGrid({1: app_of("ann")}), []
+
+    def on_round(report) -> None:
+        reports.append(report)
+        grid.apps[2] = late
+
+    late = app_of("bob")
+    config = ServerConfig(rounds=2, timeout_s=0.3, join_timeout_s=0.3)
+    FleetStrategy(config, registry, on_round).run(grid)
+    assert [report.participants for report in reports] == [("ann",), ("ann", "bob")]
+
+
+def test_too_small_a_fleet_is_an_error_within_the_limit(registry, app_of) -> None:
+    started = time.monotonic()
+    with pytest.raises(FleetError, match=r"1 devices joined within 0\.3 s, expected at least min_updates = 2"):
+        play(registry, [app_of("ann")], expected_clients=3, min_updates=2)
+    assert time.monotonic() - started < 5
+
+
+def test_a_stopped_run_raises_at_its_next_poll(registry, app_of) -> None:
+    stopped = []
+
+    def silent(message: Message) -> None:
+        stopped.append(True)
+
+    grid = Mailbox(LocalGrid({1: answering(app_of("ann"), "train", silent)}), lambda: bool(stopped))
+    config = ServerConfig(rounds=1, timeout_s=60, join_timeout_s=60)
+    with pytest.raises(FleetError, match="told to stop"):
+        FleetStrategy(config, registry).run(grid)
+
+
+def test_no_request_goes_out_without_a_deadline(app_of) -> None:
+    with pytest.raises(FleetError, match="timeout"):
+        Mailbox(LocalGrid({})).send_and_receive([])
