@@ -1,0 +1,117 @@
+"""Opens a bundle on a device: graphs, weights, tokenizers and tries become decoders. Nothing here needs torch."""
+
+from functools import cached_property
+from pathlib import Path
+
+from ..common.bundle import BundleManifest, BundleTarget
+from ..common.errors import ModelError
+from ..common.lora import LoraAdapter
+from ..common.weights import Weights, read_weights
+from .onnx_decoder import OnnxDecoder
+from .pair import Drafter, Pair
+from .runtime import bind_weights
+from .text import TextCodec
+from .trie import Trie, canonical_paths
+
+EMBEDDED = Path("embedded")
+"""Name of the bundle that is shipped inside the package."""
+
+_CONTEXT = 512
+"""KV rows that a drafter allocates at most; its context slides when a text is longer."""
+
+
+class Bundle:
+    """A drafter with what it needs for its targets. Models are opened on first use and shared by all pairs."""
+
+    def __init__(self, directory: Path, manifest: BundleManifest, drafter_threads: int = 1) -> None:
+        self.directory, self.manifest = directory, manifest
+        self._threads = drafter_threads
+
+    @classmethod
+    def open(cls, directory: Path) -> "Bundle":
+        """Reads a bundle's manifest; ``EMBEDDED`` names the one inside the package.
+
+        Raises:
+          ModelError: not a bundle.
+        """
+        if directory == EMBEDDED and not directory.exists():
+            directory = Path(__file__).parent / "embedded"
+        return cls(directory, BundleManifest.read(directory))
+
+    @property
+    def base(self) -> str:
+        """Fingerprint of the drafter's frozen weights and tokenizer."""
+        return self.manifest.base
+
+    def adapter(self, directory: Path | None = None) -> LoraAdapter:
+        """The adapter in ``directory``, by default the one that changes nothing.
+
+        Raises:
+          ModelError, FingerprintError: not an adapter, or one for another drafter.
+        """
+        return LoraAdapter.load(directory or self.directory / "drafter/initial", self.manifest.layout, self.base)
+
+    @cached_property
+    def drafter(self) -> Drafter:
+        """The drafter, opened once."""
+        directory, shape = self.directory / "drafter", self.manifest.shape
+        weights = bind_weights(read_weights(directory, shape))
+        limit = min(shape.context_limit, _CONTEXT)
+        return Drafter(
+            decoder=OnnxDecoder(directory / "decode.onnx", weights, limit, self._threads),
+            codec=TextCodec(directory, shape.vocab_size),
+            train_graph=directory / "train.onnx",
+            weights=weights,
+            threads=self._threads,
+        )
+
+    def pair(self, target: str | None = None, threads: int = 1) -> Pair:
+        """Opens a target and joins it with the drafter.
+
+        Args:
+          target: a Hugging Face directory that the bundle was built for, or the name of a target whose weights are in
+            the bundle; by default the bundle's first target.
+          threads: ONNX Runtime threads of the target.
+
+        Raises:
+          ModelError, FingerprintError: not a model directory, or one that this bundle does not know.
+        """
+        entry = self.entry(target)
+        graph_at = self.directory / "targets" / entry.name
+        weights = bind_weights(self.target_weights(target))
+        codec = TextCodec(graph_at, entry.shape.vocab_size)
+        return Pair(
+            name=entry.name,
+            family=entry.family,
+            target=OnnxDecoder(graph_at / "decode.onnx", weights, entry.shape.context_limit, threads),
+            target_codec=codec,
+            drafter=self.drafter,
+            trie=self._trie(codec),
+        )
+
+    def entry(self, target: str | None = None) -> BundleTarget:
+        """The manifest's entry of a target, named as in ``pair``; opens no model."""
+        return self._resolve(target)[0]
+
+    def target_weights(self, target: str | None = None) -> Weights:
+        """Reads a target's weights, the target named as in ``pair``."""
+        entry, weights_at = self._resolve(target)
+        return read_weights(weights_at, entry.shape)
+
+    def _resolve(self, target: str | None) -> tuple[BundleTarget, Path]:
+        """(the bundle's entry, directory of the weights)."""
+        if target is not None and Path(target).is_dir():
+            return self.manifest.target_for(Path(target)), Path(target)
+        entry = next((t for t in self.manifest.targets if target in (None, t.name)), None)
+        if entry is None:
+            names = ", ".join(t.name for t in self.manifest.targets)
+            raise ModelError(f"no model directory {target}, expected one, or a target of the bundle: {names}")
+        if not entry.self_contained:
+            raise ModelError(
+                f"{self.directory} does not hold the weights of '{entry.name}'; give its directory: --target DIR"
+            )
+        return entry, self.directory / "targets" / entry.name
+
+    def _trie(self, codec: TextCodec) -> Trie:
+        drafter = self.drafter.codec
+        return Trie.from_paths(canonical_paths(codec.vocabulary, drafter.vocabulary, drafter.plain_tokens))

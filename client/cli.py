@@ -1,0 +1,269 @@
+"""The device's commands: generate, adapt, eval. They need the base install only."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..common.errors import ConfigError
+from ..common.files import write_json
+from ..common.lora import LoraAdapter
+from ..common.progress import progress
+from .adaptation import adapt_online
+from .bundle import EMBEDDED, Bundle
+from .generation import Options
+from .learner import LearnerConfig
+from .measurement import measure
+from .pair import Pair
+from .prompts import Prompt, read_prompts
+from .sampling import Sampling
+from .trainer import AdamWConfig, HybridLoss
+
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory; 'embedded' is the one shipped inside.")
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="DIR",
+        help="Hugging Face directory the bundle was built for, or name of a target inside it (default: its first).",
+    ),
+]
+PromptsOption = Annotated[
+    Path, typer.Option("--prompts", metavar="FILE", help='JSONL, one {"prompt": …, "task": …} a line.')
+]
+AdapterOption = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT directory).")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
+DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads of the target.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
+
+
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    bundle: BundleOption = EMBEDDED,
+    target: TargetOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: SeedOption = 0,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
+    adapter: AdapterOption = None,
+    no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
+    threads: ThreadsOption = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
+) -> None:
+    """Continues a prompt with a target model, sped up by the bundle's drafter.
+
+    The text is exactly what the target alone would write (at temperature 0) or sample (above).
+
+    Examples:
+
+      fleetdraft generate --prompt "def parse(self, text):"
+
+      fleetdraft generate --bundle B --target models/stories3m --prompt "Once upon a time" --temperature 0.8 --json
+    """
+    if not prompt:
+        raise ConfigError("--prompt is empty, expected some text to continue")
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    drafting = 0 if no_draft else draft_tokens
+    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=drafting, seed=seed)
+    pair = _open(bundle, target, threads, adapter).pair
+    if as_json:
+        print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
+        return
+    sys.stdout.write(prompt)
+    for piece in pair.drafted.stream(prompt, options):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def adapt(
+    prompts: PromptsOption,
+    out: Annotated[Path, typer.Option("--out", metavar="ADAPTER", help="Where the adapter goes (PEFT directory).")],
+    bundle: BundleOption = EMBEDDED,
+    target: TargetOption = None,
+    adapter: AdapterOption = None,
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
+    seed: SeedOption = 0,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="How often to go through the prompts.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate")] = AdamWConfig().learning_rate,
+    steps: Annotated[
+        int, typer.Option("--steps", help="Training steps after every few prompts.")
+    ] = LearnerConfig().steps,
+    every_prompts: Annotated[
+        int, typer.Option("--every-prompts", help="Prompts between trainings.")
+    ] = LearnerConfig().every_prompts,
+    ngram_weight: Annotated[
+        float, typer.Option("--ngram-weight", help="Lambda of the hybrid loss.")
+    ] = HybridLoss().ngram_weight,
+    forward_mix: Annotated[
+        float, typer.Option("--forward-mix", help="1 forward KL, 0 reverse KL.")
+    ] = HybridLoss().forward_mix,
+    threads: ThreadsOption = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
+    ] = None,
+) -> None:
+    """Generates prompts and lets the drafter learn online from what the target accepts.
+
+    No text leaves the process: what is written is a LoRA adapter in PEFT format.
+
+    Example:
+
+      fleetdraft adapt --bundle B --target models/stories3m --prompts mine.jsonl --out my-adapter
+    """
+    learning = LearnerConfig(
+        every_prompts=every_prompts,
+        steps=steps,
+        loss=HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),
+        optimizer=AdamWConfig(learning_rate=learning_rate),
+    )
+    options = Options(
+        sampling=Sampling(temperature=temperature), max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed
+    )
+    stream = read_prompts(prompts) * passes
+    opened = _open(bundle, target, threads, adapter)
+    learner = opened.pair.learner(opened.adapter, learning, seed)
+    with progress("adapting", len(stream)) as advance:
+        counters = adapt_online(
+            opened.pair, learner, stream, options, lambda c: advance(f"acceptance {c.draft_acceptance_rate:.3f}")
+        )
+    learner.adapter.save(out, opened.bundle.base)
+    figures = {
+        "schema": 1,
+        "adapter": str(out),
+        "digest": learner.adapter.digest,
+        "prompts": counters.prompts,
+        "draft_acceptance_rate": counters.draft_acceptance_rate,
+        "mean_acceptance_length": counters.mean_acceptance_length,
+        "training_steps": len(learner.losses),
+        "losses": learner.losses,
+    }
+    if json_file is not None:
+        write_json(json_file, figures)
+    print(
+        f"wrote {out} after {counters.prompts} prompts and {len(learner.losses)} training steps; acceptance over the "
+        f"whole stream {counters.draft_acceptance_rate:.3f}"
+    )
+
+
+def evaluate(
+    prompts: PromptsOption,
+    bundle: BundleOption = EMBEDDED,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", metavar="DIR", help="As in generate; repeat for several targets.")
+    ] = None,
+    adapter: AdapterOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
+    seed: SeedOption = 0,
+    threads: ThreadsOption = 1,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
+) -> None:
+    """Measures acceptance and speed per target and task: target alone and with the drafter, interleaved.
+
+    Example:
+
+      fleetdraft eval --bundle B --target models/stories3m --prompts test.jsonl --adapter my-adapter --json after.json
+    """
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
+    by_task = _by_task(read_prompts(prompts))
+    rows = []
+    names: Sequence[str | None] = target or [None]
+    for name in names:
+        opened = _open(bundle, name, threads, adapter)
+        for task, chosen in by_task.items():
+            with progress(f"{opened.pair.name} · {task}", len(chosen)) as advance:
+                measured = measure(opened.pair, chosen, options, {"drafted": opened.adapter}, lambda: advance(""))
+            rows.append({"target": opened.pair.name, "task": task} | measured.to_json("drafted", options))
+    if json_file is not None:
+        write_json(json_file, {"schema": 1, "results": rows})
+    Console().print(_table(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    bundle: Bundle
+    pair: Pair
+    adapter: LoraAdapter
+
+
+def _open(path: Path, target: str | None, threads: int, adapter: Path | None) -> _Opened:
+    """Opens bundle and target and puts the adapter (the bundle's initial one by default) in force."""
+    bundle = Bundle.open(path)
+    pair = bundle.pair(target, threads)
+    in_force = bundle.adapter(adapter)
+    pair.adapt(in_force)
+    return _Opened(bundle=bundle, pair=pair, adapter=in_force)
+
+
+def _generation_json(pair: Pair, prompt: str, options: Options) -> dict[str, Any]:
+    generation = pair.drafted.run(prompt, options)
+    counters = generation.counters
+    return {
+        "schema": 1,
+        "target": pair.name,
+        "text": generation.text,
+        "token_ids": list(generation.token_ids),
+        "finish_reason": generation.finish_reason,
+        "tokens_per_s": counters.tokens_per_s,
+        "draft_acceptance_rate": counters.draft_acceptance_rate,
+        "mean_acceptance_length": counters.mean_acceptance_length,
+        "counters": counters.to_json(),
+    }
+
+
+def _by_task(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
+    grouped: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        grouped.setdefault(prompt.task, []).append(prompt)
+    return grouped
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="target alone and with the drafter, same prompts, same run")
+    for heading in (
+        "target",
+        "task",
+        "prompts",
+        "acceptance",
+        "mean length",
+        "tok/s alone",
+        "tok/s drafted",
+        "speed-up",
+        "greedy identical",
+    ):
+        table.add_column(heading, justify="left" if heading in ("target", "task") else "right")
+    for row in rows:
+        identical = row["greedy_identical"]
+        table.add_row(
+            row["target"],
+            row["task"],
+            str(row["prompts"]),
+            f"{row['draft_acceptance_rate']:.3f}",
+            f"{row['mean_acceptance_length']:.2f}",
+            f"{row['baseline_tokens_per_s']:.0f}",
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['speedup']:.2f}x",
+            "-" if identical is None else f"{identical}/{row['prompts']} (ties {row['greedy_ties']})",
+        )
+    return table

@@ -1,0 +1,104 @@
+"""The online learner: watches what the target decides, and after every few prompts improves the drafter's adapter."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..common.errors import ConfigError
+from ..common.lora import LoraAdapter
+from ..common.messages import TrainCounters
+from .decoder import Logits
+from .lesson import PROJECTIONS, LessonWriter, Projection
+from .replay import Replay
+from .trainer import AdamW, AdamWConfig, Gradient, HybridLoss, TrainStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """When and how to learn."""
+
+    every_prompts: int = 4
+    steps: int = 4
+    """Training steps each time."""
+    batch_size: int = 8
+    replay_capacity: int = 64
+    max_lesson_tokens: int = 192
+    loss: HybridLoss = HybridLoss()
+    optimizer: AdamWConfig = AdamWConfig()
+    projection: Projection = "prefix"
+    """How the target's distribution is seen in drafter tokens (``lesson.py``)."""
+    factors: tuple[str, ...] = ("A", "B")
+    """LoRA factors that may change; FFA-LoRA trains ``B`` alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_prompts", "steps", "batch_size", "replay_capacity", "max_lesson_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.projection not in PROJECTIONS:
+            raise ConfigError(f"projection is {self.projection!r}, expected one of {', '.join(PROJECTIONS)}")
+        if not self.factors or not set(self.factors) <= {"A", "B"}:
+            raise ConfigError(f"factors is {self.factors}, expected A, B or both")
+
+
+class OnlineLearner:
+    """A witness of generation that trains between prompts.
+
+    The caller marks texts with ``begin`` and ``end``; training happens in ``end``, never while a text is generated.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: TrainStep,
+        writer: LessonWriter,
+        adapter: LoraAdapter,
+        config: LearnerConfig,
+        seed: int,
+        on_change: Callable[[LoraAdapter], None],
+    ) -> None:
+        """Starts from ``adapter``; ``on_change`` puts each improved one in force."""
+        self.adapter = adapter
+        self.losses: list[float] = []
+        self.training = TrainCounters()
+        self._step, self._writer, self._config = step, writer, config
+        self._on_change = on_change
+        self._optimizer = AdamW(config.optimizer)
+        self._replay = Replay(config.replay_capacity, np.random.default_rng(seed))
+        self._prompt: Sequence[int] = ()
+        self._since = 0
+        self._tokens: list[int] = []
+        self._rows: list[Logits] = []
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Marks the beginning of a text; ``prompt`` in target tokens."""
+        self._prompt, self._tokens, self._rows = prompt, [], []
+
+    def observe(self, tokens: Sequence[int], rows: Logits) -> None:
+        """See ``Witness.observe``."""
+        self._tokens += tokens
+        self._rows.append(rows.copy())
+
+    def end(self) -> None:
+        """Stores the text's lesson; every ``every_prompts`` texts, trains."""
+        if self._tokens:
+            rows = np.concatenate(self._rows)
+            self._replay.add(self._writer.write(self._prompt, self._tokens, rows, self._config.max_lesson_tokens))
+        self._since += 1
+        if self._since >= self._config.every_prompts:
+            self.train()
+
+    def train(self) -> None:
+        """Runs the configured number of steps on the replay and puts the result in force."""
+        self._since = 0
+        if not len(self._replay):
+            return
+        for _ in range(self._config.steps):
+            gradient = self._step(self.adapter.arrays, self._replay.batch(self._config.batch_size))
+            self.losses.append(gradient.loss)
+            self.training += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
+            self.adapter = self._optimizer.update(self.adapter, self._allowed(gradient))
+        self._on_change(self.adapter)
+
+    def _allowed(self, gradient: Gradient) -> dict[str, np.ndarray]:
+        return {n: g for n, g in gradient.arrays.items() if n.rpartition(".")[2] in self._config.factors}

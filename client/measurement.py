@@ -1,0 +1,134 @@
+"""What a drafter gains on given prompts: the target alone and with the drafter, interleaved, in one run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..common.lora import LoraAdapter
+from ..common.metrics import DraftCounters
+from .decoder import Decoder
+from .generation import Generation, Options
+from .pair import Pair
+from .prompts import Prompt
+
+TIE_TOLERANCE = 1e-3
+"""Two logits closer than this are an argmax tie: batched and single-token kernels may order them differently."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreedyCheck:
+    """How often greedy text with the drafter equals the target's own. Adds field by field."""
+
+    identical: int = 0
+    ties: int = 0
+    different: int = 0
+
+    def __add__(self, other: "GreedyCheck") -> "GreedyCheck":
+        return GreedyCheck(
+            identical=self.identical + other.identical,
+            ties=self.ties + other.ties,
+            different=self.different + other.different,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.identical}/{self.identical + self.ties + self.different} (ties {self.ties})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drafted:
+    """Figures of one adapter on the measured prompts."""
+
+    counters: DraftCounters = field(default_factory=DraftCounters)
+    greedy: GreedyCheck = field(default_factory=GreedyCheck)
+
+    def __add__(self, other: "Drafted") -> "Drafted":
+        return Drafted(counters=self.counters + other.counters, greedy=self.greedy + other.greedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """The target alone beside each adapter, on the same prompts. Adds over prompts."""
+
+    alone: DraftCounters
+    drafted: Mapping[str, Drafted]
+
+    def __add__(self, other: "Measurement") -> "Measurement":
+        names = self.drafted.keys()
+        return Measurement(
+            alone=self.alone + other.alone, drafted={n: self.drafted[n] + other.drafted[n] for n in names}
+        )
+
+    def speedup(self, name: str) -> float:
+        """Tokens per second with the drafter over the target alone, both prefills included."""
+        return self.drafted[name].counters.tokens_per_s / self.alone.tokens_per_s
+
+    def to_json(self, name: str, options: Options) -> dict[str, Any]:
+        """One row of ``eval`` for one adapter (schema 1)."""
+        counters, greedy = self.drafted[name].counters, self.drafted[name].greedy
+        at_zero = options.sampling.temperature == 0
+        return {
+            "temperature": options.sampling.temperature,
+            "prompts": counters.prompts,
+            "tokens": counters.tokens,
+            "draft_acceptance_rate": counters.draft_acceptance_rate,
+            "mean_acceptance_length": counters.mean_acceptance_length,
+            "tokens_per_s": counters.tokens_per_s,
+            "baseline_tokens_per_s": self.alone.tokens_per_s,
+            "speedup": self.speedup(name),
+            "greedy_identical": greedy.identical if at_zero else None,
+            "greedy_ties": greedy.ties if at_zero else None,
+            "greedy_different": greedy.different if at_zero else None,
+            "counters": counters.to_json(),
+        }
+
+
+def measure(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    options: Options,
+    adapters: Mapping[str, LoraAdapter],
+    progress: Callable[[], None] = lambda: None,
+) -> Measurement:
+    """Generates every prompt with the target alone and with each adapter, one after the other.
+
+    Args:
+      pair: the target and its drafter.
+      prompts: at least one.
+      options: shared by all runs; the seed too.
+      adapters: what to compare, by name.
+      progress: called after each prompt.
+    """
+    total = None
+    for prompt in prompts:
+        one = _measure_one(pair, prompt.text, options, adapters)
+        total = one if total is None else total + one
+        progress()
+    if total is None:
+        raise ValueError("measure needs at least one prompt")
+    return total
+
+
+def _measure_one(pair: Pair, prompt: str, options: Options, adapters: Mapping[str, LoraAdapter]) -> Measurement:
+    alone = pair.alone.run(prompt, options)
+    drafted = {}
+    for name, adapter in adapters.items():
+        pair.adapt(adapter)
+        generation = pair.drafted.run(prompt, options)
+        check = GreedyCheck()
+        if options.sampling.temperature == 0:
+            check = compare_greedy(pair.target, pair.target_codec.prompt_tokens(prompt), alone, generation)
+        drafted[name] = Drafted(counters=generation.counters, greedy=check)
+    return Measurement(alone=alone.counters, drafted=drafted)
+
+
+def compare_greedy(target: Decoder, prompt: Sequence[int], alone: Generation, drafted: Generation) -> GreedyCheck:
+    """Compares two greedy texts; a first difference between tied logits is a tie, not an error of the law."""
+    pairs = zip(alone.token_ids, drafted.token_ids, strict=False)
+    split = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if split is None:
+        same = len(alone.token_ids) == len(drafted.token_ids)
+        return GreedyCheck(identical=int(same), different=int(not same))
+    target.rewind(0)
+    row = target.score([*prompt, *alone.token_ids[:split]], 1)[0]
+    gap = abs(float(row[alone.token_ids[split]]) - float(row[drafted.token_ids[split]]))
+    return GreedyCheck(ties=int(gap < TIE_TOLERANCE), different=int(gap >= TIE_TOLERANCE))

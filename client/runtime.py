@@ -1,0 +1,43 @@
+"""ONNX Runtime sessions over graphs that hold no weights. It knows sessions and threads, not what a graph computes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..common.errors import ModelError
+
+BoundWeights = dict[str, ort.OrtValue]
+"""Frozen weights as ONNX Runtime values; any number of sessions share one set."""
+
+
+def bind_weights(weights: Mapping[str, NDArray[np.float32]]) -> BoundWeights:
+    """Copies weights into ONNX Runtime's memory, once per model."""
+    return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
+
+
+def open_session(graph: Path, weights: BoundWeights, threads: int) -> ort.InferenceSession:
+    """Opens a graph and binds its external initializers by name.
+
+    Args:
+      graph: a ``decode.onnx`` or ``train.onnx`` whose weights are external initializers.
+      weights: values for all of them.
+      threads: intra-op threads; 1 runs on the caller's thread without a pool.
+
+    Raises:
+      ModelError: the file is missing, is not ONNX, or does not fit the weights.
+    """
+    if not graph.is_file():
+        raise ModelError(f"no graph at {graph}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_external_initializers(list(weights), list(weights.values()))
+    try:
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{graph} cannot be opened by ONNX Runtime: {reason}") from error

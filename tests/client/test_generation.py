@@ -1,0 +1,95 @@
+"""Generation on the shipped models: the drafter changes the speed and nothing else."""
+
+import pytest
+
+from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.generation import Generator, Options
+from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
+from fleetdraft.client.pair import Pair
+from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.sampling import Sampling
+from fleetdraft.common.errors import ConfigError, ContextLimitError
+
+TARGETS = ["spm", "bpe3", "bpe1"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_greedy_text_is_the_targets_own_on_100_prompts(
+    bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt], name: str
+) -> None:
+    """An argmax tie may split two texts; ties are counted apart and anything else is an error of the law."""
+    assert len(prompts) >= 96
+    chosen = [*prompts, *(Prompt(text=p.text[: len(p.text) // 2], task=p.task) for p in prompts)][:100]
+    result = measure(pairs[name], chosen, Options(max_new_tokens=32), {"drafted": bundle.adapter()})
+    greedy = result.drafted["drafted"].greedy
+    assert greedy.different == 0
+    assert greedy.identical + greedy.ties == 100
+    assert greedy.identical >= 95
+
+
+def test_a_different_text_is_told_from_a_tie(pairs: dict[str, Pair]) -> None:
+    pair = pairs["spm"]
+    prompt = pair.target_codec.prompt_tokens("def f(x):\n")
+    alone = pair.alone.run("def f(x):\n", Options(max_new_tokens=8))
+    wrong = pair.alone.run("class A:\n", Options(max_new_tokens=8))
+    assert compare_greedy(pair.target, prompt, alone, wrong) == GreedyCheck(different=1)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_sampling_is_deterministic_by_seed(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
+    def sample(seed: int) -> tuple[int, ...]:
+        options = Options(sampling=Sampling(temperature=0.9, top_p=0.95), max_new_tokens=24, seed=seed)
+        return pairs[name].drafted.run(prompts[0].text, options).token_ids
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_stream_joins_to_the_text(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
+    options = Options(max_new_tokens=24)
+    pieces = list(pairs[name].drafted.stream(prompts[1].text, options))
+    assert "".join(pieces) == pairs[name].drafted.run(prompts[1].text, options).text
+    assert len(pieces) > 2
+
+
+def test_length_is_exact_and_no_draft_is_longer(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    for length in (1, 2, 3, 7):
+        generation = pairs["bpe3"].drafted.run(prompts[0].text, Options(max_new_tokens=length, draft_tokens=8))
+        assert len(generation.token_ids) == length
+        assert generation.finish_reason == "length"
+        assert generation.counters.tokens == length
+
+
+def test_text_ends_where_the_context_ends(pairs: dict[str, Pair]) -> None:
+    pair = pairs["bpe1"]
+    prompt = "x = 1\n" * 20
+    used = len(pair.target_codec.prompt_tokens(prompt))
+    generation = pair.drafted.run(prompt, Options(max_new_tokens=pair.target.limit))
+    assert generation.finish_reason in ("context", "eos")
+    assert len(generation.token_ids) <= pair.target.limit - used
+
+
+def test_prompt_beyond_the_context_is_an_error_of_one_line(pairs: dict[str, Pair]) -> None:
+    with pytest.raises(ContextLimitError, match="the prompt has .* tokens, expected 1 to"):
+        pairs["spm"].drafted.run("word " * 2000, Options())
+
+
+def test_counters_add_up(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    counters = pairs["spm"].drafted.run(prompts[2].text, Options(max_new_tokens=40)).counters
+    assert counters.target_calls == counters.blocks
+    assert counters.accepted <= counters.drafted
+    assert counters.tokens <= counters.accepted + counters.blocks
+    assert counters.mean_acceptance_length == 1 + counters.accepted / counters.blocks
+
+
+def test_alone_needs_one_target_call_a_token(pairs: dict[str, Pair]) -> None:
+    pair = pairs["spm"]
+    counters = Generator(pair.target, pair.target_codec).run("def f():\n", Options(max_new_tokens=10)).counters
+    assert counters.target_calls == counters.tokens == 10
+
+
+@pytest.mark.parametrize(("field", "value"), [("max_new_tokens", 0), ("draft_tokens", -1), ("draft_tokens", 65)])
+def test_options_out_of_range(field: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is {value}, expected"):
+        Options(**{field: value})

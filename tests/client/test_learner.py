@@ -1,0 +1,61 @@
+"""The online learner on the shipped bundle: plain ONNX Runtime, no training framework."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fleetdraft.client.adaptation import adapt_online
+from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.generation import Options
+from fleetdraft.client.learner import LearnerConfig, OnlineLearner
+from fleetdraft.client.pair import Pair
+from fleetdraft.client.prompts import Prompt
+from fleetdraft.common.errors import ConfigError
+
+OPTIONS = Options(max_new_tokens=24)
+CONFIG = LearnerConfig(every_prompts=4, steps=3)
+
+
+def learn(bundle: Bundle, pair: Pair, prompts: list[Prompt], config: LearnerConfig = CONFIG) -> OnlineLearner:
+    learner = pair.learner(bundle.adapter(), config, seed=3)
+    adapt_online(pair, learner, prompts, OPTIONS)
+    return learner
+
+
+def test_loss_falls_on_what_is_seen_again(bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    learner = learn(bundle, pairs["bpe3"], prompts[:8] * 4)
+    assert np.mean(learner.losses[-6:]) < 0.8 * np.mean(learner.losses[:3])
+
+
+def test_learning_is_deterministic_by_seed(bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    first, second = (learn(bundle, pairs["bpe1"], prompts[:8]).adapter.digest for _ in range(2))
+    assert first == second
+
+
+def test_frozen_factors_stay(bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    before = bundle.adapter()
+    after = learn(bundle, pairs["spm"], prompts[:8], replace(CONFIG, factors=("B",))).adapter
+    changed = {name.rpartition(".")[2] for name, delta in after.minus(before).items() if np.abs(delta).max() > 0}
+    assert changed == {"B"}
+
+
+def test_new_weights_are_in_force_at_the_next_token(
+    bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]
+) -> None:
+    pair, decoder = pairs["spm"], bundle.drafter.decoder
+    pair.adapt(bundle.adapter())
+    tokens = bundle.drafter.codec.prompt_tokens(prompts[0].text)
+    before = decoder.score(tokens, 1).copy()
+    learn(bundle, pair, prompts[:4])
+    assert decoder.length == 0 or np.abs(decoder.score([tokens[0]], 1)).max() > 0
+    decoder.rewind(0)
+    assert np.abs(decoder.score(tokens, 1) - before).max() > 1e-3
+    pair.adapt(bundle.adapter())
+    np.testing.assert_array_equal(decoder.score(tokens, 1), before)
+
+
+@pytest.mark.parametrize("field", ["every_prompts", "steps", "batch_size", "replay_capacity", "max_lesson_tokens"])
+def test_settings_out_of_range_name_field_value_and_expectation(field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is 0, expected at least 1"):
+        LearnerConfig(**{field: 0})
