@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -240,30 +241,33 @@ def _by_task(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="target alone and with the drafter, same prompts, same run")
+    table = Table(
+        title="target alone and with the drafter, same prompts, same run", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("target\ntask", overflow="fold")
     for heading in (
-        "target",
-        "task",
         "prompts",
-        "acceptance",
-        "mean length",
-        "tok/s alone",
-        "tok/s drafted",
+        "acceptance\nrate",
+        "mean\nlength",
+        "tokens/s\nalone",
+        "tokens/s\ndrafted",
         "speed-up",
-        "greedy identical",
+        "greedy\nidentical",
     ):
-        table.add_column(heading, justify="left" if heading in ("target", "task") else "right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        identical = row["greedy_identical"]
-        table.add_row(
-            row["target"],
-            row["task"],
-            str(row["prompts"]),
-            f"{row['draft_acceptance_rate']:.3f}",
-            f"{row['mean_acceptance_length']:.2f}",
-            f"{row['baseline_tokens_per_s']:.0f}",
-            f"{row['tokens_per_s']:.0f}",
-            f"{row['speedup']:.2f}x",
-            "-" if identical is None else f"{identical}/{row['prompts']} (ties {row['greedy_ties']})",
-        )
+        table.add_row(f"{row['target']}\n{row['task']}", *_figures(row))
     return table
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, ...]:
+    identical, ties = row["greedy_identical"], row["greedy_ties"]
+    return (
+        str(row["prompts"]),
+        f"{row['draft_acceptance_rate']:.3f}",
+        f"{row['mean_acceptance_length']:.2f}",
+        f"{row['baseline_tokens_per_s']:,.0f}",
+        f"{row['tokens_per_s']:,.0f}",
+        f"{row['speedup']:.2f}x",
+        "-" if identical is None else f"{identical}" + (f" + {ties} ties" if ties else ""),
+    )

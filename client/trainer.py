@@ -87,7 +87,7 @@ def collate(lessons: Sequence[Lesson], loss: HybridLoss) -> dict[str, NDArray[np
 class AdamWConfig:
     """AdamW as published for online drafting: betas 0.9 and 0.999, constant rate; plus a bound on the gradient."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8

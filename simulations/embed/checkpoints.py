@@ -1,0 +1,71 @@
+"""A checkpoint: everything an interrupted run needs to go on as if it had not been interrupted.
+
+It does not know what a step does.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .batches import Cursor
+from .errors import CheckpointForeign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: steps done, the next batch, and the seconds of wall clock spent so far."""
+
+    step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One file for one job; `job` is a text that two jobs share only if they would train the same model."""
+
+    path: Path
+    job: str
+
+    def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> None:
+        """Replaces the file in one step, so that a kill leaves either the old or the new one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "job": self.job,
+            "progress": asdict(progress),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:
+        """Loads the file into the model and the optimizer; without a file, both stay, and `start` is returned.
+
+        Raises:
+          CheckpointForeign: the file is of another job.
+        """
+        if not self.path.exists():
+            return start
+        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        if state["job"] != self.job:
+            raise CheckpointForeign(f"{self.path} is of another job, delete it to start afresh: {state['job']}")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        random_state: Tensor = state["random"]
+        torch.set_rng_state(random_state)
+        progress = state["progress"]
+        return Progress(step=progress["step"], cursor=Cursor(**progress["cursor"]), wall_s=progress["wall_s"])
+
+    def discard(self) -> None:
+        """Removes the file, once the run's result is written."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,277 @@
+"""How a fleet's results are shown: a table on the terminal, ``report.json``, and one page, ``report.html``.
+
+The page is a single file: styles and charts are inside, nothing is loaded from elsewhere, every text is escaped.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..common.files import write_atomic, write_json
+from ..server.report import RoundReport
+from . import plots
+from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
+
+
+def write_report(results: FleetResults, out: Path) -> Path:
+    """Writes ``report.json`` and ``report.html`` into ``out``, each atomically.
+
+    Returns:
+      The path of the page.
+    """
+    write_json(out / "report.json", results.to_json())
+    page = out / "report.html"
+    write_atomic(page, to_html(results).encode())
+    return page
+
+
+def print_table(results: FleetResults, console: Console) -> None:
+    """Prints three lines per target and size (alone, before, after), then what a reader must not miss."""
+    table = Table(title=results.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0)
+    for heading in ("target\nvocabulary", "drafter"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("acceptance\nrate", "mean\nlength", "tokens/s", "speed-up", "worst\nclient"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for family in results.families:
+        for cells in _terminal_rows(family, results.worst_client(family.family)):
+            table.add_row(*map(Text, cells))
+        table.add_section()
+    console.print(table)
+    explained = [WIDENING] if any(row.widened for row in results.families) else []
+    for line in (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes):
+        console.print(line, highlight=False, markup=False)
+
+
+def to_html(results: FleetResults) -> str:
+    """The page, complete in itself."""
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    body = "\n".join(_sections(results))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(results.title)}</title>\n<style>\n{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _sections(results: FleetResults) -> Iterable[str]:
+    yield _header(results)
+    yield f'<div class="tiles">{"".join(_tile(row) for row in results.families)}</div>'
+    if any(row.widened for row in results.families):
+        yield f'<p class="hint">{escape(WIDENING)}</p>'
+    yield _list("warnings", results.warnings())
+    yield _list("notes", results.notes)
+    if results.families:
+        yield from _families(results.families)
+    if results.rounds:
+        yield from _rounds(results.rounds)
+    if results.clients:
+        yield from _clients(results)
+    yield from _settings(results)
+
+
+def _list(kind: str, lines: Sequence[str]) -> str:
+    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+
+
+def _header(results: FleetResults) -> str:
+    machine = results.machine
+    started = datetime.fromisoformat(results.started)
+    about = (
+        f"{started:%d %B %Y, %H:%M}, took {_duration(results.seconds)}, on {machine.cpu} "
+        f"({machine.cores} cores, {machine.threads} thread{'' if machine.threads == 1 else 's'} per target)."
+    )
+    return f'<h1>{escape(results.title)}</h1>\n<p class="about">{escape(about)}</p>'
+
+
+def _tile(row: FamilyRow) -> str:
+    before, after = row.before, row.after
+    return (
+        f'<section class="tile"><h3>{escape(row.family)}</h3>'
+        f'<p class="about">{escape(f"{row.target}, {row.relation}")}</p><dl>'
+        f"<dt>acceptance</dt><dd>{before.draft_acceptance_rate:.3f} → <b>{after.draft_acceptance_rate:.3f}</b></dd>"
+        f"<dt>mean length</dt>"
+        f"<dd>{before.mean_acceptance_length:.2f} → <b>{after.mean_acceptance_length:.2f}</b></dd>"
+        f"{_tile_speed('speed-up as shipped', row)}"
+        f"{_tile_speed(f'… widened to {millions(row.widened.parameters)}', row.widened) if row.widened else ''}"
+        "</dl></section>"
+    )
+
+
+def _tile_speed(label: str, target: FamilyRow | WidenedTarget) -> str:
+    before, after = target.before.speedup, target.after.speedup
+    return f"<dt>{escape(label)}</dt><dd>{before:.2f}× → <b>{after:.2f}×</b></dd>"
+
+
+def _sizes(row: FamilyRow) -> Iterable[tuple[str, FamilyRow | WidenedTarget]]:
+    """(label, figures) of a target as shipped and, where it was measured so, widened."""
+    yield f"as shipped, {millions(row.parameters)}", row
+    if row.widened:
+        yield f"widened to {millions(row.widened.parameters)}", row.widened
+
+
+def _families(families: Sequence[FamilyRow]) -> Iterable[str]:
+    yield _heading(
+        "Targets",
+        "Held-out prompts, the drafter before and after the fleet trained it. Acceptance rate: accepted proposals per "
+        "proposal. Mean acceptance length: tokens the target emits per verified block.",
+    )
+    columns = "family|target|vocabulary|prompts|acceptance before|after|mean length before|after"
+    rows = [
+        (
+            row.family,
+            row.target,
+            f"{row.vocab_size:,}",
+            str(row.prompts),
+            f"{row.before.draft_acceptance_rate:.3f}",
+            f"{row.after.draft_acceptance_rate:.3f}",
+            f"{row.before.mean_acceptance_length:.2f}",
+            f"{row.after.mean_acceptance_length:.2f}",
+        )
+        for row in families
+    ]
+    yield _table(columns.split("|"), rows, text_columns=2)
+    yield _figure(plots.acceptance_by_family(families), "Acceptance rate per target vocabulary.")
+    yield from _speed(families)
+
+
+def _speed(families: Sequence[FamilyRow]) -> Iterable[str]:
+    yield _heading(
+        "Speed",
+        "Tokens per second on the same prompts, in turns: the target alone, and with the drafter before and after "
+        "training. Speed-up: over the same target alone. Greedy identical: texts at temperature 0 that equal the "
+        "target’s own.",
+    )
+    columns = "family|target|tokens/s alone|before|after|speed-up before|after|greedy identical"
+    rows = [(row.family, label, *_speed_cells(target)) for row in families for label, target in _sizes(row)]
+    yield _table(columns.split("|"), rows, text_columns=2)
+    yield _figure(plots.speed_by_family(families), "Tokens per second, targets as shipped.")
+    if any(row.widened for row in families):
+        caption = "Tokens per second, widened targets: the same text at the cost of a larger model."
+        yield _figure(plots.widened_speed_by_family(families), caption)
+
+
+def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
+    return (
+        f"{target.after.baseline_tokens_per_s:,.0f}",
+        f"{target.before.tokens_per_s:,.0f}",
+        f"{target.after.tokens_per_s:,.0f}",
+        f"{target.before.speedup:.2f}×",
+        f"{target.after.speedup:.2f}×",
+        target.greedy_identical,
+    )
+
+
+def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
+    yield _heading("Rounds", "What the clients measured on their own prompts while they trained.")
+    yield _figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    cells = [
+        (str(r.round), f"{r.seconds:.1f} s", str(len(r.accepted)), str(len(r.excluded)), _size(r.bytes_up))
+        for r in rounds
+    ]
+    yield _table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
+    excluded = [(str(r.round), name, reason) for r in rounds for name, reason in r.excluded.items()]
+    if excluded:
+        yield _heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
+        yield _table(["round", "client", "reason"], excluded, text_columns=3)
+
+
+def _clients(results: FleetResults) -> Iterable[str]:
+    worst = results.worst_client()
+    yield _heading(
+        "Clients", "Each on its own held-out prompts, target as shipped. A mean can hide a device that lost."
+    )
+    yield _figure(plots.acceptance_by_client(results), "Acceptance rate per client, from before to after.")
+    columns = ["client", "family", "task", "acceptance before", "after", "change", "speed-up before", "after"]
+    cells = [
+        (
+            row.client,
+            row.family,
+            row.task,
+            f"{row.acceptance_before:.3f}",
+            f"{row.acceptance_after:.3f}",
+            f"{row.gain:+.3f}",
+            _times(row.speedup_before),
+            _times(row.speedup_after),
+        )
+        for row in results.clients
+    ]
+    marked = None if worst is None else results.clients.index(worst)
+    yield _table(columns, cells, text_columns=3, marked=marked)
+
+
+def _settings(results: FleetResults) -> Iterable[str]:
+    yield _heading("Settings", "What to set to see these figures again.")
+    yield _table(["setting", "value"], [(name, str(value)) for name, value in results.settings.items()], text_columns=2)
+
+
+def _heading(title: str, hint: str) -> str:
+    return f'<h2>{escape(title)}</h2>\n<p class="hint">{escape(hint)}</p>'
+
+
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
+
+
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int, marked: int | None = None
+) -> str:
+    """An HTML table whose first ``text_columns`` columns are text, the others figures; row ``marked`` stands out."""
+    kinds = [' class="text"' if i < text_columns else "" for i in range(len(columns))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    lines = []
+    for i, row in enumerate(rows):
+        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        lines.append(f'<tr class="worst">{cells}</tr>' if i == marked else f"<tr>{cells}</tr>")
+    body = "\n".join(lines)
+    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def _terminal_rows(row: FamilyRow, worst: ClientRow | None) -> Iterable[tuple[str, ...]]:
+    name, before, after = "", "", ""
+    if worst is not None:
+        name, before, after = worst.client, f"{worst.acceptance_before:.3f}", f"{worst.acceptance_after:.3f}"
+    yield row.family, "none", "", "", *_alone_cells(row), name
+    yield row.relation, "before", *_acceptance_cells(row.before), *_drafted_cells(row.before), before
+    yield "", "after", *_acceptance_cells(row.after), *_drafted_cells(row.after), after
+    if row.widened:
+        yield f"widened to {millions(row.widened.parameters)}", "none", "", "", *_alone_cells(row.widened), ""
+        yield "", "before", "", "", *_drafted_cells(row.widened.before), ""
+        yield "", "after", "", "", *_drafted_cells(row.widened.after), ""
+
+
+def _alone_cells(target: FamilyRow | WidenedTarget) -> tuple[str, str]:
+    return f"{target.after.baseline_tokens_per_s:,.0f}", "1.00x"
+
+
+def _acceptance_cells(figures: Figures) -> tuple[str, str]:
+    return f"{figures.draft_acceptance_rate:.3f}", f"{figures.mean_acceptance_length:.2f}"
+
+
+def _drafted_cells(figures: Figures) -> tuple[str, str]:
+    return f"{figures.tokens_per_s:,.0f}", f"{figures.speedup:.2f}x"
+
+
+def _exclusions(rounds: Sequence[RoundReport]) -> Iterable[str]:
+    for row in rounds:
+        for client, reason in row.excluded.items():
+            yield f"Round {row.round} excluded {client}: {reason}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1_000_000 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _times(speedup: float | None) -> str:
+    return "–" if speedup is None else f"{speedup:.2f}×"

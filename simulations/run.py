@@ -1,0 +1,125 @@
+"""Runs an experiment: rounds of federation, then the same held-out prompts before and after, then a report."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..client.app import make_client_app
+from ..client.prompts import read_prompts
+from ..common.errors import ConfigError
+from ..common.files import read_json, write_json
+from ..common.progress import progress
+from ..server.app import make_server_app
+from ..server.registry import Registry
+from ..server.report import RoundReport
+from .cohort import Cohort, open_bundle
+from .evaluation import AFTER, BEFORE, HeldOut
+from .experiment import Experiment
+from .fleet import run_fleet
+from .results import FleetResults, Machine
+from .widen import widened_shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run's folder.
+
+    experiment.json   what was asked for; a resumed run must ask for the same
+    registry/         the releases
+    rounds/NNNN.json  a report per round
+    report.html, report.json
+    """
+
+    experiment: Experiment
+    folder: Path
+
+    def open(self, resume: bool) -> None:
+        """Checks everything that can be checked before work begins.
+
+        Raises:
+          ConfigError: the folder is in use, or holds another experiment; a target is larger than ``widen_to``.
+          UserError: a bundle, target or prompts file that cannot be used.
+        """
+        for client in self.experiment.clients:
+            entry = open_bundle(self.experiment.bundle).entry(client.target)
+            if self.experiment.widen_to:
+                widened_shape(entry.shape, self.experiment.widen_to)
+            read_prompts(client.prompts)
+            read_prompts(client.held_out)
+        self._claim(resume)
+
+    def _claim(self, resume: bool) -> None:
+        path, asked = self.folder / "experiment.json", _plain(asdict(self.experiment))
+        if not path.exists():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise ConfigError(f"{self.folder} is not empty and holds no run, expected a new or an empty folder")
+            write_json(path, asked)
+        elif not resume:
+            raise ConfigError(f"{self.folder} already holds a run; go on with --resume, or choose another --out")
+        elif read_json(path) != asked:
+            raise ConfigError(f"{self.folder} holds a run of another experiment; choose another --out")
+
+    def execute(self) -> FleetResults:
+        """Does the rounds that are left, measures, and returns what there is to report."""
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        bundle = open_bundle(self.experiment.bundle)
+        registry = Registry(self.folder / "registry", bundle.manifest.layout, bundle.base)
+        registry.begin(bundle.adapter())
+        self._federate(registry)
+        adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
+        threads = min(self.experiment.measure_threads, os.cpu_count() or 1)
+        held_out = HeldOut(experiment=self.experiment, bundle=bundle, adapters=adapters, threads=threads)
+        families, clients = held_out.rows()
+        return FleetResults(
+            title=self.experiment.title,
+            started=started,
+            seconds=time.perf_counter() - clock,
+            machine=Machine.here(threads=threads),
+            settings=_settings(self.experiment),
+            rounds=self._reports(),
+            families=families,
+            clients=clients,
+        )
+
+    def _federate(self, registry: Registry) -> None:
+        experiment, cohort = self.experiment, Cohort(experiment=self.experiment)
+        config = experiment.federation.config(experiment.seed, len(experiment.clients))
+        left = config.rounds - registry.lineage().round
+        with progress("federation", max(left, 0)) as advance:
+            server = make_server_app(config, registry, lambda report: self._record(report, advance))
+            client = make_client_app(device_for=cohort.device, identity_for=cohort.identity)
+            if left > 0:
+                run_fleet(
+                    server,
+                    client,
+                    clients=len(experiment.clients),
+                    workers=experiment.workers,
+                    folder=self.folder / "logs",
+                )
+
+    def _record(self, report: RoundReport, advance: Callable[[str], None]) -> None:
+        write_json(self.folder / "rounds" / f"{report.round:04d}.json", report.to_json())
+        excluded = f", {len(report.excluded)} excluded" if report.excluded else ""
+        advance(f"round {report.round}: {len(report.accepted)} updates{excluded}")
+
+    def _reports(self) -> tuple[RoundReport, ...]:
+        files = sorted((self.folder / "rounds").glob("*.json"))
+        return tuple(RoundReport.from_json(read_json(path)) for path in files)
+
+
+def _settings(experiment: Experiment) -> dict[str, str | int | float | bool]:
+    """The experiment's settings, flat, for the report."""
+    tables = {"generation": experiment.generation, "learning": experiment.learning, "federation": experiment.federation}
+    nested = {f"{table}.{key}": value for table, config in tables.items() for key, value in vars(config).items()}
+    names = ("seed", "workers", "held_out_prompts", "measure_threads", "widen_to")
+    return {"clients": len(experiment.clients)} | {name: getattr(experiment, name) for name in names} | nested
+
+
+def _plain(value: object) -> Any:
+    """What ``value`` is after a trip through JSON, so that it compares with a file's content."""
+    return json.loads(json.dumps(value, default=str))

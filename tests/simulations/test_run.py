@@ -1,0 +1,106 @@
+"""`fleetdraft simulate` as a user runs it, on the shipped models and Flower's engine: faults, report, resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.common.cli import main
+
+FAULTS = {"asyncio": "nan", "email": "wrong-rank", "http": "silent"}
+SOUND = ("logging", "tkinter", "xml")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clients over the three targets; three of them fail, each in its own way."""
+    prompts = Bundle.open(EMBEDDED).directory / "prompts"
+    lines = ['title = "faults"', "workers = 2", "held_out_prompts = 1", "widen_to = 160"]
+    lines += ["[generation]", "max_new_tokens = 12"]
+    lines += ["[learning]", "prompts_per_round = 4", "steps = 2"]
+    lines += ["[federation]", "rounds = 1", "timeout_s = 25", "min_updates = 3"]
+    for index, name in enumerate((*FAULTS, *SOUND)):
+        lines += ["[[clients]]", f'name = "{name}"', f'target = "{("spm", "bpe3", "bpe1")[index % 3]}"']
+        lines += [f'prompts = "{prompts}/{name}.train.jsonl"', f'held_out = "{prompts}/{name}.heldout.jsonl"']
+        lines += [f'fault = "{FAULTS[name]}"'] if name in FAULTS else []
+    path = tmp_path_factory.mktemp("experiment") / "faults.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def simulate(experiment: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from fleetdraft.common.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "simulate", str(experiment), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    before = {process.pid for process in psutil.process_iter()}
+    result = simulate(experiment, "--out", str(folder))
+    assert result.returncode == 0, result.stderr
+    left = [p.name() for p in psutil.process_iter() if p.pid not in before and "ray" in p.name()]
+    assert left == []
+    return folder, result.stdout
+
+
+def test_round_ends_the_others_count_and_the_report_names_the_three(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    (report,) = json.loads((folder / "report.json").read_text())["rounds"]
+    assert sorted(report["accepted"]) == sorted(SOUND)
+    assert set(report["excluded"]) == set(FAULTS)
+    assert "not finite" in report["excluded"]["asyncio"]
+    assert "has shape" in report["excluded"]["email"]
+    assert "25 s" in report["excluded"]["http"]
+    page = (folder / "report.html").read_text()
+    assert all(name in page for name in FAULTS)
+
+
+def test_table_names_the_excluded_and_where_the_report_lies(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    joined = " ".join(output.split())
+    assert all(f"excluded {name}" in joined for name in FAULTS)
+    assert f"report: {folder / 'report.html'}" in output
+
+
+def test_release_is_verified_and_loads_in_generate(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = finished[0] / "registry"
+    head = registry / "releases" / (registry / "HEAD").read_text().strip()
+    assert main(["generate", "--prompt", "import os\n", "--max-new-tokens", "4", "--adapter", str(head)]) == 0
+    assert capsys.readouterr().out.startswith("import os\n")
+
+
+def test_resume_of_a_finished_run_measures_again_and_trains_nothing(
+    experiment: Path, finished: tuple[Path, str]
+) -> None:
+    folder, _ = finished
+    head = (folder / "registry" / "HEAD").read_text()
+    result = simulate(experiment, "--out", str(folder), "--resume", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["schema"] == 1
+    assert [row["widened"]["parameters"] > row["parameters"] for row in report["families"]] == [True] * 3
+    assert (folder / "registry" / "HEAD").read_text() == head
+
+
+def test_a_folder_in_use_is_refused(experiment: Path, finished: tuple[Path, str]) -> None:
+    result = simulate(experiment, "--out", str(finished[0]))
+    assert result.returncode == 2
+    assert "already holds a run; go on with --resume" in result.stderr
+
+
+def test_bad_experiment_leaves_nothing(tmp_path: Path) -> None:
+    path, out = tmp_path / "e.toml", tmp_path / "out"
+    path.write_text('title = "t"\nrouns = 2\n')
+    result = simulate(path, "--out", str(out))
+    assert result.returncode == 2
+    assert "unknown key 'rouns'" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not out.exists()
