@@ -1,6 +1,6 @@
 """The researcher's commands: demo and simulate."""
 
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -36,13 +36,16 @@ def demo(
       fleetdraft demo --out my-run
     """
     experiment = Experiment.read(DEMO).with_overrides(seed=seed, rounds=rounds)
-    _run(experiment, out or _first_free(Path("fleetdraft-demo")), resume, as_json)
+    _run(experiment, out or _folder(Path("fleetdraft-demo"), resume), resume, as_json)
 
 
-def _first_free(path: Path) -> Path:
-    """``path``, or with the first number behind it that is not taken."""
+def _folder(path: Path, resume: bool) -> Path:
+    """``path``, ``path-2``, …: the first that is not taken, or, to resume, the one before it."""
     names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
-    return next(name for name in names if not name.exists())
+    taken = list(takewhile(Path.exists, names))
+    if resume:
+        return taken[-1] if taken else path
+    return path.with_name(f"{path.name}-{len(taken) + 1}") if taken else path
 
 
 def simulate(
