@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from tokenizers import Tokenizer
 
 from ..common.bundle import (
@@ -21,7 +21,7 @@ from ..common.bundle import (
     target_fingerprint,
 )
 from ..common.errors import ConfigError, ModelError
-from ..common.files import directory_written_whole, read_json
+from ..common.files import directory_written_whole, read_json, write_atomic
 from ..common.lora import LoraLayout
 from ..common.progress import Advance
 from ..common.shape import DecoderShape
@@ -129,7 +129,7 @@ def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: Bundl
     """Writes ``drafter/`` and returns the base fingerprint."""
     _copy_description(source, folder)
     stored = PRECISIONS[recipe.precision](read_weights(source, layout.shape))
-    save_file(dict(stored), folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomic(folder / "model.safetensors", save(dict(stored), metadata={"format": "pt"}))
     done("weights")
     graph = decode_graph(layout.shape, layout.rank, layout.scaling)
     (folder / "decode.onnx").write_bytes(graph.SerializeToString())

@@ -5,10 +5,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ...common.bundle import file_digests
-from ...common.files import directory_written_whole, read_json, write_json
+from ...common.files import directory_written_whole, read_json, write_atomic, write_json
 from ...common.shape import DecoderShape
 from ...common.weights import quantise_rows, read_weights
 from ...export.bundle import BundleRecipe, build_bundle
@@ -53,7 +53,7 @@ def _store(source: Path, folder: Path) -> None:
     for path in source.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     weights = read_weights(source, DecoderShape.from_directory(source))
-    save_file(quantise_rows(weights), folder / "model.safetensors")
+    write_atomic(folder / "model.safetensors", save(quantise_rows(weights)))
 
 
 def _manifest(work: Path, bundle: Path) -> dict[str, object]:
