@@ -9,7 +9,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from ..common.errors import FleetdraftError
+from ..common.errors import FleetdraftError, UserError
 from ..common.messages import Identity
 from ..common.records import (
     decode_evaluate,
@@ -81,8 +81,8 @@ def _refusal(message: Message, reason: str) -> Message:
 
 
 def _reason(error: Exception) -> str:
-    """A foreign exception may quote what it failed on, and so user text: only its type and place leave the device."""
-    if isinstance(error, FleetdraftError):
+    """What leaves the device of an error: a foreign exception may quote user text, and bad input names its files."""
+    if isinstance(error, FleetdraftError) and not isinstance(error, UserError):
         return one_line(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {frame.filename.rpartition('/')[2]}:{frame.lineno}"

@@ -1,5 +1,6 @@
 """Opens a bundle on a device: graphs, weights, tokenizers and tries become decoders. Nothing here needs torch."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Bundle:
     def drafter(self) -> Drafter:
         """The drafter, opened once."""
         directory, shape = self.directory / "drafter", self.manifest.shape
+        self._verify("drafter/")
         weights = bind_weights(read_weights(directory, shape))
         limit = min(shape.context_limit, _CONTEXT)
         return Drafter(
@@ -78,8 +80,9 @@ class Bundle:
         """
         entry = self.entry(target)
         graph_at = self.directory / "targets" / entry.name
+        self._verify(f"targets/{entry.name}/")
         weights = bind_weights(self.target_weights(target))
-        codec = TextCodec(graph_at, entry.shape.vocab_size)
+        codec = self.codec(target)
         return Pair(
             name=entry.name,
             family=entry.family,
@@ -92,6 +95,11 @@ class Bundle:
     def entry(self, target: str | None = None) -> BundleTarget:
         """The manifest's entry of a target, named as in ``pair``; opens no model."""
         return self._resolve(target)[0]
+
+    def codec(self, target: str | None = None) -> TextCodec:
+        """A target's tokenizer, the target named as in ``pair``; opens no model."""
+        entry = self.entry(target)
+        return TextCodec(self.directory / "targets" / entry.name, entry.shape.vocab_size)
 
     def target_weights(self, target: str | None = None) -> Weights:
         """Reads a target's weights, the target named as in ``pair``."""
@@ -111,6 +119,11 @@ class Bundle:
                 f"{self.directory} does not hold the weights of '{entry.name}'; give its directory: --target DIR"
             )
         return entry, self.directory / "targets" / entry.name
+
+    def _verify(self, prefix: str) -> None:
+        """Compares the files below ``prefix`` with their digests in the manifest."""
+        files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(prefix)}
+        replace(self.manifest, files=files).verify(self.directory)
 
     def _trie(self, codec: TextCodec) -> Trie:
         drafter = self.drafter.codec

@@ -13,16 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ..common.errors import ConfigError
-from ..common.files import write_json
+from ..common.files import check_file, check_replaceable, write_json
 from ..common.lora import LoraAdapter
+from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
 from .bundle import EMBEDDED, Bundle
 from .generation import Options
-from .learner import LearnerConfig
+from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
 from .pair import Pair
-from .prompts import Prompt, read_prompts
+from .prompts import Prompt, check_lengths, is_text, read_prompts
 from .sampling import Sampling
 from .trainer import AdamWConfig, HybridLoss
 
@@ -75,12 +76,13 @@ def generate(
 
       fleetdraft generate --bundle B --target models/stories3m --prompt "Once upon a time" --temperature 0.8 --json
     """
-    if not prompt:
-        raise ConfigError("--prompt is empty, expected some text to continue")
+    if not prompt or not is_text(prompt):
+        raise ConfigError(f"--prompt is {'not UTF-8 text' if prompt else 'empty'}, expected some text to continue")
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     drafting = 0 if no_draft else draft_tokens
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=drafting, seed=seed)
     pair = _open(bundle, target, threads, adapter).pair
+    check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
     if as_json:
         print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
         return
@@ -93,7 +95,10 @@ def generate(
 
 def adapt(
     prompts: PromptsOption,
-    out: Annotated[Path, typer.Option("--out", metavar="ADAPTER", help="Where the adapter goes (PEFT directory).")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="ADAPTER", help="PEFT directory to write; an older adapter there is replaced."),
+    ],
     bundle: BundleOption = EMBEDDED,
     target: TargetOption = None,
     adapter: AdapterOption = None,
@@ -128,39 +133,43 @@ def adapt(
 
       fleetdraft adapt --bundle B --target models/stories3m --prompts mine.jsonl --out my-adapter
     """
-    learning = LearnerConfig(
-        every_prompts=every_prompts,
-        steps=steps,
-        loss=HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),
-        optimizer=AdamWConfig(learning_rate=learning_rate),
+    if draft_tokens < 1:
+        raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: what is not drafted teaches nothing")
+    check_replaceable(out, "adapter_config.json")
+    check_file(json_file)
+    loss, optimizer = (
+        HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),
+        AdamWConfig(learning_rate=learning_rate),
     )
-    options = Options(
-        sampling=Sampling(temperature=temperature), max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed
-    )
-    stream = read_prompts(prompts) * passes
+    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, loss=loss, optimizer=optimizer)
+    sampling = Sampling(temperature=temperature)
+    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
+    stream = read_prompts(prompts)
     opened = _open(bundle, target, threads, adapter)
+    check_lengths(stream, opened.pair.target_codec, opened.pair.target.limit)
     learner = opened.pair.learner(opened.adapter, learning, seed)
-    with progress("adapting", len(stream)) as advance:
-        counters = adapt_online(
-            opened.pair, learner, stream, options, lambda c: advance(f"acceptance {c.draft_acceptance_rate:.3f}")
-        )
+    with progress("adapting", len(stream) * passes) as advance:
+        counters = adapt_online(opened.pair, learner, stream * passes, options, lambda _: advance(""))
     learner.adapter.save(out, opened.bundle.base)
-    figures = {
+    if json_file is not None:
+        write_json(json_file, _adaptation_json(out, learner, counters))
+    print(
+        f"wrote {out} after {counters.prompts} prompts and {learner.training.steps} training steps; acceptance while "
+        f"learning {counters.draft_acceptance_rate:.3f}; compare 'fleetdraft eval' with and without --adapter"
+    )
+
+
+def _adaptation_json(out: Path, learner: OnlineLearner, counters: DraftCounters) -> dict[str, Any]:
+    return {
         "schema": 1,
         "adapter": str(out),
         "digest": learner.adapter.digest,
         "prompts": counters.prompts,
         "draft_acceptance_rate": counters.draft_acceptance_rate,
         "mean_acceptance_length": counters.mean_acceptance_length,
-        "training_steps": len(learner.losses),
+        "training_steps": learner.training.steps,
         "losses": learner.losses,
     }
-    if json_file is not None:
-        write_json(json_file, figures)
-    print(
-        f"wrote {out} after {counters.prompts} prompts and {len(learner.losses)} training steps; acceptance over the "
-        f"whole stream {counters.draft_acceptance_rate:.3f}"
-    )
 
 
 def evaluate(
@@ -187,11 +196,14 @@ def evaluate(
     """
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
+    check_file(json_file)
     by_task = _by_task(read_prompts(prompts))
     rows = []
     names: Sequence[str | None] = target or [None]
     for name in names:
         opened = _open(bundle, name, threads, adapter)
+        for chosen in by_task.values():
+            check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
         for task, chosen in by_task.items():
             with progress(f"{opened.pair.name} · {task}", len(chosen)) as advance:
                 measured = measure(opened.pair, chosen, options, {"drafted": opened.adapter}, lambda: advance(""))

@@ -31,6 +31,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected a number >= 0")
         if not 0 <= self.draft_tokens <= 64:
             raise ConfigError(f"draft_tokens is {self.draft_tokens}, expected 0 (no drafting) to 64")
 

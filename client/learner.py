@@ -1,13 +1,14 @@
 """The online learner: watches what the target decides, and after every few prompts improves the drafter's adapter."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, TrainingError
 from ..common.lora import LoraAdapter
-from ..common.messages import TrainCounters
+from ..common.messages import TrainCounters, l2_norm
 from .decoder import Logits
 from .lesson import PROJECTIONS, LessonWriter, Projection
 from .replay import Replay
@@ -95,6 +96,7 @@ class OnlineLearner:
             return
         for _ in range(self._config.steps):
             gradient = self._step(self.adapter.arrays, self._replay.batch(self._config.batch_size))
+            _check_finite(gradient)
             self.losses.append(gradient.loss)
             self.training += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
             self.adapter = self._optimizer.update(self.adapter, self._allowed(gradient))
@@ -102,3 +104,8 @@ class OnlineLearner:
 
     def _allowed(self, gradient: Gradient) -> dict[str, np.ndarray]:
         return {n: g for n, g in gradient.arrays.items() if n.rpartition(".")[2] in self._config.factors}
+
+
+def _check_finite(gradient: Gradient) -> None:
+    if not (math.isfinite(gradient.loss) and math.isfinite(l2_norm(gradient.arrays))):
+        raise TrainingError("training diverged: the loss or its gradient is not finite; try a lower learning rate")

@@ -89,7 +89,7 @@ def measure(
     adapters: Mapping[str, LoraAdapter],
     progress: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Generates every prompt with the target alone and with each adapter, one after the other.
+    """Generates every prompt with the target alone and with each adapter, in turns, after an uncounted warm-up.
 
     Args:
       pair: the target and its drafter.
@@ -99,8 +99,10 @@ def measure(
       progress: called after each prompt.
     """
     total = None
-    for prompt in prompts:
-        one = _measure_one(pair, prompt.text, options, adapters)
+    for turn, prompt in enumerate(prompts):
+        if turn == 0:
+            _measure_one(pair, prompt.text, options, adapters, turn)  # warms caches up; not counted
+        one = _measure_one(pair, prompt.text, options, adapters, turn)
         total = one if total is None else total + one
         progress()
     if total is None:
@@ -108,17 +110,28 @@ def measure(
     return total
 
 
-def _measure_one(pair: Pair, prompt: str, options: Options, adapters: Mapping[str, LoraAdapter]) -> Measurement:
-    alone = pair.alone.run(prompt, options)
-    drafted = {}
-    for name, adapter in adapters.items():
-        pair.adapt(adapter)
-        generation = pair.drafted.run(prompt, options)
-        check = GreedyCheck()
-        if options.sampling.temperature == 0:
-            check = compare_greedy(pair.target, pair.target_codec.prompt_tokens(prompt), alone, generation)
-        drafted[name] = Drafted(counters=generation.counters, greedy=check)
-    return Measurement(alone=alone.counters, drafted=drafted)
+def _measure_one(
+    pair: Pair, prompt: str, options: Options, adapters: Mapping[str, LoraAdapter], turn: int
+) -> Measurement:
+    """One prompt by the target alone and with each adapter; who begins changes from turn to turn."""
+    names: list[str | None] = [None, *adapters]
+    done: dict[str | None, Generation] = {}
+    for index in range(len(names)):
+        name = names[(turn + index) % len(names)]
+        if name is None:
+            done[None] = pair.alone.run(prompt, options)
+        else:
+            pair.adapt(adapters[name])
+            done[name] = pair.drafted.run(prompt, options)
+    tokens, greedy = pair.target_codec.prompt_tokens(prompt), options.sampling.greedy
+    drafted = {
+        name: Drafted(
+            counters=done[name].counters,
+            greedy=compare_greedy(pair.target, tokens, done[None], done[name]) if greedy else GreedyCheck(),
+        )
+        for name in adapters
+    }
+    return Measurement(alone=done[None].counters, drafted=drafted)
 
 
 def compare_greedy(target: Decoder, prompt: Sequence[int], alone: Generation, drafted: Generation) -> GreedyCheck:

@@ -34,8 +34,9 @@ class Participant:
     def train(self, task: TrainTask, release: Release) -> Update:
         """Adapts the release on this round's prompts."""
         config = replace(self.learning, factors=task.factors)
-        learner = self.pair.learner(release.adapter, config, seed=task.seed)
-        options = replace(self.options, seed=task.seed)
+        seed = self._seed(task)
+        learner = self.pair.learner(release.adapter, config, seed)
+        options = replace(self.options, seed=seed)
         counters = adapt_online(self.pair, learner, self._this_round(task), options)
         delta = {
             n: v for n, v in learner.adapter.minus(release.adapter).items() if n.rpartition(".")[2] in task.factors
@@ -59,8 +60,12 @@ class Participant:
         counters = sum((self.pair.drafted.run(p.text, options).counters for p in self.held_out), DraftCounters())
         return Evaluation(client=self.name, family=self.family, counters=counters)
 
+    def _seed(self, task: TrainTask) -> int:
+        """Of this client in this round of this run."""
+        return int(np.random.default_rng([task.seed, task.round, *self.name.encode()]).integers(2**31))
+
     def _this_round(self, task: TrainTask) -> list[Prompt]:
         """The prompts of round ``task.round`` (from 1), in an order fixed per client, again and again."""
-        order = np.random.default_rng([len(self.prompts), *self.name.encode()]).permutation(len(self.prompts))
+        order = np.random.default_rng([task.seed, *self.name.encode()]).permutation(len(self.prompts))
         first = (task.round - 1) * self.prompts_per_round
         return [self.prompts[order[i % len(order)]] for i in range(first, first + self.prompts_per_round)]

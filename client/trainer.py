@@ -27,8 +27,8 @@ class HybridLoss:
     """1 is forward KL(p‖q), 0 reverse KL(q‖p), linear between."""
 
     def __post_init__(self) -> None:
-        if self.ngram_weight < 0:
-            raise ConfigError(f"ngram_weight is {self.ngram_weight}, expected at least 0")
+        if not 0 <= self.ngram_weight < math.inf:
+            raise ConfigError(f"ngram_weight is {self.ngram_weight}, expected a finite number >= 0")
         if not 0 <= self.forward_mix <= 1:
             raise ConfigError(f"forward_mix is {self.forward_mix}, expected 0 to 1")
 
@@ -97,6 +97,10 @@ class AdamWConfig:
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
             raise ConfigError(f"learning_rate is {self.learning_rate}, expected between 0 and 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay is {self.weight_decay}, expected a finite number >= 0")
+        if not 0 < self.max_grad_norm < math.inf:
+            raise ConfigError(f"max_grad_norm is {self.max_grad_norm}, expected a finite number > 0")
 
 
 class AdamW:

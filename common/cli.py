@@ -24,8 +24,12 @@ from typing import Any
 
 import click
 import typer
+import typer.core
 
 from .errors import FleetdraftError, MissingExtraError, UserError
+
+# Typer escapes brackets for Rich even where its Rich help is off, which would show as "\\[required]".
+typer.core.HAS_RICH = False
 
 GROUP = "fleetdraft.commands"
 PROGRAM = "fleetdraft"

@@ -8,6 +8,7 @@ FleetdraftError            anything this project raises on purpose
 │   ├── ContextLimitError  a text is longer than the model's context
 │   ├── ConfigError        a setting or a TOML key that is unknown or out of range
 │   └── MissingExtraError  a command needs an optional dependency that is not installed
+├── TrainingError          training on the device diverged; the adapter stays as it was
 ├── UpdateRejected         an update that the gate does not let in, with the reason
 ├── RegistryError          a release that is missing, torn or does not match its digest
 └── FleetError             a fleet run that cannot go on: too few devices, or its engine failed
@@ -50,6 +51,10 @@ class MissingExtraError(UserError):
 
 class ContextLimitError(UserError):
     """A text is longer than the model's context."""
+
+
+class TrainingError(FleetdraftError):
+    """Training on the device diverged; the adapter stays as it was."""
 
 
 class UpdateRejected(FleetdraftError):

@@ -48,12 +48,50 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
+def check_replaceable(path: Path, marker: str) -> None:
+    """Returns if ``path`` may be written as a directory of the kind that holds a file ``marker``.
+
+    Raises:
+      UserError: it is a file, a directory of something else, or lies where nothing can be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file, expected a new directory or one to replace")
+    if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+        raise UserError(
+            f"{path} holds something else (no {marker} in it) and is not replaced; choose another directory"
+        )
+    _check_parent(path)
+
+
+def check_file(path: Path | None) -> None:
+    """Returns if a file can be written at ``path``, or if there is none to write.
+
+    Raises:
+      UserError: it is a directory, or lies where nothing can be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a directory, expected the name of a file")
+    _check_parent(path)
+
+
+def _check_parent(path: Path) -> None:
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(f"{path} cannot be written: {parent} is not a directory that can be written to")
+
+
 @contextlib.contextmanager
-def directory_written_whole(path: Path) -> Iterator[Path]:
+def directory_written_whole(path: Path, marker: str) -> Iterator[Path]:
     """Yields a scratch directory that becomes ``path`` on success and disappears on failure.
 
     An existing ``path`` is replaced only once the new one is complete.
+
+    Raises:
+      UserError: as ``check_replaceable``.
     """
+    check_replaceable(path, marker)
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

@@ -96,7 +96,7 @@ class LoraAdapter:
           base_fingerprint: of the drafter's weights that the adapter was trained on; checked by ``load``.
           extra: further keys for ``fleetdraft.json``.
         """
-        with directory_written_whole(Path(directory)) as scratch:
+        with directory_written_whole(Path(directory), "adapter_config.json") as scratch:
             tensors = {_peft_name(n): np.ascontiguousarray(v) for n, v in self.arrays.items()}
             write_atomic(scratch / "adapter_model.safetensors", save(tensors))
             write_json(scratch / "adapter_config.json", self._peft_config())
@@ -120,7 +120,7 @@ class LoraAdapter:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{directory}/adapter_model.safetensors cannot be read: {error}") from error
         adapter = cls(layout=layout, arrays=_from_peft(tensors, layout, directory))
-        _check_digest(adapter, directory)
+        _check_content(adapter, directory)
         return adapter
 
     def _peft_config(self) -> dict[str, Any]:
@@ -155,26 +155,33 @@ def _from_peft(tensors: Mapping[str, NDArray[Any]], layout: LoraLayout, director
 
 
 def _check_fingerprints(directory: Path, layout: LoraLayout, base_fingerprint: str) -> None:
-    try:
-        config = read_json(directory / "adapter_config.json")
-    except UserError as error:
-        raise ModelError(f"{directory} is not an adapter directory: {error}") from error
+    config, about = (_read_object(directory / name) for name in ("adapter_config.json", "fleetdraft.json"))
     if (config.get("r"), config.get("lora_alpha")) != (layout.rank, layout.alpha):
         raise FingerprintError(
             f"{directory}: adapter has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "
             f"this bundle expects rank {layout.rank} and alpha {layout.alpha}"
         )
-    about = read_json(directory / "fleetdraft.json") if (directory / "fleetdraft.json").is_file() else {}
     for key, expected in (("base", base_fingerprint), ("layout", layout.fingerprint)):
-        if about.get(key, expected) != expected:
+        if about.get(key) != expected:
             raise FingerprintError(
-                f"{directory}: {key} fingerprint is {about[key][:12]}…, this bundle's is {expected[:12]}…; "
+                f"{directory}: {key} fingerprint is {str(about.get(key))[:12]}…, this bundle's is {expected[:12]}…; "
                 "the adapter was made for another drafter"
             )
 
 
-def _check_digest(adapter: LoraAdapter, directory: Path) -> None:
-    path = directory / "fleetdraft.json"
-    expected = read_json(path).get("digest") if path.is_file() else None
-    if expected not in (None, adapter.digest):
-        raise ModelError(f"{directory}: content does not match its digest {expected[:12]}…; the files are damaged")
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+    except UserError as error:
+        raise ModelError(f"{path.parent} is not an adapter directory of this project: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is damaged: expected a JSON object")
+    return value
+
+
+def _check_content(adapter: LoraAdapter, directory: Path) -> None:
+    expected = _read_object(directory / "fleetdraft.json").get("digest")
+    if expected != adapter.digest:
+        raise ModelError(f"{directory}: content does not match its digest {str(expected)[:12]}…; the files are damaged")
+    if not all(np.isfinite(value).all() for value in adapter.arrays.values()):
+        raise ModelError(f"{directory}: the adapter holds values that are not finite")

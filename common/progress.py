@@ -45,11 +45,15 @@ class _PlainLines:
     def __init__(self, console: Console, description: str, total: int) -> None:
         self._console, self._description, self._total = console, description, total
         self._done, self._shown_at = 0, time.monotonic()
+        self._show("")
 
     def advance(self, remark: str = "") -> None:
         self._done += 1
         now = time.monotonic()
         if self._done == self._total or now - self._shown_at >= _PLAIN_INTERVAL_S:
             self._shown_at = now
-            line = f"{self._description} {self._done}/{self._total} {remark}".rstrip()
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._show(remark)
+
+    def _show(self, remark: str) -> None:
+        line = f"{self._description} {self._done}/{self._total} {remark}".rstrip()
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from ..common.bundle import (
     target_fingerprint,
 )
 from ..common.errors import ConfigError, ModelError
-from ..common.files import directory_written_whole, read_json, write_atomic
+from ..common.files import check_replaceable, directory_written_whole, read_json, write_atomic
 from ..common.lora import LoraLayout
 from ..common.progress import Advance
 from ..common.shape import DecoderShape
@@ -94,14 +94,15 @@ def build_bundle(
       done: called after each target, and after the drafter's weights, decode graph and train graph.
 
     Raises:
-      ModelError: a directory is no such model, or ``out`` holds something else.
+      ModelError: a directory is no such model.
+      UserError: ``out`` holds something else.
       ConfigError: no target, or two of one name.
     """
-    _check_out(out)
+    check_replaceable(out, MANIFEST)
     _check_names(targets)
     shapes = [_checked_shape(directory) for directory in (drafter, *targets)]
     layout = LoraLayout(rank=recipe.rank, alpha=recipe.alpha, shape=shapes[0])
-    with directory_written_whole(out) as scratch:
+    with directory_written_whole(out, MANIFEST) as scratch:
         # Targets first: they take no time, and a broken one is told before the train graph is traced.
         entries = [_write_target(*pair, scratch, recipe, done) for pair in zip(targets, shapes[1:], strict=True)]
         base = _write_drafter(drafter, scratch / "drafter", layout, recipe, done)
@@ -195,13 +196,6 @@ def _tokens_of(tokenizer: Path) -> int:
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"{tokenizer} is not a readable tokenizer: {error}") from error
     return max(vocabulary.values(), default=-1) + 1
-
-
-def _check_out(out: Path) -> None:
-    if not out.exists() or (out / MANIFEST).is_file():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        raise ModelError(f"{out} exists and is not a bundle; choose another --out or remove it")
 
 
 def _check_names(targets: Sequence[Path]) -> None:

@@ -63,7 +63,8 @@ class Registry:
 
     @property
     def is_empty(self) -> bool:
-        return not (self._root / "HEAD").exists()
+        """Whether there is no release at all; releases without a HEAD are a damaged registry, not an empty one."""
+        return not (self._root / "HEAD").exists() and not any(self._releases.glob("[0-9]*"))
 
     def begin(self, adapter: LoraAdapter) -> Release:
         """Makes ``adapter`` release 0, or, where there are releases already, changes nothing and returns the head."""
@@ -112,8 +113,10 @@ class Registry:
         """The head's lineage."""
         try:
             name = (self._root / "HEAD").read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise RegistryError(f"{self._root} holds no release: HEAD cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryError(
+                f"{self._root}/HEAD, which names the current release, cannot be read: {error}"
+            ) from error
         return self._read_lineage(name)
 
     def history(self) -> list[Lineage]:

@@ -67,8 +67,9 @@ def simulate(
 def _run(experiment: Experiment, out: Path, resume: bool, as_json: bool) -> None:
     run = Run(experiment=experiment, folder=out)
     run.open(resume)
-    results = run.execute()
-    page = write_report(results, out)
+    with run.locked():
+        results = run.execute()
+        page = write_report(results, out)
     console = Console()
     if as_json:
         console.print_json(data=results.to_json())

@@ -82,7 +82,9 @@ class FederationTable:
         return ServerConfig(**vars(self), seed=seed, expected_clients=clients)
 
     def __post_init__(self) -> None:
-        self.config(seed=0, clients=1)  # checks every field
+        if self.rounds < 1:
+            raise ConfigError(f"rounds is {self.rounds}, expected at least 1")
+        self.config(seed=0, clients=1)  # checks the other fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,12 @@ class Experiment:
         for name in ("workers", "held_out_prompts", "measure_threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected a number >= 0")
+        if self.federation.min_updates > len(names):
+            raise ConfigError(
+                f"min_updates is {self.federation.min_updates}, expected at most the {len(names)} clients"
+            )
         if self.widen_to < 0:
             raise ConfigError(f"widen_to is {self.widen_to}, expected a hidden size, or 0 for none")
 
@@ -154,7 +162,7 @@ class Experiment:
             raise ConfigError(f"cannot read experiment {path}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        return _experiment(table, path)
+        return _experiment(table, path.resolve())
 
 
 _TABLES = {"generation": GenerationTable, "learning": LearningTable, "federation": FederationTable}

@@ -1,18 +1,20 @@
 """Runs an experiment: rounds of federation, then the same held-out prompts before and after, then a report."""
 
+import contextlib
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..client.app import make_client_app
-from ..client.prompts import read_prompts
+from ..client.prompts import check_lengths, read_prompts
 from ..common.errors import ConfigError
-from ..common.files import read_json, write_json
+from ..common.files import check_replaceable, read_json, write_json
 from ..common.progress import progress
 from ..server.app import make_server_app
 from ..server.registry import Registry
@@ -45,19 +47,37 @@ class Run:
           ConfigError: the folder is in use, or holds another experiment; a target is larger than ``widen_to``.
           UserError: a bundle, target or prompts file that cannot be used.
         """
-        for client in self.experiment.clients:
-            entry = open_bundle(self.experiment.bundle).entry(client.target)
+        bundle = open_bundle(self.experiment.bundle)
+        for target in dict.fromkeys(client.target for client in self.experiment.clients):
+            shape, codec = bundle.entry(target).shape, bundle.codec(target)
             if self.experiment.widen_to:
-                widened_shape(entry.shape, self.experiment.widen_to)
-            read_prompts(client.prompts)
-            read_prompts(client.held_out)
+                widened_shape(shape, self.experiment.widen_to)
+            for client in self.experiment.clients:
+                if client.target == target:
+                    check_lengths(read_prompts(client.prompts), codec, shape.context_limit)
+                    check_lengths(read_prompts(client.held_out), codec, shape.context_limit)
         self._claim(resume)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the folder for as long as the context lasts.
+
+        Raises:
+          ConfigError: another process is at work in it.
+        """
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(f"{self.folder} is in use by another process; wait for it, or stop it") from error
+            yield
 
     def _claim(self, resume: bool) -> None:
         path, asked = self.folder / "experiment.json", _plain(asdict(self.experiment))
         if not path.exists():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise ConfigError(f"{self.folder} is not empty and holds no run, expected a new or an empty folder")
+            if resume:
+                raise ConfigError(f"{self.folder} holds no run to go on with; start one without --resume")
+            check_replaceable(self.folder, path.name)
             write_json(path, asked)
         elif not resume:
             raise ConfigError(f"{self.folder} already holds a run; go on with --resume, or choose another --out")

@@ -35,7 +35,7 @@ def ship(work: Path, out: Path) -> int:
       Size in bytes of all files.
     """
     targets = [name for name, plan in MODELS.items() if plan.role == "target"]
-    with directory_written_whole(out) as scratch, tempfile.TemporaryDirectory() as stored:
+    with directory_written_whole(out, MANIFEST) as scratch, tempfile.TemporaryDirectory() as stored:
         for name in targets:
             _store(work / name, Path(stored) / name)
         build_bundle(work / "drafter", [Path(stored) / name for name in targets], scratch / "bundle", RECIPE)

@@ -64,6 +64,14 @@ WRONG = {
     "no such target": (["generate", "--prompt", "x", "--target", "none"], "no model directory none"),
     "no such adapter": (["generate", "--prompt", "x", "--adapter", "none"], "none is not an adapter directory"),
     "no number": (["generate", "--prompt", "x", "--seed", "one"], "'one' is not a valid int"),
+    "negative seed": (["generate", "--prompt", "x", "--seed", "-1"], "seed is -1, expected a number >= 0"),
+    "not text": (["generate", "--prompt", "a\udcff"], "--prompt is not UTF-8 text"),
+    "weight that is no number": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--ngram-weight", "nan"],
+        "ngram_weight",
+    ),
+    "adapter over a file": (["adapt", "--prompts", "torn.jsonl", "--out", "empty.jsonl"], "empty.jsonl is a file"),
+    "figures over a folder": (["eval", "--prompts", "torn.jsonl", "--json", "/"], "/ is a directory"),
     "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens is 0, expected at least 1"),
     "prompt too long": (["generate", "--prompt", "x " * 3000], "expected 1 to"),
     "no prompts file": (["adapt", "--prompts", "none", "--out", "out"], "cannot read prompts file none"),
@@ -87,12 +95,31 @@ def test_bad_input_exits_2_with_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.jsonl", "torn.jsonl"]
 
 
+def test_another_directory_is_not_replaced_by_an_adapter(
+    tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thesis = tmp_path / "precious" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("chapter 1")
+    assert main(["adapt", "--prompts", str(prompts_file), "--out", str(thesis.parent)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert thesis.read_text() == "chapter 1"
+
+
+def test_a_prompt_too_long_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"prompt": "x = 1"}\n' + json.dumps({"prompt": "word " * 5000}) + "\n")
+    assert main(["adapt", "--prompts", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert "long.jsonl:2: the prompt has" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 def test_damaged_weights_are_refused(tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle.directory, copy)
     (copy / "drafter" / "model.safetensors").write_bytes(b"not safetensors")
     assert main(["generate", "--prompt", "x", "--bundle", str(copy)]) == 2
-    assert "is not a readable safetensors file" in capsys.readouterr().err
+    assert "does not match its digest" in capsys.readouterr().err
 
 
 def test_directory_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

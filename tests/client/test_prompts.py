@@ -14,6 +14,12 @@ def test_reads_prompts_and_skips_blank_lines(tmp_path: Path) -> None:
     assert read_prompts(path) == [Prompt(text="a", task="t"), Prompt(text="ß", task="default")]
 
 
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('\ufeff{"prompt": "a\u2028b\u0085c"}\r\n', encoding="utf-8", newline="")
+    assert read_prompts(path) == [Prompt(text="a\u2028b\u0085c", task="default")]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -22,6 +28,8 @@ def test_reads_prompts_and_skips_blank_lines(tmp_path: Path) -> None:
         (b'{"prompt": "a"}\n{"prompt": \n', r"p\.jsonl:2: not valid JSON"),
         (b'{"text": "a"}\n', r'p\.jsonl:1: "prompt" is missing, expected a non-empty string'),
         (b'{"prompt": ""}\n', '"prompt" is empty'),
+        (b'{"prompt": "a\\ud800"}\n', "half a surrogate pair"),
+        (b"[" * 100_000 + b"\n", "not valid JSON"),
         (b"[1]\n", "list, expected an object"),
         (b'{"prompt": "a", "task": 3}\n', '"task" is int, expected a string'),
         (b"\xff\xfe\x00", "not UTF-8"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fleetdraft.common.errors import FingerprintError, UserError
+from fleetdraft.common.errors import FingerprintError, ModelError, UserError
 from fleetdraft.common.lora import LoraAdapter, LoraLayout
 from fleetdraft.common.shape import DecoderShape
 
@@ -86,13 +86,27 @@ def test_an_adapter_for_something_else_is_refused(adapter, tmp_path, layout, bas
         LoraAdapter.load(tmp_path / "adapter", layout, base)
 
 
-def test_a_foreign_adapter_of_other_shapes_is_refused(adapter, tmp_path) -> None:
-    """PEFT's own directories have no fleetdraft.json; then names and shapes decide."""
+def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_refused(adapter, tmp_path) -> None:
+    """PEFT's own directories have no fleetdraft.json: nothing tells which drafter they fit."""
     adapter.save(tmp_path / "adapter", "base")
     (tmp_path / "adapter" / "fleetdraft.json").unlink()
-    assert LoraAdapter.load(tmp_path / "adapter", LAYOUT, "any").digest == adapter.digest
-    with pytest.raises(FingerprintError, match=r"layers\.2\.self_attn\.q_proj\.lora_A\.weight is nothing"):
-        LoraAdapter.load(tmp_path / "adapter", replace(LAYOUT, shape=replace(SHAPE, layers=3)), "any")
+    with pytest.raises(ModelError, match="not an adapter directory of this project"):
+        LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base")
+
+
+@pytest.mark.parametrize("name", ["fleetdraft.json", "adapter_config.json"])
+def test_json_of_another_type_is_damage(adapter, tmp_path, name) -> None:
+    adapter.save(tmp_path / "adapter", "base")
+    (tmp_path / "adapter" / name).write_text("[]")
+    with pytest.raises(ModelError, match="expected a JSON object"):
+        LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base")
+
+
+def test_values_that_are_not_finite_are_refused(adapter, tmp_path) -> None:
+    broken = replace(adapter, arrays={n: np.full_like(v, np.nan) for n, v in adapter.arrays.items()})
+    broken.save(tmp_path / "adapter", "base")
+    with pytest.raises(ModelError, match="not finite"):
+        LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base")
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "config missing", "config torn"])

@@ -35,8 +35,16 @@ def step(registry: Registry, round: int):
 def test_an_empty_registry_has_no_head(tmp_path, layout) -> None:
     registry = Registry(tmp_path, layout, "base")
     assert registry.is_empty
-    with pytest.raises(RegistryError, match="holds no release"):
+    with pytest.raises(RegistryError, match="HEAD, which names the current release, cannot be read"):
         registry.head()
+
+
+def test_releases_without_a_head_are_damage_and_no_empty_registry(registry, tmp_path, layout) -> None:
+    """A registry that lost its HEAD must not begin anew among its old releases."""
+    step(registry, round=1)
+    (tmp_path / "HEAD").unlink()
+    with pytest.raises(RegistryError, match="HEAD"):
+        registry.begin(layout.initial(seed=0))
 
 
 def test_what_is_written_is_read_back(registry, tmp_path, layout) -> None:

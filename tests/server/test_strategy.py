@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
-from fleetdraft.common.errors import ConfigError, FleetError
+from fleetdraft.common.errors import FleetError, PromptsError, TrainingError
 from fleetdraft.common.messages import Identity
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.app import make_server_app
@@ -201,13 +201,25 @@ def test_an_error_on_the_device_travels_without_what_it_quotes(registry, layout)
     assert report.excluded["eve"].startswith("ValueError at test_strategy.py:")
 
 
-def test_an_error_of_ours_travels_with_its_message(registry) -> None:
+def test_bad_input_on_a_device_travels_without_its_message(registry) -> None:
+    """A message about bad input names the user's files, which are nobody else's business."""
+
     def opened(context):
-        raise ConfigError("rank is 3, expected 4")
+        raise PromptsError("/home/alice/diary.jsonl:3: not valid JSON")
 
     app = make_client_app(device_for=opened, identity_for=lambda context: Identity(client="eve", family="spm"))
     (report,), _ = play(registry, [app])
-    assert report.excluded == {"eve": "rank is 3, expected 4"}
+    assert "PromptsError at test_strategy.py:" in report.excluded["eve"]
+    assert "alice" not in report.excluded["eve"]
+
+
+def test_an_error_of_ours_travels_with_its_message(registry) -> None:
+    def opened(context):
+        raise TrainingError("training diverged")
+
+    app = make_client_app(device_for=opened, identity_for=lambda context: Identity(client="eve", family="spm"))
+    (report,), _ = play(registry, [app])
+    assert report.excluded == {"eve": "training diverged"}
 
 
 def test_with_too_few_updates_the_old_release_stays(registry, app_of) -> None:
