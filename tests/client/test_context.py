@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.context import DraftContext
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
@@ -63,14 +62,32 @@ def test_a_token_that_spells_nothing_changes_nothing(pairs: dict[str, Pair]) -> 
     np.testing.assert_allclose(context.extend([bos]), row, atol=2e-4)
 
 
-def test_text_longer_than_the_drafter_goes_on_with_its_newest_half(bundle: Bundle, pairs: dict[str, Pair]) -> None:
-    context = context_of(pairs["spm"])
-    tokens = pairs["spm"].target_codec.plain_tokens("value = compute(value, other)\n" * 3)
+def test_text_longer_than_the_drafter_goes_on_with_its_newest_half(pairs: dict[str, Pair]) -> None:
+    """When the context slides, and also after that, the row is that of a fresh cache of the same tokens."""
+    pair = pairs["spm"]
+    context, decoder = context_of(pair), pair.drafter.decoder
+    tokens = pair.target_codec.plain_tokens(TEXT)
     context.begin(tokens)
-    for _ in range(60):
-        row = context.extend(tokens)
-    assert len(context.tokens) <= bundle.drafter.decoder.limit
-    assert np.isfinite(row).all()
+    spelled, slides = list(context.tokens), 0
+    while slides < 2:
+        before = len(context.tokens)
+        row = context.extend(tokens).copy()
+        spelled += (d for token in tokens for d in pair.spelling(token))
+        assert context.tokens == tuple(spelled[-len(context.tokens) :])
+        if len(context.tokens) < before:
+            slides += 1
+            assert len(context.tokens) == decoder.limit // 2
+            np.testing.assert_allclose(row, fresh_row(pair, context), atol=2e-4)
+            row = context.extend(tokens[:5]).copy()
+            spelled += (d for token in tokens[:5] for d in pair.spelling(token))
+            np.testing.assert_allclose(row, fresh_row(pair, context), atol=2e-4)
+
+
+def fresh_row(pair: Pair, context: DraftContext) -> np.ndarray:
+    """The row after ``context``, from an empty cache, which then holds what it held before."""
+    decoder = pair.drafter.decoder
+    decoder.rewind(0)
+    return decoder.score(context.tokens, 1)[0]
 
 
 def test_every_prompt_is_spelled_whole(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:

@@ -1,9 +1,11 @@
 """Generation on the shipped models: the drafter changes the speed and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.generation import Generator, Options
+from fleetdraft.client.generation import Options
 from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
@@ -21,6 +23,8 @@ def test_greedy_text_is_the_targets_own_on_100_prompts(
     assert len(prompts) >= 96
     chosen = [*prompts, *(Prompt(text=p.text[: len(p.text) // 2], task=p.task) for p in prompts)][:100]
     result = measure(pairs[name], chosen, Options(max_new_tokens=32), {"drafted": bundle.adapter()})
+    assert result.alone.drafted == 0
+    assert result.alone.target_calls == result.alone.tokens > 0
     greedy = result.drafted["drafted"].greedy
     assert greedy.different == 0
     assert greedy.identical + greedy.ties == 100
@@ -33,6 +37,16 @@ def test_a_different_text_is_told_from_a_tie(pairs: dict[str, Pair]) -> None:
     alone = pair.alone.run("def f(x):\n", Options(max_new_tokens=8))
     wrong = pair.alone.run("class A:\n", Options(max_new_tokens=8))
     assert compare_greedy(pair.target, prompt, alone, wrong) == GreedyCheck(different=1)
+
+
+def test_a_text_cut_short_is_a_different_text(pairs: dict[str, Pair]) -> None:
+    pair = pairs["spm"]
+    prompt = pair.target_codec.prompt_tokens("def f(x):\n")
+    whole = pair.alone.run("def f(x):\n", Options(max_new_tokens=8))
+    short = replace(whole, token_ids=whole.token_ids[:-1])
+    assert compare_greedy(pair.target, prompt, whole, whole) == GreedyCheck(identical=1)
+    assert compare_greedy(pair.target, prompt, whole, short) == GreedyCheck(different=1)
+    assert compare_greedy(pair.target, prompt, short, whole) == GreedyCheck(different=1)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -75,18 +89,23 @@ def test_prompt_beyond_the_context_is_an_error_of_one_line(pairs: dict[str, Pair
         pairs["spm"].drafted.run("word " * 2000, Options())
 
 
-def test_counters_add_up(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
-    counters = pairs["spm"].drafted.run(prompts[2].text, Options(max_new_tokens=40)).counters
-    assert counters.target_calls == counters.blocks
-    assert counters.accepted <= counters.drafted
-    assert counters.tokens <= counters.accepted + counters.blocks
-    assert counters.mean_acceptance_length == 1 + counters.accepted / counters.blocks
+@pytest.mark.parametrize("name", TARGETS)
+def test_counters_add_up(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
+    """Every block emits what it accepted and one token more: no draft is longer than the room that is left."""
+    texts = [pairs[name].drafted.run(p.text, Options(max_new_tokens=41, draft_tokens=7)) for p in prompts[:8]]
+    full = [text.counters for text in texts if text.finish_reason == "length"]
+    assert full
+    for counters in full:
+        assert counters.tokens == counters.accepted + counters.blocks == 41
+        assert counters.target_calls == counters.blocks
+        assert 0 < counters.accepted <= counters.drafted <= counters.draft_tokens
+        assert counters.mean_acceptance_length == pytest.approx(counters.tokens / counters.blocks)
 
 
 def test_alone_needs_one_target_call_a_token(pairs: dict[str, Pair]) -> None:
-    pair = pairs["spm"]
-    counters = Generator(pair.target, pair.target_codec).run("def f():\n", Options(max_new_tokens=10)).counters
+    counters = pairs["spm"].alone.run("def f():\n", Options(max_new_tokens=10)).counters
     assert counters.target_calls == counters.tokens == 10
+    assert counters.drafted == counters.drafter_calls == counters.blocks == 0
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_new_tokens", 0), ("draft_tokens", -1), ("draft_tokens", 65)])

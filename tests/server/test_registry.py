@@ -8,6 +8,7 @@ import pytest
 
 from fleetdraft.common import files
 from fleetdraft.common.errors import RegistryError
+from fleetdraft.common.lora import LoraAdapter
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.registry import Registry
 
@@ -81,6 +82,19 @@ def test_a_kill_before_the_release_is_whole_leaves_the_old_head(registry, tmp_pa
     assert registry.head().adapter.digest == before.adapter.digest
     step(registry, round=1)
     assert not torn.exists()
+
+
+def test_a_release_that_cannot_be_saved_leaves_the_old_head(registry, tmp_path, monkeypatch) -> None:
+    before, name = registry.head(), (tmp_path / "HEAD").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space left"):
+        patch.setattr(LoraAdapter, "save", full)
+        step(registry, round=1)
+    assert (tmp_path / "HEAD").read_bytes() == name
+    assert (registry.head().number, registry.head().adapter.digest) == (before.number, before.adapter.digest)
 
 
 def test_a_kill_before_head_moves_leaves_the_old_head(registry, monkeypatch) -> None:

@@ -114,6 +114,8 @@ def test_greedy_text_of_a_real_target_stays_the_same(pair: Pair, wide_pair: Pair
         assert wide_pair.drafted.run(prompt.text, options).text == expected
 
 
-def test_a_demo_target_grows_to_about_24_million_parameters() -> None:
-    wide = widened_shape(Bundle.open(EMBEDDED).entry("bpe3").shape, 320)
-    assert 23e6 < sum(math.prod(size) for size in wide.weights.values()) < 26e6
+def test_the_demos_targets_grow_to_about_58_million_parameters() -> None:
+    experiment = Experiment.read(DEMO)
+    for target in {client.target for client in experiment.clients}:
+        wide = widened_shape(Bundle.open(EMBEDDED).entry(target).shape, experiment.widen_to)
+        assert 55e6 < sum(math.prod(size) for size in wide.weights.values()) < 61e6, target
