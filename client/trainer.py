@@ -64,7 +64,7 @@ class TrainStep:
 
 
 def collate(lessons: Sequence[Lesson], loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the train graph but the adapter: lessons padded on the right, row weights that sum to at most 1."""
+    """Inputs of the train graph but the adapter: padded on the right, weights divided by the rows that teach."""
     length = max(len(lesson.tokens) for lesson in lessons)
 
     def stack(field: str) -> NDArray[np.generic]:
@@ -122,8 +122,9 @@ class AdamW:
         c = self._config
         mean = self._mean[name] = self._average(self._mean.get(name), g, c.beta1)
         square = self._square[name] = self._average(self._square.get(name), np.square(g), c.beta2)
-        rate = c.learning_rate * math.sqrt(1 - c.beta2**self._step) / (1 - c.beta1**self._step)
-        change = -rate * mean / (np.sqrt(square) + c.epsilon) - c.learning_rate * c.weight_decay * value
+        mean = mean / (1 - c.beta1**self._step)
+        square = square / (1 - c.beta2**self._step)
+        change = -c.learning_rate * (mean / (np.sqrt(square) + c.epsilon) + c.weight_decay * value)
         return change.astype(np.float32)
 
     @staticmethod

@@ -1,0 +1,98 @@
+"""The optimiser against PyTorch's, and the batch that the train graph is fed."""
+
+import numpy as np
+import pytest
+import torch
+
+from fleetdraft.client.lesson import TEACHER_WIDTH, Lesson
+from fleetdraft.client.trainer import AdamW, AdamWConfig, HybridLoss, collate
+from fleetdraft.common.lora import Arrays, LoraLayout
+from fleetdraft.common.shape import DecoderShape
+
+LAYOUT = LoraLayout(
+    rank=2,
+    alpha=4,
+    shape=DecoderShape(
+        vocab_size=32, hidden_size=8, layers=1, heads=2, kv_heads=1, head_dim=4, intermediate_size=12,
+        context_limit=64, rope_theta=10000.0, rms_eps=1e-5, tied=True,
+    ),
+)  # fmt: skip
+UNBOUNDED = 1e9
+
+
+def gradients(scale: float, seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {name: (scale * rng.standard_normal(size)).astype(np.float32) for name, size in LAYOUT.shapes.items()}
+
+
+def torch_steps(start: Arrays, steps: list[Arrays], config: AdamWConfig) -> Arrays:
+    """What PyTorch makes of ``start``."""
+    values = {name: torch.nn.Parameter(torch.from_numpy(value.copy())) for name, value in start.items()}
+    optimizer = torch.optim.AdamW(
+        values.values(),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+    )
+    for step in steps:
+        for name, value in values.items():
+            value.grad = torch.from_numpy(step[name].copy())
+        torch.nn.utils.clip_grad_norm_(values.values(), config.max_grad_norm)
+        optimizer.step()
+    return {name: value.detach().numpy() for name, value in values.items()}
+
+
+# Adam forgets the scale of a first gradient; two of different norms tell whether only the larger one was bounded.
+@pytest.mark.parametrize("max_grad_norm", [UNBOUNDED, 0.5])
+def test_two_steps_are_those_of_pytorch(max_grad_norm: float) -> None:
+    config = AdamWConfig(
+        learning_rate=0.01, beta1=0.8, beta2=0.95, epsilon=1e-3, weight_decay=0.1, max_grad_norm=max_grad_norm
+    )
+    start, steps = LAYOUT.initial(seed=0).plus(gradients(0.5, seed=1)), [gradients(3, seed=2), gradients(0.01, seed=3)]
+    optimizer, adapter = AdamW(config), start
+    for step in steps:
+        adapter = optimizer.update(adapter, step)
+    for name, expected in torch_steps(start.arrays, steps, config).items():
+        np.testing.assert_allclose(adapter.arrays[name], expected, atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_tensors_without_a_gradient_stay() -> None:
+    start, step = LAYOUT.initial(seed=0), gradients(1, seed=1)
+    b_only = {name: value for name, value in step.items() if name.endswith(".B")}
+    after = AdamW(AdamWConfig(weight_decay=0.1)).update(start, b_only)
+    changed = {name for name, delta in after.minus(start).items() if delta.any()}
+    assert changed == set(b_only)
+
+
+def lesson(taught: list[int], ngram: list[int]) -> Lesson:
+    """A lesson of tokens 1, 2, …; one entry of 0 or 1 per row."""
+    length = len(taught)
+    return Lesson(
+        tokens=np.arange(1, length + 1),
+        teacher_ids=np.ones((length, TEACHER_WIDTH), np.int64),
+        teacher_probs=np.full((length, TEACHER_WIDTH), 1 / TEACHER_WIDTH, np.float32),
+        taught=np.array(taught, np.bool_),
+        labels=np.full(length, 7),
+        ngram=np.array(ngram, np.bool_),
+    )
+
+
+def test_short_lessons_are_padded_on_the_right_with_rows_that_weigh_nothing() -> None:
+    batch = collate([lesson([1, 1], [0, 1]), lesson([0, 1, 1, 1], [1, 0, 1, 0])], HybridLoss())
+    assert batch["tokens"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
+    assert batch["teacher_probs"].shape == batch["teacher_ids"].shape == (2, 4, TEACHER_WIDTH)
+    for name in ("labels", "kl_weight", "nll_weight", "teacher_probs"):
+        assert not batch[name][0, 2:].any(), name
+
+
+def test_weights_of_rows_that_are_taught_sum_to_one() -> None:
+    batch = collate([lesson([1, 0, 0], [0, 0, 1]), lesson([0, 1, 0, 1], [1, 0, 0, 0])], HybridLoss(ngram_weight=1))
+    assert batch["kl_weight"].sum() + batch["nll_weight"].sum() == pytest.approx(1)
+    assert set(batch["kl_weight"].ravel()) == set(batch["nll_weight"].ravel()) == {0, np.float32(1 / 5)}
+
+
+def test_ngram_weight_scales_the_likelihood_alone() -> None:
+    batch = collate([lesson([1, 1, 0, 0], [0, 0, 1, 1])], HybridLoss(ngram_weight=0.2))
+    np.testing.assert_allclose(batch["kl_weight"], [[0.25, 0.25, 0, 0]])
+    np.testing.assert_allclose(batch["nll_weight"], [[0, 0, 0.05, 0.05]])
