@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.runtime import bind_weights
 from fleetdraft.common.bundle import BundleManifest
-from fleetdraft.common.errors import ConfigError, ModelError
+from fleetdraft.common.errors import ConfigError, ModelError, UserError
 from fleetdraft.common.files import write_json
 from fleetdraft.common.lora import LoraAdapter
 from fleetdraft.common.shape import DecoderShape
@@ -129,7 +129,7 @@ def test_a_build_replaces_a_bundle_and_nothing_else(models, spare, tmp_path):
     assert BundleManifest.read(spare).rank == 1
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep")
-    with pytest.raises(ModelError, match="exists and is not a bundle"):
+    with pytest.raises(UserError, match="holds something else"):
         build_bundle(drafter, [target], tmp_path / "notes", RECIPE)
     assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
 
