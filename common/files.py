@@ -13,16 +13,20 @@ from typing import Any
 from .errors import UserError
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes ``data`` so that a reader, or a kill at any moment, sees the old file or the new one."""
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes ``data`` so that a reader, or a kill at any moment, sees the old file or the new one.
+
+    Args:
+      mode: permissions from the first byte on; 0o600 for what is private.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as handle:
+            os.fchmod(fd, mode)
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -8,7 +8,8 @@ only if they spell the same bytes; display strings are never compared.
 | byte-level BPE                                   | its characters through the GPT-2 alphabet  |
 | SentencePiece piece                              | its UTF-8, with the meta symbol as a space |
 | SentencePiece ``<0xNN>``                         | that byte                                  |
-| added, not special                               | its literal text                           |
+| added, not special: byte-level                   | its literal text                           |
+| added, not special: SentencePiece                | as a piece                                 |
 | special, unknown, eos, bos, padding beyond the tokenizer, characters outside the alphabet | nothing (``b""``) |
 """
 
@@ -42,7 +43,11 @@ class Vocabulary:
     """Ids that end a text, the tokenizer's own first."""
     bos: int | None = None
     dummy_prefix: bool = False
-    """Whether the encoder puts a space before a text that it encodes."""
+    """Whether the encoder puts a space before a text that it encodes, at least where the text begins with none."""
+    special: frozenset[int] = frozenset()
+    """Ids of a role and of tokens that the tokenizer marks as special; they spell nothing."""
+    padding: frozenset[int] = frozenset()
+    """Ids that the tokenizer does not know; they spell nothing."""
     fingerprint: str = ""
     """SHA-256 over ``tokenizer.json`` and the width."""
 
@@ -105,16 +110,18 @@ def _read(path: Path, width: int) -> Vocabulary:
     pieces = _pieces(tokenizer["model"], path)
     added = {entry["content"]: entry for entry in tokenizer.get("added_tokens") or ()}
     eos, bos = _roles(path.parent, pieces, added, width)
-    spell, byte_pieces = _speller(tokenizer, path), _byte_pieces(tokenizer, pieces)
-    token_bytes = {t: spell(piece) for piece, t in pieces.items()}
-    token_bytes |= {int(e["id"]): b"" if e["special"] else content.encode() for content, e in added.items()}
-    silent = {*eos, bos, pieces.get(tokenizer["model"].get("unk_token"))}
+    token_bytes = _spelled(tokenizer, pieces, added, path)
+    marked = {int(entry["id"]) for entry in added.values() if entry["special"]}
+    special = frozenset(t for t in {*eos, bos, *marked} if t is not None and t < width)
+    silent = {*special, *marked, _unknown(tokenizer["model"])}
     return Vocabulary(
         token_bytes=_padded({t: b"" if t in silent else text for t, text in token_bytes.items()}, width, path),
-        byte_pieces=byte_pieces,
+        byte_pieces=_byte_pieces(tokenizer, pieces),
         eos=eos,
         bos=bos,
         dummy_prefix=_has_dummy_prefix(tokenizer),
+        special=special,
+        padding=frozenset(range(width)) - token_bytes.keys() - special,
         fingerprint=hashlib.sha256(f"{sha256_file(path)} {width}".encode()).hexdigest(),
     )
 
@@ -122,11 +129,31 @@ def _read(path: Path, width: int) -> Vocabulary:
 def _pieces(model: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Piece to id: BPE stores a mapping, Unigram a list of (piece, score)."""
     kind = model.get("type", "BPE")
-    if kind == "BPE":
-        return dict(model["vocab"])
+    if kind not in ("BPE", "Unigram"):
+        raise ModelError(f"{path}: tokenizer model is {kind!r}, expected 'BPE' or 'Unigram'")
+    if affix := model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise ModelError(f"{path}: tokens carry the mark {affix!r} of a word's parts, so they have no known bytes")
     if kind == "Unigram":
         return {piece: t for t, (piece, _) in enumerate(model["vocab"])}
-    raise ModelError(f"{path}: tokenizer model is {kind!r}, expected 'BPE' or 'Unigram'")
+    return dict(model["vocab"])
+
+
+def _spelled(
+    tokenizer: Mapping[str, Any], pieces: Mapping[str, int], added: Mapping[str, Any], path: Path
+) -> dict[int, bytes]:
+    """What each token of the tokenizer spells, roles aside."""
+    spell = _speller(tokenizer, path)
+    # A byte-level tokenizer finds its added tokens in the text as they are, while a SentencePiece model's own runs of
+    # meta symbols are listed as added tokens too (Gemma).
+    literal: Callable[[str], bytes] = str.encode if spell is _spell_byte_level else spell
+    spelled = {t: spell(piece) for piece, t in pieces.items()}
+    return spelled | {int(entry["id"]): literal(content) for content, entry in added.items()}
+
+
+def _unknown(model: Mapping[str, Any]) -> int | None:
+    """The id for text that no token spells: BPE names its piece, Unigram its id."""
+    piece = model.get("unk_token")
+    return model["vocab"].get(piece) if piece is not None else model.get("unk_id")
 
 
 def _padded(token_bytes: Mapping[int, bytes], width: int, path: Path) -> tuple[bytes, ...]:
@@ -138,6 +165,9 @@ def _padded(token_bytes: Mapping[int, bytes], width: int, path: Path) -> tuple[b
 
 def _speller(tokenizer: Mapping[str, Any], path: Path) -> Callable[[str], bytes]:
     kinds = {part["type"] for part in _parts(tokenizer)}
+    spaces = {part["replacement"] for part in _parts(tokenizer) if part["type"] == "Metaspace"}
+    if not spaces <= {_META}:
+        raise ModelError(f"{path}: Metaspace writes a space as {', '.join(sorted(spaces))}, expected {_META}")
     if "ByteLevel" in kinds:
         return _spell_byte_level
     if tokenizer["model"].get("byte_fallback"):

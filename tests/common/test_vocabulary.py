@@ -71,9 +71,32 @@ def test_added_tokens_are_literal_text_and_special_ones_spell_nothing(read) -> N
     assert vocabulary.token_bytes == (b"a", b"", "Ġ é".encode())
 
 
+def test_sentencepiece_tokens_that_are_added_too_are_spelled_as_pieces(read) -> None:
+    """Gemma lists its runs of meta symbols among the added tokens."""
+    model = bpe("a", "▁▁", "<0x0A>", byte_fallback=True)
+    vocabulary = read({"model": model, "added_tokens": [added("▁▁", 1), added("<0x0A>", 2), added("<b>", 3)]}, 4)
+    assert vocabulary.token_bytes == (b"a", b"  ", b"\n", b"<b>")
+
+
 def test_padding_rows_spell_nothing(read) -> None:
-    vocabulary = read({"model": bpe("a"), "decoder": BYTE_LEVEL}, 3)
-    assert (vocabulary.token_bytes, vocabulary.width) == ((b"a", b"", b""), 3)
+    tokenizer = {"model": bpe("a"), "decoder": BYTE_LEVEL, "added_tokens": [added("b", 2)]}
+    vocabulary = read(tokenizer, 5, config={"eos_token_id": 4})
+    assert (vocabulary.token_bytes, vocabulary.width) == ((b"a", b"", b"b", b"", b""), 5)
+    assert vocabulary.padding == {1, 3}
+
+
+def test_silent_tokens_are_special_padding_or_cannot_be_spelled(read) -> None:
+    model = bpe("a", "字", "<unk>", "b", unk_token="<unk>")
+    tokens = [special("<s>", 4), special("<pad>", 6), special("<beyond>", 9)]
+    vocabulary = read({"model": model, "decoder": BYTE_LEVEL, "added_tokens": tokens}, 7, config={"eos_token_id": 3})
+    assert (vocabulary.special, vocabulary.padding) == ({3, 4, 6}, {5})
+    assert vocabulary.token_bytes == (b"a", *[b""] * 6)
+
+
+@pytest.mark.parametrize("model", [bpe("a", "?", unk_token="?"), {"type": "Unigram", "vocab": [["a", 0], ["?", 0]]}])
+def test_the_unknown_token_spells_nothing(read, model: dict[str, Any]) -> None:
+    tokenizer = {"model": model | {"unk_id": 1}, "pre_tokenizer": {"type": "Metaspace", "replacement": "▁"}}
+    assert read(tokenizer, 2).token_bytes == (b"a", b"")
 
 
 def test_roles_come_from_the_configs_with_the_tokenizers_own_eos_first(read) -> None:
@@ -118,6 +141,9 @@ def test_fingerprint_changes_with_tokenizer_and_width(read) -> None:
         ({"model": {"type": "WordPiece", "vocab": {}}}, "'WordPiece', expected 'BPE' or 'Unigram'"),
         ({"model": bpe("a")}, "neither byte-level nor SentencePiece"),
         ({"model": bpe("a", "b", "c"), "decoder": BYTE_LEVEL}, "token 2 lies beyond the model's 2 logits"),
+        ({"model": bpe("a", end_of_word_suffix="</w>"), "decoder": BYTE_LEVEL}, "carry the mark '</w>'"),
+        ({"model": bpe("a", continuing_subword_prefix="##"), "decoder": BYTE_LEVEL}, "carry the mark '##'"),
+        ({"model": bpe("a"), "decoder": {"type": "Metaspace", "replacement": "_"}}, "a space as _, expected ▁"),
         ({}, r"missing or malformed field KeyError\('model'\)"),
         ([], "missing or malformed"),
     ],
