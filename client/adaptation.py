@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..common.metrics import DraftCounters
-from .generation import Options
 from .learner import OnlineLearner
+from .options import Options
 from .pair import Pair
 from .prompts import Prompt
 

@@ -5,15 +5,18 @@ It knows no text and no session: the caller scores the proposal with the target 
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..common.metrics import DraftCounters
 from .chooser import Chooser
 from .decoder import Decoder, Logits
 from .law import Law
 from .rows import Rows
-from .sampling import Probabilities, Sampling, target_probabilities
+from .sampling import Probabilities, Sampling, most_likely, target_probabilities
 from .trie import ROOT, Trie
 from .walk import Walk, walk
 
@@ -31,16 +34,16 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A proposal: positions in order; only the last may have failed."""
+    """A proposal: positions in order."""
 
     positions: tuple[Position, ...]
     rows: Rows
     """The drafter's rows, which verification goes on using."""
 
-    @property
+    @cached_property
     def tokens(self) -> tuple[int, ...]:
         """The proposed target ids, to be scored by the target."""
-        return tuple(p.walk.target for p in self.positions if not p.walk.failed)
+        return tuple(p.walk.target for p in self.positions)
 
     @property
     def draft_tokens(self) -> int:
@@ -72,6 +75,7 @@ def draft_block(
     sampling: Sampling,
     chooser: Chooser,
     ends: Collection[int] = (),
+    last: int | None = None,
 ) -> Draft:
     """Proposes target tokens.
 
@@ -83,36 +87,51 @@ def draft_block(
       sampling: the target's; the drafter uses its temperature.
       chooser: the only source of randomness.
       ends: target ids after which nothing more is proposed (end of text).
+      last: target id of the context's last token, where it has one: it tells which tokens hardly come next.
     """
     rows, positions = Rows(drafter, root_row), list[Position]()
-    left = min(budget, drafter.limit - drafter.length) if len(trie) else 0
-    start, after, carry = tuple[int, ...](), ROOT, None
+    left = min(budget, drafter.limit - drafter.length)
+    start, after, carry = tuple[int, ...](), ROOT if last is None else trie.node(last), None
     while left > 0:
         law = Law(trie=trie, rows=rows, start=start, after=after, budget=left, temperature=sampling.temperature)
+        if not law.possible:
+            break
         step = walk(law, chooser, carry)
         positions.append(Position(law=law, walk=step))
-        if step.failed or step.target in ends:
+        if step.target in ends:
             break
         start, after, carry, left = start + trie.spelling(step.node), step.node, step.carry, left - step.depth
     return Draft(positions=tuple(positions), rows=rows)
 
 
-def verify_block(draft: Draft, rows: Logits, drafter: Decoder, sampling: Sampling, chooser: Chooser) -> Verdict:
+class TargetRows(Protocol):
+    """The target's rows of a block: an array, or rows made when they are asked for (``processors.py``)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> NDArray[np.float32]: ...
+
+
+def verify_block(draft: Draft, rows: TargetRows, drafter: Decoder, sampling: Sampling, chooser: Chooser) -> Verdict:
     """Keeps a prefix of a draft and draws the token after it.
 
     Guarantees:
       - ``Verdict.tokens`` are distributed as the target alone would produce them.
       - Every one of them has positive target probability.
+      - No rule that sees the draft and the target's rows accepts more proposals in the mean.
 
     Args:
-      draft: k proposed tokens, perhaps with a failed walk behind them.
-      rows: float32 (k + 1, V) target logits; row i is conditioned on the first i proposals.
+      draft: k proposed tokens.
+      rows: k + 1 target rows, float32 (V,); row i is conditioned on the first i proposals, and is asked for only if
+        the target gives all of them positive probability.
       drafter: the one that drafted, untouched since.
       sampling: as in ``draft_block``.
       chooser: the only source of randomness.
 
     Raises:
       ValueError: ``rows`` has not exactly one row more than the draft has tokens.
+
+    Source: Sun et al., *Block verification accelerates speculative decoding* (2024); ``verify.md`` for walks that fail.
     """
     if len(rows) != len(draft.tokens) + 1:
         raise ValueError(f"{len(rows)} target rows for {len(draft.tokens)} proposed tokens, expected one row more")
@@ -133,41 +152,71 @@ def verify_block(draft: Draft, rows: Logits, drafter: Decoder, sampling: Samplin
     )
 
 
-def _greedy(draft: Draft, rows: Logits) -> tuple[int, int]:
+def _greedy(draft: Draft, rows: TargetRows) -> tuple[int, int]:
     """The sampled route at temperature 0, where p is one-hot: accepted iff the argmax, which is also the residual."""
-    best = rows.argmax(axis=1).tolist()
-    accepted = next((i for i, t in enumerate(draft.tokens) if t != best[i]), len(draft.tokens))
-    return accepted, best[accepted]
+    for i, proposed in enumerate(draft.tokens):
+        best = most_likely(rows[i])
+        if proposed != best:
+            return i, best
+    return len(draft.tokens), most_likely(rows[len(draft.tokens)])
 
 
-def _sampled(draft: Draft, rows: Logits, sampling: Sampling, chooser: Chooser) -> tuple[int, int]:
-    """(accepted proposals, the token after them)."""
+def _sampled(draft: Draft, rows: TargetRows, sampling: Sampling, chooser: Chooser) -> tuple[int, int]:
+    """(accepted proposals, the token after them): coins from the last proposal backwards, until one succeeds."""
+    p, shares = list[Probabilities](), [1.0]
     for i, position in enumerate(draft.positions):
-        p, proposed = target_probabilities(rows[i], sampling), position.walk
-        if proposed.failed or not chooser.accept(min(1.0, p[proposed.target] / max(proposed.probability, _TINY))):
-            return i, _residual(p, position, chooser)
-    return len(draft.tokens), chooser.choose(target_probabilities(rows[-1], sampling))
+        p.append(target_probabilities(rows[i], sampling))
+        shares.append(min(1.0, shares[i] * p[i][position.walk.target] / max(position.walk.probability, _TINY)))
+        if shares[-1] == 0.0:
+            break  # neither this proposal nor one behind it can be accepted
+    accepted = len(shares) - 1
+    if accepted == len(p) and chooser.accept(shares[accepted]):
+        return accepted, chooser.choose(target_probabilities(rows[accepted], sampling))
+    accepted = len(p) - 1
+    while (token := _residual(p[accepted], shares[accepted], draft.positions[accepted], chooser)) is None:
+        accepted -= 1  # ends at 0 at the latest: a share of one is never refused
+    return accepted, token
 
 
-def _residual(p: Probabilities, position: Position, chooser: Chooser) -> int:
-    """Draws from max(0, p - r), normalised, evaluating r only where a draw falls.
+def _residual(p: Probabilities, share: float, position: Position, chooser: Chooser) -> int | None:
+    """Draws a token y with weight max(0, share p(y) - r(y)), or None (go on backwards) with weight 1 - share.
 
-    Thinning with memory: draws y by weights that bound the residual, p(y) where r is not known and max(0, p(y) - r(y))
-    where it is, and accepts with residual over weight. A refused y becomes known, so no y is refused twice, and the
-    number of tries is at most that of target tokens with a path.
+    Args:
+      p: float64 (V,), the target's, after the proposals before ``position``.
+      share: probability that these proposals are accepted; a float in (0, 1].
+      position: whose proposal, if any, is not accepted.
+      chooser: the only source of randomness.
     """
-    weights = p.copy()
+    if not chooser.accept(share):
+        return None
+    # The first try of the thinning, by bounds that cost nothing: share p(y), whether r(y) is known or not.
+    token = chooser.choose(p)
+    bound = share * p[token]
+    if chooser.accept(max(0.0, bound - position.law.probability(token)) / max(bound, _TINY)):
+        return token
+    return _thinned(p, share, position, chooser)
+
+
+def _thinned(p: Probabilities, share: float, position: Position, chooser: Chooser) -> int | None:
+    """The law of ``_residual``, evaluating r only where a draw falls.
+
+    Thinning with memory: draws by bounds of the weights, share p(y) where r is not known and the weight itself where
+    it is, and accepts with weight over bound. A refused y becomes known, so no y is refused twice, and the number of
+    tries is at most that of target tokens with a path.
+    """
+    bounds = np.append(share * p, 1.0 - share)  # None comes last
     targets, r = position.law.known()
-    weights[targets] = np.maximum(p[targets] - r, 0.0)
-    if not position.walk.failed:
-        weights[position.walk.target] = 0.0  # refused, so p < r
-    while weights.any():
-        token = chooser.choose(weights)
-        surplus = max(0.0, p[token] - position.law.probability(token))
-        if chooser.accept(surplus / weights[token]):
+    bounds[targets] = np.maximum(bounds[targets] - r, 0.0)
+    bounds[position.walk.target] = 0.0  # not accepted, so share p < r
+    while bounds.any():
+        token = chooser.choose(bounds)
+        if token == len(p):
+            return None
+        weight = max(0.0, share * p[token] - position.law.probability(token))
+        if chooser.accept(weight / bounds[token]):
             return token
-        weights[token] = surplus
-    return chooser.choose(p)  # p = r but for rounding: a refusal had probability zero in exact arithmetic
+        bounds[token] = weight
+    return chooser.choose(p)  # p = r but for rounding: this had probability zero in exact arithmetic
 
 
 def _spelling(draft: Draft, accepted: int) -> tuple[int, ...]:

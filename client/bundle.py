@@ -3,30 +3,43 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 
 from ..common.bundle import BundleManifest, BundleTarget
 from ..common.errors import ModelError
 from ..common.lora import LoraAdapter
 from ..common.weights import Weights, read_weights
+from .ngrams import NgramConfig
 from .onnx_decoder import OnnxDecoder
+from .onnx_model import OnnxModel
 from .pair import Drafter, Pair
 from .runtime import bind_weights
 from .text import TextCodec
-from .trie import Trie, canonical_paths
+from .tokenizer_pair import PathKind, TokenizerPair
+from .trie_cache import default_directory
 
 EMBEDDED = Path("embedded")
 """Name of the bundle that is shipped inside the package."""
 
 _CONTEXT = 512
-"""KV rows that a drafter allocates at most; its context slides when a text is longer."""
+"""The longest context of a drafter; it slides when a text is longer."""
+
+_OPENING = RLock()
+"""Held while a model is opened, so that threads open it once. Of the module: a bundle with a lock has no pickle."""
 
 
 class Bundle:
-    """A drafter with what it needs for its targets. Models are opened on first use and shared by all pairs."""
+    """A drafter with what it needs for its targets.
+
+    A model is opened on first use, shared by all pairs, and kept as long as the bundle: a further pair costs its keys
+    and values only.
+    """
 
     def __init__(self, directory: Path, manifest: BundleManifest, drafter_threads: int = 1) -> None:
         self.directory, self.manifest = directory, manifest
         self._threads = drafter_threads
+        self._models: dict[tuple[Path, int], OnnxModel] = {}
+        self._tokenizers: dict[str, TokenizerPair] = {}
 
     @classmethod
     def open(cls, directory: Path) -> "Bundle":
@@ -54,42 +67,50 @@ class Bundle:
 
     @cached_property
     def drafter(self) -> Drafter:
-        """The drafter, opened once."""
+        """The drafter, opened once; each pair has a context of its own over its model."""
         directory, shape = self.directory / "drafter", self.manifest.shape
         self._verify("drafter/")
         weights = bind_weights(read_weights(directory, shape))
         limit = min(shape.context_limit, _CONTEXT)
         return Drafter(
-            decoder=OnnxDecoder(directory / "decode.onnx", weights, limit, self._threads),
+            model=OnnxModel(directory / "decode.onnx", weights, limit, self._threads),
             codec=TextCodec(directory, shape.vocab_size),
             train_graph=directory / "train.onnx",
             weights=weights,
-            threads=self._threads,
         )
 
-    def pair(self, target: str | None = None, threads: int = 1) -> Pair:
-        """Opens a target and joins it with the drafter.
+    def pair(
+        self,
+        target: str | None = None,
+        threads: int = 1,
+        paths: PathKind = "full",
+        ngrams: NgramConfig | None = None,
+    ) -> Pair:
+        """Joins a target with the drafter, in contexts of their own; opens what is not open yet.
 
         Args:
           target: a Hugging Face directory that the bundle was built for, or the name of a target whose weights are in
             the bundle; by default the bundle's first target.
-          threads: ONNX Runtime threads of the target.
+          threads: ONNX Runtime threads of the target. They belong to a session, and a session packs the weights for
+            its kernels, so another number is another model in memory.
+          paths, ngrams: which target tokens may be drafted (``TokenizerPair.paths``).
 
         Raises:
           ModelError, FingerprintError: not a model directory, or one that this bundle does not know.
         """
-        entry = self.entry(target)
-        graph_at = self.directory / "targets" / entry.name
-        self._verify(f"targets/{entry.name}/")
-        weights = bind_weights(self.target_weights(target))
-        codec = self.codec(target)
+        entry, weights_at = self._resolve(target)
+        with _OPENING:
+            model = self._model(entry, weights_at.resolve(), threads)
+            tokenizers = self._joined(entry)
+            held = tokenizers.paths(paths, ngrams)
+            drafter = replace(self.drafter)
         return Pair(
             name=entry.name,
             family=entry.family,
-            target=OnnxDecoder(graph_at / "decode.onnx", weights, entry.shape.context_limit, threads),
-            target_codec=codec,
-            drafter=self.drafter,
-            trie=self._trie(codec),
+            target=OnnxDecoder(model),
+            drafter=drafter,
+            tokenizers=tokenizers,
+            paths=held,
         )
 
     def entry(self, target: str | None = None) -> BundleTarget:
@@ -120,11 +141,23 @@ class Bundle:
             )
         return entry, self.directory / "targets" / entry.name
 
+    def _model(self, entry: BundleTarget, weights_at: Path, threads: int) -> OnnxModel:
+        """A target's model, opened once."""
+        if (weights_at, threads) not in self._models:
+            self._verify(f"targets/{entry.name}/")
+            graph = self.directory / "targets" / entry.name / "decode.onnx"
+            weights = bind_weights(read_weights(weights_at, entry.shape))
+            self._models[weights_at, threads] = OnnxModel(graph, weights, entry.shape.context_limit, threads)
+        return self._models[weights_at, threads]
+
+    def _joined(self, entry: BundleTarget) -> TokenizerPair:
+        """A target's tokenizer joined with the drafter's, once."""
+        if entry.name not in self._tokenizers:
+            codec = TextCodec(self.directory / "targets" / entry.name, entry.shape.vocab_size)
+            self._tokenizers[entry.name] = TokenizerPair(codec, self.drafter.codec, default_directory())
+        return self._tokenizers[entry.name]
+
     def _verify(self, prefix: str) -> None:
         """Compares the files below ``prefix`` with their digests in the manifest."""
         files = {name: digest for name, digest in self.manifest.files.items() if name.startswith(prefix)}
         replace(self.manifest, files=files).verify(self.directory)
-
-    def _trie(self, codec: TextCodec) -> Trie:
-        drafter = self.drafter.codec
-        return Trie.from_paths(canonical_paths(codec.vocabulary, drafter.vocabulary, drafter.plain_tokens))

@@ -5,9 +5,11 @@ Everything random asks a chooser, so the shipped code can be run over every answ
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
+from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .sampling import Probabilities
 
@@ -33,8 +35,7 @@ class RandomChooser:
 
     def choose(self, weights: Probabilities) -> int:
         # First a run of weights, then one of the run: running sums over a whole vocabulary cost more than its softmax.
-        starts = np.arange(0, len(weights), _RUN)
-        start = int(starts[self._draw(np.add.reduceat(weights, starts))])
+        start = _RUN * self._draw(np.add.reduceat(weights, _starts(len(weights))))
         return start + self._draw(weights[start : start + _RUN])
 
     def _draw(self, weights: Probabilities) -> int:
@@ -45,6 +46,12 @@ class RandomChooser:
 
     def accept(self, probability: float) -> bool:
         return self._rng.random() < probability
+
+
+@lru_cache(maxsize=64)
+def _starts(length: int) -> NDArray[np.intp]:
+    """Where the runs of an array of ``length`` begin."""
+    return np.arange(0, length, _RUN)
 
 
 def enumerate_outcomes(run: Callable[[Chooser], Outcome]) -> dict[Outcome, float]:

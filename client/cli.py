@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +20,14 @@ from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
 from .bundle import EMBEDDED, Bundle
-from .generation import Options
 from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
+from .ngrams import NgramCache
+from .options import Options
 from .pair import Pair
 from .prompts import Prompt, check_lengths, is_text, read_prompts
 from .sampling import Sampling
+from .tokenizer_pair import path_kind
 from .trainer import AdamWConfig, HybridLoss
 
 BundleOption = Annotated[
@@ -49,6 +52,27 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random ch
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads of the target.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Least share of the likeliest token's probability; 0 is off.")]
+PenaltyOption = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1 makes tokens of the text less likely; 1 is off.")
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeat for several.")
+]
+PathsOption = Annotated[
+    str,
+    typer.Option(
+        "--paths",
+        metavar="full|online|direct",
+        help="What may be drafted: all the drafter can spell, what the target emitted before, single tokens.",
+    ),
+]
+NgramsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ngrams", metavar="FILE", help="With --paths online: the n-grams learned so far; read, and written again."
+    ),
+]
 
 
 def generate(
@@ -58,11 +82,16 @@ def generate(
     temperature: TemperatureOption = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
+    stop: StopOption = None,
     seed: SeedOption = 0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
     adapter: AdapterOption = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
+    paths: PathsOption = "full",
+    ngrams: NgramsOption = None,
     threads: ThreadsOption = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
 ) -> None:
@@ -78,19 +107,27 @@ def generate(
     """
     if not prompt or not is_text(prompt):
         raise ConfigError(f"--prompt is {'not UTF-8 text' if prompt else 'empty'}, expected some text to continue")
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
-    drafting = 0 if no_draft else draft_tokens
-    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=drafting, seed=seed)
-    pair = _open(bundle, target, threads, adapter).pair
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
+    )
+    options = Options(
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop or ()),
+        draft_tokens=0 if no_draft else draft_tokens,
+        seed=seed,
+    )
+    pair = _open(bundle, target, threads, adapter, paths).pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
-    if as_json:
-        print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
-        return
-    sys.stdout.write(prompt)
-    for piece in pair.drafted.stream(prompt, options):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    with _remembered(pair, ngrams):
+        if as_json:
+            print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
+            return
+        sys.stdout.write(prompt)
+        for piece in pair.drafted.stream(prompt, options):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
 
 
 def adapt(
@@ -182,8 +219,11 @@ def evaluate(
     temperature: TemperatureOption = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: PenaltyOption = 1.0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
+    paths: PathsOption = "full",
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
@@ -194,14 +234,16 @@ def evaluate(
 
       fleetdraft eval --bundle B --target models/stories3m --prompts test.jsonl --adapter my-adapter --json after.json
     """
-    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    sampling = Sampling(
+        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
+    )
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
     check_file(json_file)
     by_task = _by_task(read_prompts(prompts))
     rows = []
     names: Sequence[str | None] = target or [None]
     for name in names:
-        opened = _open(bundle, name, threads, adapter)
+        opened = _open(bundle, name, threads, adapter, paths)
         for chosen in by_task.values():
             check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
         for task, chosen in by_task.items():
@@ -220,13 +262,31 @@ class _Opened:
     adapter: LoraAdapter
 
 
-def _open(path: Path, target: str | None, threads: int, adapter: Path | None) -> _Opened:
+def _open(path: Path, target: str | None, threads: int, adapter: Path | None, paths: str = "full") -> _Opened:
     """Opens bundle and target and puts the adapter (the bundle's initial one by default) in force."""
     bundle = Bundle.open(path)
-    pair = bundle.pair(target, threads)
+    pair = bundle.pair(target, threads, path_kind(paths))
     in_force = bundle.adapter(adapter)
     pair.adapt(in_force)
     return _Opened(bundle=bundle, pair=pair, adapter=in_force)
+
+
+@contextmanager
+def _remembered(pair: Pair, file: Path | None) -> Iterator[None]:
+    """Restores the pair's n-grams from ``file``, and writes them back however the generation ends."""
+    cache = pair.paths
+    if file is None:
+        yield
+        return
+    if not isinstance(cache, NgramCache):
+        raise ConfigError(f"--ngrams {file} is given without --paths online, which alone learns n-grams")
+    check_file(file)
+    if notice := cache.restore(file):
+        print(f"fleetdraft: {notice}", file=sys.stderr)
+    try:
+        yield
+    finally:
+        cache.save(file)
 
 
 def _generation_json(pair: Pair, prompt: str, options: Options) -> dict[str, Any]:

@@ -7,17 +7,24 @@ segmentation of the whole text it could not, and would forget one target while i
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from ..common.vocabulary import Vocabulary
 from .decoder import Decoder, Logits
-from .trie import Trie
+
+
+class Paths(Protocol):
+    """Gives canonical paths: a trie, or any other way to hold them."""
+
+    def path(self, token: int) -> tuple[int, ...]:
+        """The draft path of a target token, ``()`` where it has none."""
 
 
 class Spelling:
     """Spells a target's tokens in drafter tokens."""
 
-    def __init__(self, target: Vocabulary, drafter: Vocabulary, trie: Trie) -> None:
-        self._target, self._drafter, self._trie = target, drafter, trie
+    def __init__(self, target: Vocabulary, drafter: Vocabulary, paths: Paths) -> None:
+        self._target, self._drafter, self._paths = target, drafter, paths
         self.start: tuple[int, ...] = drafter.eos[:1] if drafter.bos is None else (drafter.bos,)
         """What every context begins with: the drafter's beginning of text, or the end of the text before."""
 
@@ -30,7 +37,7 @@ class Spelling:
         | text whose path belongs to another id | by longest match over the drafter's tokens |
         | special, or bytes the drafter lacks   | not at all                                 |
         """
-        return self._trie.path(token) or self._drafter.longest_match(self._target.token_bytes[token])
+        return self._paths.path(token) or self._drafter.longest_match(self._target.token_bytes[token])
 
     def context(self, tokens: Iterable[int]) -> list[int]:
         """The drafter's context for a text of target tokens."""
@@ -81,6 +88,7 @@ class DraftContext:
             # The drafter's context is shorter than the text: it goes on with the newest half.
             self._tokens = self._tokens[-max(1, self._drafter.limit // 2) :]
             known = 0
-        known = min(known, len(self._tokens) - 1)
+        # Keys of an adapter that is no longer in force are made anew here, between two blocks, and nowhere else.
+        known = 0 if self._drafter.stale else min(known, self._drafter.length, len(self._tokens) - 1)
         self._drafter.rewind(known)
         return self._drafter.score(self._tokens[known:], 1).reshape(-1)

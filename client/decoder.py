@@ -30,6 +30,14 @@ class Decoder(Protocol):
     def length(self) -> int:
         """Tokens in the context now."""
 
+    @property
+    def stale(self) -> bool:
+        """Whether the model has changed (a new adapter) since this context began.
+
+        A context that is held goes on as it began: within a block of drafting all rows must be of one model, or the
+        law of a proposal is not the one it was drawn from. It takes the change up when it begins anew, ``rewind(0)``.
+        """
+
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """Appends ``tokens`` to the context.
 
@@ -64,6 +72,10 @@ class TableDecoder:
     @property
     def length(self) -> int:
         return len(self._context)
+
+    @property
+    def stale(self) -> bool:
+        return False
 
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         if len(self._context) + len(tokens) > self._limit:

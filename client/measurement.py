@@ -6,8 +6,9 @@ from typing import Any
 
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
+from .continuation import Generation
 from .decoder import Decoder
-from .generation import Generation, Options
+from .options import Options
 from .pair import Pair
 from .prompts import Prompt
 

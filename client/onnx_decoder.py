@@ -1,7 +1,7 @@
-"""A decoder on ONNX Runtime: the Decoder seam over a ``decode.onnx`` graph (``export/decode_graph.py``)."""
+"""A decoder on ONNX Runtime: one context over a model (``onnx_model.py``), which it shares with other decoders."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -9,101 +9,130 @@ from numpy.typing import NDArray
 
 from ..common.errors import ContextLimitError
 from .decoder import Logits
-from .runtime import BoundWeights, open_session
+from .onnx_model import LoraValues, OnnxModel
+
+_FIRST_ROWS = 256
+"""KV rows of a context's first buffers; they double from there."""
 
 
 class OnnxDecoder:
-    """Drafter or target with KV buffers allocated once.
+    """A drafter's or a target's context: KV buffers that grow with the text, and what is bound to them.
 
-    Rewinding only lowers the length, so a rejection costs nothing. LoRA tensors are inputs bound once; ``adapt``
-    overwrites them in place, so a new adapter is in force at the next ``score`` without a new session.
+    Rewinding only lowers the length, so a rejection costs nothing. One thread at a time may use a decoder; decoders of
+    one model do not disturb each other.
     """
 
-    def __init__(self, graph: Path, weights: BoundWeights, limit: int, threads: int = 1) -> None:
-        """Opens the graph.
-
-        Args:
-          graph: path of ``decode.onnx``.
-          weights: the model's frozen weights, shared with other sessions.
-          limit: KV rows to allocate, at most the model's context limit.
-          threads: intra-op threads.
-        """
-        self._session = open_session(graph, weights, threads)
-        self._binding = self._session.io_binding()
-        self._limit, self._length = limit, 0
-        self._slots = {}
-        for value in self._session.get_inputs():
-            if value.name.startswith(("key.", "value.")):
-                self._bind_cache(value.name, [limit if isinstance(d, str) else d for d in value.shape])
-            elif value.name.startswith("lora."):
-                self._slots[value.name] = self._bind_zeros(value.name, value.shape)
-        outputs = {value.name: value for value in self._session.get_outputs()}
-        self._vocab_size = int(outputs["logits"].shape[1])
-        self._logits = np.empty((0, self._vocab_size), np.float32)
-        self._kept, self._past, self._total = (
-            self._bind_scalar(name, dtype, shape)
-            for name, dtype, shape in (("kept", np.int64, (1,)), ("past", np.int32, (1, 1)), ("total", np.int32, ()))
-        )
+    def __init__(self, model: OnnxModel) -> None:
+        """Begins an empty context; buffers are allocated by ``score``."""
+        self.model = model
+        self._binding = model.session.io_binding()
+        self._length, self._rows = 0, 0
+        self._caches = {name: np.empty((1, heads, 0, size), np.float32) for name, (heads, size) in model.caches.items()}
+        self._lora: LoraValues | None = None
+        self._all_tokens = _Rows(np.empty(0, np.int64))
+        self._all_logits = _Rows(np.empty((0, model.vocab_size), np.float32))
+        self._tokens, self._logits = np.empty(0, np.int64), np.empty((0, model.vocab_size), np.float32)
+        self._kept, self._past, self._total = np.zeros(1, np.int64), np.zeros((1, 1), np.int32), np.zeros((), np.int32)
+        for name, array in (("kept", self._kept), ("past", self._past), ("total", self._total)):
+            self._binding.bind_ortvalue_input(name, _shared(array))
 
     @property
     def vocab_size(self) -> int:
-        return self._vocab_size
+        return self.model.vocab_size
 
     @property
     def limit(self) -> int:
-        return self._limit
+        return self.model.limit
 
     @property
     def length(self) -> int:
         return self._length
 
+    @property
+    def stale(self) -> bool:
+        """See ``Decoder.stale``."""
+        return self._length > 0 and self._lora is not self.model.lora
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the KV buffers now: what this context costs beside its model."""
+        return sum(cache.nbytes for cache in self._caches.values())
+
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """See ``Decoder.score``."""
         count = len(tokens)
         end = self._length + count
-        if end > self._limit:
-            raise ContextLimitError(f"{end} tokens exceed the context of {self._limit}")
-        kept = count if kept is None else kept
-        rows = self._logit_buffer(kept)
-        self._tokens = np.asarray(tokens, dtype=np.int64)
-        self._binding.bind_input("tokens", "cpu", 0, np.int64, self._tokens.shape, self._tokens.ctypes.data)
-        self._kept[...] = kept
-        self._past[...] = end - 1
-        self._total[...] = end
-        self._session.run_with_iobinding(self._binding)
+        if kept is None:
+            kept = count
+        if end > self._rows:
+            self._grow(end)
+        if not self._length:
+            self._take_adapter()
+        # Binding costs more than everything else here, so only what has another shape is bound again.
+        if count != len(self._tokens):
+            self._tokens, value = self._all_tokens.first(count)
+            self._binding.bind_ortvalue_input("tokens", value)
+        if kept != len(self._logits):
+            self._logits, value = self._all_logits.first(kept)
+            self._binding.bind_ortvalue_output("logits", value)
+            self._kept[0] = kept
+        self._tokens[:] = tokens
+        self._past[0, 0] = end - 1
+        self._total[()] = end
+        self.model.session.run_with_iobinding(self._binding)
         self._length = end
-        return rows
+        return self._logits
 
     def rewind(self, length: int) -> None:
         """See ``Decoder.rewind``."""
         self._length = min(length, self._length)
 
-    def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-        """Puts an adapter in force and forgets the context, whose keys and values the old adapter made."""
-        for name, slot in self._slots.items():
-            slot.update_inplace(np.ascontiguousarray(arrays[name]))
-        self._length = 0
-
     # --- binding ----------------------------------------------------------------------------------------------
 
-    def _logit_buffer(self, kept: int) -> Logits:
-        if kept > len(self._logits):
-            self._logits = np.empty((kept, self._vocab_size), np.float32)
-        rows = self._logits[:kept]
-        self._binding.bind_output("logits", "cpu", 0, np.float32, rows.shape, rows.ctypes.data)
-        return rows
+    def _grow(self, end: int) -> None:
+        """Doubles the KV buffers until they hold ``end`` rows, up to the limit; what is held is copied."""
+        if end > self.limit:
+            raise ContextLimitError(
+                f"{end} tokens exceed the model's context of {self.limit}; shorten the prompt or generate less"
+            )
+        rows = max(_FIRST_ROWS, self._rows)
+        while rows < end:
+            rows *= 2
+        self._rows = min(rows, self.limit)
+        for name, (heads, size) in self.model.caches.items():
+            cache = np.zeros((1, heads, self._rows, size), np.float32)
+            cache[:, :, : self._length] = self._caches[name][:, :, : self._length]
+            self._caches[name] = cache
+            value = _shared(cache)
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(name.replace(".", "_out."), value)
 
-    def _bind_cache(self, name: str, shape: Sequence[int]) -> None:
-        value = self._bind_zeros(name, shape)
-        self._binding.bind_ortvalue_output(name.replace(".", "_out."), value)
+    def _take_adapter(self) -> None:
+        lora = self.model.lora  # read once: another thread may adapt now
+        if self._lora is not lora:
+            for name, value in lora.items():
+                self._binding.bind_ortvalue_input(name, value)
+            self._lora = lora
 
-    def _bind_zeros(self, name: str, shape: Sequence[int]) -> ort.OrtValue:
-        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
-        self._binding.bind_ortvalue_input(name, value)
-        return value
 
-    def _bind_scalar(self, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[np.generic]:
-        """Binds a one-element input by address; writing to the returned array changes the next run's input."""
-        array: NDArray[np.generic] = np.zeros(shape, dtype)
-        self._binding.bind_input(name, "cpu", 0, dtype, shape, array.ctypes.data)
-        return array
+class _Rows:
+    """A buffer that grows. Its first n rows are made an ONNX Runtime value once, which is the dear part of binding."""
+
+    def __init__(self, empty: NDArray[Any]) -> None:
+        self._buffer = empty
+        self._views: dict[int, tuple[NDArray[Any], ort.OrtValue]] = {}
+
+    def first(self, count: int) -> tuple[NDArray[Any], ort.OrtValue]:
+        """The first ``count`` rows, as an array and as a value over the same memory."""
+        if count > len(self._buffer):
+            self._buffer = np.empty((count, *self._buffer.shape[1:]), self._buffer.dtype)
+            self._views.clear()
+        if count not in self._views:
+            view = self._buffer[:count]
+            self._views[count] = view, _shared(view)
+        return self._views[count]
+
+
+def _shared(array: NDArray[Any]) -> ort.OrtValue:
+    """A value over the array's own memory: what is written to the array is the next run's input."""
+    return ort.OrtValue.ortvalue_from_numpy(array)

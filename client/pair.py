@@ -11,61 +11,84 @@ from .generation import DrafterSide, Generator
 from .learner import LearnerConfig, OnlineLearner
 from .lesson import LessonWriter
 from .onnx_decoder import OnnxDecoder
+from .onnx_model import OnnxModel
+from .paths import DraftPaths
 from .runtime import BoundWeights
 from .text import TextCodec
+from .tokenizer_pair import TokenizerPair
 from .trainer import TrainStep
 from .trie import Trie
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drafter:
-    """The bundle's drafter: its decoder, tokenizer, train graph and the weights both graphs share."""
+    """One context of a bundle's drafter. All of the bundle's drafters share the model, and so the adapter in force."""
 
-    decoder: OnnxDecoder
+    model: OnnxModel
     codec: TextCodec
     train_graph: Path
     weights: BoundWeights
-    threads: int
+    """Frozen; the train graph is opened over them."""
+
+    @cached_property
+    def decoder(self) -> OnnxDecoder:
+        """This drafter's own context; ``dataclasses.replace`` gives a drafter with another."""
+        return OnnxDecoder(self.model)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A target and the drafter that serves it, joined by the trie of draft paths."""
+    """A target and the drafter that serves it, joined by the trie of draft paths. One text at a time.
+
+    Both contexts are the pair's own, so pairs of one bundle can be used in turns, token by token, or each in a thread
+    of its own; models, weights and the adapter in force are shared.
+    """
 
     name: str
     family: str
     """Name of the target's vocabulary; figures are reported per family."""
     target: Decoder
-    target_codec: TextCodec
     drafter: Drafter
-    trie: Trie
+    tokenizers: TokenizerPair
+    paths: DraftPaths
+    """Which of the target's tokens may be drafted."""
+
+    @property
+    def target_codec(self) -> TextCodec:
+        """The target's tokenizer."""
+        return self.tokenizers.target
+
+    @property
+    def trie(self) -> Trie:
+        """The canonical paths of all target tokens, drafted or not."""
+        return self.tokenizers.trie
 
     @cached_property
     def spelling(self) -> Spelling:
         """The target's tokens in drafter tokens."""
-        return Spelling(self.target_codec.vocabulary, self.drafter.codec.vocabulary, self.trie)
+        return Spelling(self.target_codec.vocabulary, self.drafter.codec.vocabulary, self.paths)
 
     @cached_property
     def alone(self) -> Generator:
         """The target without a drafter."""
-        return Generator(self.target, self.target_codec)
+        return self.drafted.alone
 
     @cached_property
     def drafted(self) -> Generator:
         """The target with the drafter and the adapter in force."""
-        side = DrafterSide(decoder=self.drafter.decoder, spelling=self.spelling, trie=self.trie)
+        side = DrafterSide(decoder=self.drafter.decoder, spelling=self.spelling, paths=self.paths)
         return Generator(self.target, self.target_codec, side)
 
     def adapt(self, adapter: LoraAdapter) -> None:
-        """Puts ``adapter`` in force from the next token on."""
-        self.drafter.decoder.adapt(adapter.arrays)
+        """Puts ``adapter`` in force for all pairs of the bundle, each from its next block on."""
+        self.drafter.model.adapt(adapter.arrays)
 
     def learner(self, adapter: LoraAdapter, config: LearnerConfig, seed: int) -> OnlineLearner:
         """An online learner that starts from ``adapter`` and puts every improvement in force."""
         self.adapt(adapter)
         drafter = self.drafter
         return OnlineLearner(
-            step=TrainStep(drafter.train_graph, drafter.weights, config.loss, drafter.threads),
+            step=TrainStep(drafter.train_graph, drafter.weights, config.loss, drafter.model.threads),
             writer=LessonWriter(self.spelling, self.trie, config.projection),
             adapter=adapter,
             config=config,

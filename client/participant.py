@@ -8,8 +8,8 @@ import numpy as np
 from ..common.messages import EvaluateTask, Evaluation, Release, TrainTask, Update, clipped
 from ..common.metrics import DraftCounters
 from .adaptation import adapt_online
-from .generation import Options
 from .learner import LearnerConfig
+from .options import Options
 from .pair import Pair
 from .prompts import Prompt
 

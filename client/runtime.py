@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from ..common.errors import ModelError
 
 BoundWeights = dict[str, ort.OrtValue]
-"""Frozen weights as ONNX Runtime values; any number of sessions share one set."""
+"""Frozen weights as ONNX Runtime values: what sessions are opened from. Each session packs a copy for its kernels."""
 
 
 def bind_weights(weights: Mapping[str, NDArray[np.float32]]) -> BoundWeights:
-    """Copies weights into ONNX Runtime's memory, once per model."""
+    """Wraps weights for ONNX Runtime, once per model; contiguous arrays are not copied."""
     return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
 
 

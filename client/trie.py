@@ -1,119 +1,74 @@
-"""The trie of canonical paths: how each target token is spelled in drafter tokens. It knows no probabilities."""
+"""The trie of draft paths: how target tokens are spelled in drafter tokens. It knows no probabilities."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.errors import ModelError
-from ..common.vocabulary import Vocabulary
 
-Encode = Callable[[str], list[int]]
 Integers = NDArray[np.intp]
 
 ROOT = 0
-_LEAD = "\n"
 
+#: No vocabulary comes near; what an index by id may cost is bounded by it.
+_LARGEST_ID = (1 << 24) - 1
 
-def canonical_paths(target: Vocabulary, drafter: Vocabulary, encode: Encode) -> dict[int, tuple[int, ...]]:
-    """One path of drafter tokens for every target token that the drafter can spell.
-
-    | target token                                     | path                                                   |
-    |--------------------------------------------------|--------------------------------------------------------|
-    | any, where both vocabularies are the same        | itself                                                 |
-    | text                                             | the drafter tokenizer's own segmentation, mid-text     |
-    | half a character, or a segmentation that differs | greedy longest match over the drafter's byte strings   |
-    | bytes the drafter lacks                          | none: never proposed, still emitted by the target      |
-    | same bytes as another id                         | only one id gets the path (``Vocabulary.ids``)         |
-    | eos                                              | the drafter's eos; of several, first to first          |
-    | other special tokens                             | none                                                   |
-
-    Args:
-      encode: the drafter tokenizer, adding no special tokens.
-    """
-    # The same vocabulary maps by id: a token that its own tokenizer never produces must still map to itself.
-    paths: dict[int, tuple[int, ...]]
-    if target.token_bytes == drafter.token_bytes:
-        paths = {t: (drafter.ids[text],) for text, t in target.ids.items()}
-    else:
-        spell = _Speller(drafter, encode)
-        paths = {t: path for text, t in target.ids.items() if (path := spell(text))}
-    return paths | {t: (d,) for t, d in zip(target.eos, drafter.eos, strict=False)}
-
-
-class _Speller:
-    """Spells byte strings in drafter tokens."""
-
-    def __init__(self, drafter: Vocabulary, encode: Encode) -> None:
-        self._drafter, self._encode = drafter, encode
-        self._space = b" " if drafter.dummy_prefix else b""
-
-    def __call__(self, text: bytes) -> tuple[int, ...]:
-        """The path, or ``()`` where there is none."""
-        try:
-            characters = text.decode()
-        except UnicodeDecodeError:
-            return self._drafter.longest_match(text)
-        path = self._segmented(_LEAD, characters) or self._segmented("", characters)
-        return path or self._drafter.longest_match(text)
-
-    def _segmented(self, lead: str, text: str) -> tuple[int, ...]:
-        """The tokens of ``text`` behind ``lead``, if token boundaries fall between the two and the bytes agree."""
-        tokens = self._encode(lead + text)
-        pieces = [self._drafter.token_bytes[t] for t in tokens]
-        before = self._space + lead.encode()
-        ends = list(accumulate(map(len, pieces), initial=0))
-        if not all(pieces) or b"".join(pieces) != before + text.encode() or len(before) not in ends:
-            return ()
-        return tuple(self._drafter.ids[piece] for piece in pieces[ends.index(len(before)) :])
+_NONE: Integers = np.empty(0, dtype=np.intp)
 
 
 class Trie:
     """An immutable trie whose edges are drafter tokens and whose terminal nodes are target tokens.
 
-    Nodes are numbered by level, so the children of a node are consecutive: first those that are terminal, then the
-    others, each by token. A drawn index is therefore a child without any look-up, and every array here is a view.
+    The *height* of a node is how many drafter tokens it is away from the nearest target token at or below it: 0 where
+    it is terminal. Nodes are numbered by level, so the children of a node are consecutive, by height and then by token.
+    A drawn index is therefore a child without any look-up, the children that some budget can complete come first, and
+    every array here is a view.
 
     Guarantees:
-      - No two target tokens share a path; no path is empty.
+      - No two target tokens share a path; no path is empty; every path ends in a target token.
       - ``from_arrays(to_arrays())`` is the same trie.
 
     Args:
-      targets: (n,) distinct target ids.
-      offsets: (n + 1,) path i is ``tokens[offsets[i]:offsets[i + 1]]``.
-      tokens: (offsets[n],) drafter ids.
+      parent: (N,) each node's, -1 for the root.
+      token: (N,) drafter id of the edge from it, -1 for the root.
+      target: (N,) target id, -1 where the node is not terminal.
 
     Raises:
-      ModelError: the arrays are no such paths.
+      ModelError: the arrays are no such trie.
     """
 
-    def __init__(self, targets: Integers, offsets: Integers, tokens: Integers) -> None:
-        _check(targets, offsets, tokens)
-        self._arrays = {"targets": targets, "offsets": offsets, "tokens": tokens}
-        parent, token, end_of_path = _number(offsets, tokens)
-        target = np.full(len(parent), -1, dtype=np.intp)
-        target[end_of_path] = targets
-        if np.count_nonzero(target >= 0) != len(targets):
-            raise ModelError("two target tokens share one path of drafter tokens")
-        self._token = token
-        self._first = np.searchsorted(parent, np.arange(len(parent) + 1)).tolist()
-        terminal = np.bincount(parent[1:][target[1:] >= 0], minlength=len(parent))
-        self._terminals: list[int] = terminal.tolist()
-        self._parent: list[int] = parent.tolist()
-        self._node = dict(zip(targets.tolist(), end_of_path.tolist(), strict=True))
-        self.target: list[int] = target.tolist()
+    def __init__(self, parent: Integers, token: Integers, target: Integers) -> None:
+        _check(parent, token, target)
+        terminal, nodes = target >= 0, len(parent)
+        children = np.bincount(parent[1:], minlength=nodes)
+        if not (terminal | (children > 0))[1:].all():
+            raise ModelError("not the arrays of a trie: a path ends where there is no target token")
+        node = np.zeros(int(target.max()) + 1, dtype=np.int32)
+        node[target[terminal]] = np.flatnonzero(terminal)
+        self._length = int(np.count_nonzero(terminal))
+        if np.count_nonzero(node) != self._length:
+            raise ModelError("not the arrays of a trie: a target token has two paths")
+        self._token = _read_only(token)
+        self._tokens = self._token.data
+        first = np.cumsum(np.concatenate(([1], children)))
+        height = _heights(first, terminal)
+        if not _in_order(parent[1:], height[1:], token[1:]):
+            raise ModelError("not the arrays of a trie: expected nodes by parent, then by height, then by token")
+        self._first, self._height, self._parent, self._node = _view(first), _view(height), _view(parent), node.data
+        self._levels = _levels(self._first)
+        self.target = _view(target)
         """Target id of each node, -1 where the node is not terminal."""
-        self.roots = self.child_tokens(ROOT)
-        """Drafter tokens that begin a path."""
-        self._root_rank = np.full(int(tokens.max(initial=0)) + 1, -1, dtype=np.intp)
-        self._root_rank[self.roots] = np.arange(len(self.roots))
-        self.single = _read_only(np.arange(self._terminals[ROOT]))
-        """Positions in ``roots`` of the tokens that are a whole target token."""
-        self.single_final = _read_only(self.single[terminal[1 : 1 + self._terminals[ROOT]] == 0])
-        """Those of ``single`` that have no terminal child."""
-        self.single_targets = _read_only(target[1 : 1 + self._terminals[ROOT]])
-        """The target ids of ``single``."""
+        roots = self._token[1 : first[1]]
+        self._root_rank = np.full(int(token.max()) + 1, -1, dtype=np.intp)
+        self._root_rank[roots] = np.arange(len(roots))
+        singles = np.flatnonzero(terminal[1 : first[1]]) + 1
+        self.single_targets = _read_only(target[singles])
+        """The target ids that are one drafter token, in the order of the roots, of which these come first."""
+        # Tokens that a walk needs to go on from each of them; none are enough where there is no child.
+        self._single_needs = np.full(len(singles), _LARGEST_ID)
+        self._single_needs[children[singles] > 0] = height[first[singles[children[singles] > 0]]] + 1
 
     # --- walking ----------------------------------------------------------------------------------------------
 
@@ -121,38 +76,43 @@ class Trie:
         """Its children are this node and the following ones."""
         return self._first[node]
 
-    def child_tokens(self, node: int) -> Integers:
-        """Drafter tokens of the children, in their order."""
-        return self._token[self._first[node] : self._first[node + 1]]
+    def child_tokens(self, node: int, budget: int) -> Integers:
+        """Drafter tokens of the children that ``budget`` tokens, the child's own included, can complete.
 
-    def terminal_children(self, node: int) -> Integers:
-        """Drafter tokens of the terminal children, which come first."""
+        These are the first of the children, in their order.
+        """
+        first, end = self._first[node], self._first[node + 1]
+        return self._token[first : bisect_left(self._height, budget, first, end)]
+
+    def ends(self, node: int, budget: int) -> bool:
+        """Whether ``node`` is terminal and ``budget`` tokens complete no child of it: a walk ends here."""
         first = self._first[node]
-        return self._token[first : first + self._terminals[node]]
+        return self.target[node] >= 0 and (first == self._first[node + 1] or self._height[first] >= budget)
 
-    def is_final(self, node: int) -> bool:
-        """Whether ``node`` is terminal and no terminal child continues it: a walk ends here."""
-        return self.target[node] >= 0 and not self._terminals[node]
+    def claimed(self, node: int, budget: int) -> Integers:
+        """Positions in the root's ``child_tokens`` of the tokens that lead from ``node`` into a child too."""
+        tokens = self.child_tokens(node, budget)
+        if node == ROOT or not len(tokens):
+            return _NONE
+        ranks = self._root_rank[tokens]
+        return ranks[(ranks >= 0) & (ranks < len(self.child_tokens(ROOT, budget)))]
 
-    def claimed(self, node: int) -> Integers:
-        """Positions in ``roots`` of the tokens that a terminal child of ``node`` claims."""
-        if node == ROOT:
-            return self.single[:0]
-        ranks = self._root_rank[self.terminal_children(node)]
-        return ranks[ranks >= 0]
+    def single_ends(self, budget: int) -> Integers:
+        """Positions in ``single_targets`` of the tokens that end a walk which has ``budget`` tokens at its start."""
+        return np.flatnonzero(self._single_needs >= budget)
 
     # --- paths ------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._node)
+        return self._length
 
     def __iter__(self) -> Iterator[int]:
-        """The target ids that have a path."""
-        return iter(self._node)
+        """The target ids that have a path, in ascending order."""
+        return (target for target, node in enumerate(self._node) if node != ROOT)
 
     def node(self, target: int) -> int:
         """The terminal node of a target token, ``ROOT`` where it has no path."""
-        return self._node.get(target, ROOT)
+        return self._node[target] if 0 <= target < len(self._node) else ROOT
 
     def branch(self, node: int) -> tuple[int, ...]:
         """The nodes from the root's child down to ``node``."""
@@ -160,30 +120,45 @@ class Trie:
         while node != ROOT:
             nodes.append(node)
             node = self._parent[node]
-        return tuple(reversed(nodes))
+        nodes.reverse()
+        return tuple(nodes)
 
     def spelling(self, node: int) -> tuple[int, ...]:
         """The drafter tokens from the root to ``node``."""
-        return tuple(int(self._token[n]) for n in self.branch(node))
+        if node == ROOT:
+            return ()
+        parent = self._parent[node]
+        if parent == ROOT:
+            return (self._tokens[node],)
+        return (*self.spelling(parent), self._tokens[node])
 
     def path(self, target: int) -> tuple[int, ...]:
-        """The canonical path of a target token, ``()`` where it has none."""
+        """The draft path of a target token, ``()`` where it has none."""
         return self.spelling(self.node(target))
 
-    def reachable(self, target: int) -> bool:
-        """Whether a walk can end in ``target``: once its path meets a terminal node, all later nodes are terminal."""
-        nodes = self.branch(self.node(target))
-        terminal = [self.target[n] >= 0 for n in nodes]
-        return bool(nodes) and terminal == sorted(terminal)
+    def depth(self, node: int) -> int:
+        """Drafter tokens from the root to ``node``."""
+        return bisect_right(self._levels, node) - 1 if node else 0
 
     # --- storage ----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_paths(cls, paths: Mapping[int, Sequence[int]]) -> "Trie":
-        """Builds the trie of ``{target id: drafter ids}``."""
-        offsets = np.cumsum([0, *map(len, paths.values())], dtype=np.intp)
-        tokens = np.fromiter((d for path in paths.values() for d in path), dtype=np.intp, count=int(offsets[-1]))
-        return cls(np.fromiter(paths, dtype=np.intp, count=len(paths)), offsets, tokens)
+        """Builds the trie of ``{target id: drafter ids}``.
+
+        Raises:
+          ModelError: a path is empty, two are the same, or an id is negative.
+        """
+        lengths = np.fromiter(map(len, paths.values()), dtype=np.intp, count=len(paths))
+        tokens = np.fromiter((d for path in paths.values() for d in path), dtype=np.intp, count=int(lengths.sum()))
+        if not lengths.all() or min(paths, default=0) < 0 or tokens.min(initial=0) < 0:
+            raise ModelError("not the paths of a trie: expected ids >= 0, and at least one drafter token for each")
+        parent, token, end_of_path = _number(lengths, tokens)
+        target = np.full(len(parent), -1, dtype=np.intp)
+        target[end_of_path] = np.fromiter(paths, dtype=np.intp, count=len(paths))
+        if np.count_nonzero(target >= 0) != len(paths):
+            raise ModelError("two target tokens share one path of drafter tokens")
+        return cls(parent, token, target)
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.integer]]) -> "Trie":
@@ -193,53 +168,97 @@ class Trie:
           ModelError: an array is missing or the arrays do not fit together.
         """
         try:
-            targets, offsets, tokens = (arrays[name].astype(np.intp) for name in ("targets", "offsets", "tokens"))
-        except (KeyError, ValueError) as error:
+            parent, token, target = (_whole(arrays[name]) for name in ("parent", "token", "target"))
+        except (KeyError, TypeError) as error:
             raise ModelError(f"not the arrays of a trie: {error!r}") from error
-        return cls(targets, offsets, tokens)
+        return cls(parent, token, target)
 
     def to_arrays(self) -> dict[str, NDArray[np.int32]]:
-        """The paths as three flat int32 arrays, for an ``.npz`` file."""
-        return {name: array.astype(np.int32) for name, array in self._arrays.items()}
+        """The nodes as three int32 arrays, of which all else is counted up: parent, token and target, each (N,)."""
+        nodes = {"parent": self._parent, "token": self._tokens, "target": self.target}
+        return {name: np.array(view, dtype=np.int32) for name, view in nodes.items()}
 
 
-def _check(targets: Integers, offsets: Integers, tokens: Integers) -> None:
-    fits = (
-        all(array.ndim == 1 for array in (targets, offsets, tokens))
-        and len(offsets) == len(targets) + 1
-        and offsets[0] == 0
-        and offsets[-1] == len(tokens)
-        and bool((np.diff(offsets) > 0).all())
-        and int(min(targets.min(initial=0), tokens.min(initial=0))) >= 0
-        and len(np.unique(targets)) == len(targets)
+def _whole(array: NDArray[np.integer]) -> Integers:
+    return array.astype(np.intp, casting="same_kind")
+
+
+def _check(parent: Integers, token: Integers, target: Integers) -> None:
+    """Raises unless the arrays are a trie in which all nodes can be reached, numbered as ``Trie`` wants."""
+    fits = all(array.ndim == 1 and len(array) == len(parent) > 0 for array in (parent, token, target)) and (
+        parent[0] == token[0] == target[0] == -1
+        and token[1:].min(initial=0) >= 0
+        and target.min() >= -1
+        and max(int(token.max()), int(target.max())) <= _LARGEST_ID
+        and parent[1:].min(initial=0) >= 0
+        and bool((parent < np.arange(len(parent))).all())
+        and bool((np.diff(parent[1:]) >= 0).all())
     )
     if not fits:
-        raise ModelError("not the arrays of a trie: expected distinct ids >= 0 and non-empty paths between offsets")
+        raise ModelError("not the arrays of a trie: expected ids >= 0, and nodes by parent")
 
 
-def _number(offsets: Integers, tokens: Integers) -> tuple[Integers, Integers, Integers]:
+def _heights(first: Integers, terminal: NDArray[np.bool_]) -> Integers:
+    """(N,) of nodes whose children come by height: as many steps from first child to first child as to a target."""
+    height = np.zeros(len(terminal), dtype=np.intp)
+    climbing = at = np.flatnonzero(~terminal[1:]) + 1
+    while len(climbing):
+        at = first[at]
+        height[climbing] += 1
+        inner = ~terminal[at]
+        climbing, at = climbing[inner], at[inner]
+    return height
+
+
+def _levels(first: Sequence[int]) -> list[int]:
+    """The first node of each level."""
+    levels, nodes = [ROOT], len(first) - 1
+    while (following := first[levels[-1]]) < nodes:
+        levels.append(following)
+    return levels
+
+
+def _in_order(parent: Integers, height: Integers, token: Integers) -> bool:
+    """Whether nodes come by parent, then by height, then by token, and no parent has a token twice."""
+    width = int(token.max(initial=0)) + 1
+    ordered = np.diff((parent * (int(height.max(initial=0)) + 1) + height) * width + token) > 0
+    edges = np.sort(parent * width + token)
+    return bool(ordered.all() and (np.diff(edges) > 0).all())
+
+
+def _number(lengths: Integers, tokens: Integers) -> tuple[Integers, Integers, Integers]:
     """Numbers the nodes level by level.
+
+    Args:
+      lengths: (n,) of the paths.
+      tokens: the paths, one after the other.
 
     Returns:
       parent (N,) and token (N,) of each node, -1 for the root, and the last node of each path (n,).
     """
-    lengths, width = np.diff(offsets), int(tokens.max(initial=0)) + 1
+    starts, width = np.cumsum(lengths) - lengths, int(tokens.max(initial=0)) + 1
     at = np.zeros(len(lengths), dtype=np.intp)
     parents, edges, count = [np.array([-1])], [np.array([-1])], 1
     for depth in range(int(lengths.max(initial=0))):
         going = np.flatnonzero(lengths > depth)
-        keys, which = np.unique(at[going] * width + tokens[offsets[going] + depth], return_inverse=True)
-        inner = np.ones(len(keys), dtype=np.bool_)
-        inner[which[lengths[going] == depth + 1]] = False
+        keys, which = np.unique(at[going] * width + tokens[starts[going] + depth], return_inverse=True)
+        height = np.full(len(keys), len(tokens))
+        np.minimum.at(height, which, lengths[going] - depth - 1)
         parent, edge = np.divmod(keys, width)
-        order = np.lexsort((edge, inner, parent))
+        order = np.lexsort((edge, height, parent))
         at[going] = count + np.argsort(order)[which]
         parents.append(parent[order])
         edges.append(edge[order])
         count += len(keys)
-    return np.concatenate(parents), _read_only(np.concatenate(edges)), at
+    return np.concatenate(parents), np.concatenate(edges), at
+
+
+def _view(array: Integers) -> memoryview:
+    """An int32 copy that gives Python's own integers, one at a time and without a list of them."""
+    return array.astype(np.int32).data
 
 
 def _read_only(array: Integers) -> Integers:
+    array = array.copy()
     array.setflags(write=False)
     return array

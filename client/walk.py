@@ -22,43 +22,37 @@ class Walk:
     """One walked position."""
 
     node: int
-    """Where it ended."""
+    """Where it ended: the end of the proposed token's path."""
     depth: int
     """Drafter tokens from the start to ``node``."""
     target: int
-    """The proposed target id, -1 for a failed walk: budget used up at a node that is no target token."""
+    """The proposed target id."""
     probability: float
-    """r(target); 0 for a failed walk."""
+    """r(target)."""
     carry: Carry | None = None
-
-    @property
-    def failed(self) -> bool:
-        return self.target < 0
 
 
 def walk(law: Law, chooser: Chooser, carry: Carry | None = None) -> Walk:
-    """Proposes one target token, or fails.
+    """Proposes one target token.
 
     Guarantees:
-      - Given that the previous position ended where ``law`` says, ``target`` is distributed as ``law.probability``.
+      - Given what came before the position, ``target`` is distributed as ``law.probability``.
 
     Args:
-      law: of this position.
+      law: of this position; a possible one.
       chooser: the only source of randomness.
       carry: the first token, where the previous walk has drawn it.
     """
-    trie, node, probability = law.trie, ROOT, 1.0
-    for depth in range(law.budget):
-        index, step = (carry.index, carry.probability) if carry and node == ROOT else _draw(law, node, chooser)
-        if trie.target[node] >= 0:
-            if index < len(trie.roots):
-                return _stopped(law, node, depth, probability, Carry(index, step))
-            index -= len(trie.roots)
-        node, probability = trie.first_child(node) + index, probability * step
-        if trie.is_final(node):
-            return Walk(node=node, depth=depth + 1, target=trie.target[node], probability=probability)
-    target = trie.target[node]
-    return Walk(node=node, depth=law.budget, target=target, probability=probability if target >= 0 else 0.0)
+    trie, node, depth, probability = law.trie, ROOT, 0, 1.0
+    index, step = (carry.index, carry.probability) if carry else _draw(law, ROOT, chooser)
+    while True:
+        node, depth, probability = trie.first_child(node) + index, depth + 1, probability * step
+        if law.ends(node):
+            return Walk(node=node, depth=depth, target=trie.target[node], probability=probability)
+        index, step = _draw(law, node, chooser)
+        behind = index - len(law.children(node))
+        if trie.target[node] >= 0 and behind >= 0:
+            return _stopped(law, node, depth, probability, Carry(behind, step))
 
 
 def _stopped(law: Law, node: int, depth: int, probability: float, drawn: Carry) -> Walk:
@@ -75,6 +69,7 @@ def _stopped(law: Law, node: int, depth: int, probability: float, drawn: Carry) 
 def _draw(law: Law, node: int, chooser: Chooser) -> tuple[int, float]:
     """(index, its probability) of the draw at ``node``; greedily without a softmax."""
     if law.greedy:
+        # A child comes before the root of the same token: the argmax is what colder and colder draws tend to.
         return int(law.scores(node).argmax()), 1.0
     steps = law.steps(node)
     index = chooser.choose(steps)

@@ -7,8 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..client.generation import Options
 from ..client.learner import LearnerConfig
+from ..client.options import Options
 from ..client.sampling import Sampling
 from ..client.trainer import AdamWConfig, HybridLoss
 from ..common.errors import ConfigError
@@ -25,11 +25,13 @@ class GenerationTable:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_new_tokens: int = 48
     draft_tokens: int = 4
 
     def options(self, seed: int) -> Options:
-        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        sampling = Sampling(**{name.name: getattr(self, name.name) for name in fields(Sampling)})
         return Options(sampling=sampling, max_new_tokens=self.max_new_tokens, draft_tokens=self.draft_tokens, seed=seed)
 
     def __post_init__(self) -> None:

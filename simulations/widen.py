@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..client.onnx_decoder import OnnxDecoder
+from ..client.onnx_model import OnnxModel
 from ..client.runtime import bind_weights
 from ..common.errors import ConfigError
 from ..common.shape import DecoderShape
@@ -76,7 +77,7 @@ def widened_decoder(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "decode.onnx"
         graph.write_bytes(decode_graph(wide).SerializeToString())
-        return OnnxDecoder(graph, bound, wide.context_limit, threads)
+        return OnnxDecoder(OnnxModel(graph, bound, wide.context_limit, threads))
 
 
 def _padded(value: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """The shipped bundle, opened once; its models are small enough to be the fixtures."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt, read_prompts
 
 TARGETS = ("spm", "bpe3", "bpe1")
+
+# Tests are no packages; this lets them import what several of them share (enumeration.py).
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

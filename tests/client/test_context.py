@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.context import DraftContext
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
@@ -50,6 +51,37 @@ def test_held_tokens_are_not_scored_again(pairs: dict[str, Pair]) -> None:
     row = context.extend(tokens[4:6], held=len(path)).copy()
     assert decoder.length == len(context.tokens)
     np.testing.assert_allclose(row, context_of(pair).begin(tokens[:6]), atol=2e-4)
+
+
+@pytest.mark.parametrize("held", [0, 2])
+def test_adapting_between_blocks_gives_the_row_of_a_fresh_cache(
+    bundle: Bundle, pairs: dict[str, Pair], held: int
+) -> None:
+    """Keys of the old adapter are made anew, also those that drafting left behind the context."""
+    pair, adapter, rng = pairs["bpe3"], bundle.adapter(), np.random.default_rng(4)
+    decoder, tokens = pair.drafter.decoder, pair.target_codec.prompt_tokens(TEXT)
+    pair.adapt(adapter)
+    context = context_of(pair)
+    context.begin(tokens[:6])
+    unchanged = context.extend(tokens[6:9]).copy()
+    context.begin(tokens[:6])
+    decoder.score([d for token in tokens[6:9] for d in pair.spelling(token)][: held or 1])
+    pair.adapt(adapter.plus({n: rng.normal(0, 0.03, v.shape).astype(np.float32) for n, v in adapter.arrays.items()}))
+    row = context.extend(tokens[6:9], held).copy()
+    fresh = fresh_row(pair, context)
+    pair.adapt(adapter)
+    np.testing.assert_array_equal(row, fresh)
+    assert np.abs(row - unchanged).max() > 0.05
+
+
+def test_what_another_user_of_the_decoder_rewound_is_scored_again(pairs: dict[str, Pair]) -> None:
+    pair = pairs["bpe3"]
+    context, tokens = context_of(pair), pair.target_codec.prompt_tokens(TEXT)
+    context.begin(tokens[:6])
+    pair.drafter.decoder.rewind(2)
+    row = context.extend(tokens[6:8]).copy()
+    assert pair.drafter.decoder.length == len(context.tokens)
+    np.testing.assert_allclose(row, fresh_row(pair, context), atol=2e-4)
 
 
 def test_a_token_that_spells_nothing_changes_nothing(pairs: dict[str, Pair]) -> None:

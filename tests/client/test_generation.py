@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.generation import Options
 from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
+from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.sampling import Sampling
@@ -67,6 +67,35 @@ def test_stream_joins_to_the_text(pairs: dict[str, Pair], prompts: list[Prompt],
     assert len(pieces) > 2
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_text_ends_before_a_stop_string(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
+    pair, prompt = pairs[name], prompts[1].text
+    whole = pair.alone.run(prompt, Options(max_new_tokens=40))
+    middle = len(whole.text) // 2
+    options = Options(max_new_tokens=40, stop=("never in a text of python", whole.text[middle : middle + 5]))
+    expected = whole.text[: whole.text.find(options.stop[1])]
+    for generator in (pair.alone, pair.drafted):
+        stopped = generator.run(prompt, options)
+        assert stopped.text == "".join(generator.stream(prompt, options)) == expected
+        assert stopped.finish_reason == "stop"
+        assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
+        assert stopped.counters.tokens == len(stopped.token_ids) < 40
+
+
+def test_stop_string_that_never_comes_changes_nothing(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    whole = pairs["spm"].drafted.run(prompts[1].text, Options(max_new_tokens=24))
+    stop = (whole.text[-1:] + "\0",)
+    assert pairs["spm"].drafted.run(prompts[1].text, Options(max_new_tokens=24, stop=stop)).text == whole.text
+
+
+def test_a_stream_whose_target_went_to_another_text_says_so(pairs: dict[str, Pair]) -> None:
+    stream = pairs["spm"].drafted.stream("import os\n", Options())
+    next(stream)
+    pairs["spm"].alone.run("def f():\n", Options(max_new_tokens=2))
+    with pytest.raises(ConfigError, match="open a second pair"):
+        next(stream)
+
+
 def test_length_is_exact_and_no_draft_is_longer(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
     for length in (1, 2, 3, 7):
         generation = pairs["bpe3"].drafted.run(prompts[0].text, Options(max_new_tokens=length, draft_tokens=8))
@@ -106,6 +135,12 @@ def test_alone_needs_one_target_call_a_token(pairs: dict[str, Pair]) -> None:
     counters = pairs["spm"].alone.run("def f():\n", Options(max_new_tokens=10)).counters
     assert counters.target_calls == counters.tokens == 10
     assert counters.drafted == counters.drafter_calls == counters.blocks == 0
+
+
+@pytest.mark.parametrize("stop", [("",), ("a", ""), ("\ud800",), "ab"])
+def test_stop_that_is_no_text_is_refused(stop: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="stop"):
+        Options(stop=stop)
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_new_tokens", 0), ("draft_tokens", -1), ("draft_tokens", 65)])

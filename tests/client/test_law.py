@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from fleetdraft.client.block import Draft, draft_block
 from fleetdraft.client.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.law import Law
+from fleetdraft.client.law import CUT, Law
 from fleetdraft.client.rows import Rows
 from fleetdraft.client.sampling import Sampling
 from fleetdraft.client.trie import ROOT, Trie
 from fleetdraft.client.walk import Walk, walk
 
 EXACT = 1e-12
-WIDTH, DEPTH, FAILED = 3, 4, -1
+WIDTH, DEPTH = 3, 4
 TARGETS = 7
 
 
@@ -35,14 +35,21 @@ def root_row(decoder: TableDecoder) -> np.ndarray:
     return decoder.score((0,))[0]
 
 
-def law_at_start(trie: Trie, budget: int, temperature: float, decoder: TableDecoder | None = None) -> Law:
+def law_at_start(
+    trie: Trie, budget: int, temperature: float, decoder: TableDecoder | None = None, after: int = ROOT
+) -> Law:
     decoder = decoder or drafter()
     rows = Rows(decoder, root_row(decoder))
-    return Law(trie=trie, rows=rows, start=(), after=ROOT, budget=budget, temperature=temperature)
+    return Law(trie=trie, rows=rows, start=(), after=after, budget=budget, temperature=temperature)
 
 
-def walk_law(trie: Trie, budget: int, temperature: float) -> dict[int, float]:
-    return enumerate_outcomes(lambda chooser: walk(law_at_start(trie, budget, temperature), chooser).target)
+def walk_law(trie: Trie, budget: int, temperature: float, after: int) -> dict[int, float]:
+    """The law of the walk, run over every answer; empty where the budget completes no target token."""
+    if not law_at_start(trie, budget, temperature).possible:
+        return {}
+    return enumerate_outcomes(
+        lambda chooser: walk(law_at_start(trie, budget, temperature, after=after), chooser).target
+    )
 
 
 tries = st.lists(
@@ -51,12 +58,23 @@ tries = st.lists(
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
-@given(tries, st.integers(1, DEPTH), st.sampled_from([0, 0.7, 1.0]))
-def test_r_is_the_probability_that_the_walk_proposes(trie: Trie, budget: int, temperature: float) -> None:
-    walked, law = walk_law(trie, budget, temperature), law_at_start(trie, budget, temperature)
+@given(tries, st.integers(1, DEPTH), st.sampled_from([0, 0.7, 1.0]), st.integers(-1, TARGETS - 1))
+def test_r_is_the_probability_that_the_walk_proposes(trie: Trie, budget: int, temperature: float, last: int) -> None:
+    walked = walk_law(trie, budget, temperature, trie.node(last))
+    law = law_at_start(trie, budget, temperature, after=trie.node(last))
     r = {t: law.probability(t) for t in range(TARGETS)}
     assert all(r[t] == pytest.approx(walked.get(t, 0.0), abs=EXACT) for t in r)
-    assert 1 - sum(r.values()) == pytest.approx(walked.get(FAILED, 0.0), abs=EXACT)
+
+
+@settings(deadline=None, max_examples=120, derandomize=True)
+@given(tries, st.integers(1, DEPTH))
+def test_exactly_the_tokens_within_the_budget_can_be_proposed_and_every_walk_proposes_one(
+    trie: Trie, budget: int
+) -> None:
+    law = law_at_start(trie, budget, 1.0)
+    r = {t: law.probability(t) for t in range(TARGETS)}
+    assert {t for t in r if r[t] > 0} == {t for t in trie if len(trie.path(t)) <= budget}
+    assert sum(r.values()) == pytest.approx(1.0 if law.possible else 0.0, abs=EXACT)
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)
@@ -77,8 +95,7 @@ def test_second_position_is_walked_by_its_law_whatever_the_first_carried_over(tr
             walked[targets] += mass
     first = law_at_start(trie, budget, 1.0)
     for (t1, t2), mass in walked.items():
-        if t2 != FAILED:
-            assert first.probability(t1) * laws[t1].probability(t2) == pytest.approx(mass, abs=EXACT)
+        assert first.probability(t1) * laws[t1].probability(t2) == pytest.approx(mass, abs=EXACT)
 
 
 @settings(deadline=None, max_examples=120, derandomize=True)
@@ -114,12 +131,14 @@ def test_known_r_needs_no_call_of_the_drafter(trie: Trie, budget: int) -> None:
 
 
 def test_r_by_hand() -> None:
-    """Tokens a, b; targets a, ab, b: the walk goes on from a only into ab."""
+    """Tokens a, b; targets a, ab, b: behind a, b leads into ab, and hardly ever begins the next token."""
     trie = Trie.from_paths({0: (0,), 1: (0, 1), 2: (1,)})
     half, quarter = np.log([0.5, 0.5, 1e-30]), np.log([0.75, 0.25, 1e-30])
     decoder = TableDecoder({(0,): half, (0, 0): quarter, (0, 1): quarter})
     law = law_at_start(trie, budget=2, temperature=1.0, decoder=decoder)
-    assert [law.probability(t) for t in range(3)] == pytest.approx([0.5 * 0.75, 0.5 * 0.25, 0.5], abs=1e-7)
+    assert [law.probability(t) for t in range(3)] == pytest.approx(
+        [0.5 * (0.75 + 0.25 * CUT) / (1 + 0.25 * CUT), 0.5 * 0.25 / (1 + 0.25 * CUT), 0.5], abs=1e-7
+    )
 
 
 def test_r_of_a_path_needs_one_call_of_the_drafter() -> None:
@@ -140,7 +159,15 @@ def test_final_node_is_proposed_without_a_row_of_its_own() -> None:
     assert {(step.target, step.depth, step.carry) for step in proposed} == {(0, 1, None), (1, 1, None), (2, 1, None)}
 
 
-def test_where_terminal_children_claim_every_root_the_walk_never_stops_early() -> None:
-    trie = Trie.from_paths({0: (0,), 1: (1,), 2: (0, 0), 3: (0, 1)})
-    assert law_at_start(trie, budget=2, temperature=1.0).probability(0) == 0.0
-    assert law_at_start(trie, budget=1, temperature=1.0).probability(0) > 0.0
+def test_a_token_behind_a_gap_is_proposed_only_if_the_budget_completes_it() -> None:
+    trie = Trie.from_paths({0: (0,), 1: (0, 1, 2), 2: (2,)})
+    assert [law_at_start(trie, budget, 1.0).probability(1) > 0 for budget in (1, 2, 3)] == [False, False, True]
+    assert law_at_start(trie, 2, 1.0).ends(trie.node(0))
+    assert not law_at_start(trie, 3, 1.0).ends(trie.node(0))
+
+
+def test_a_root_that_leads_on_from_the_last_token_keeps_a_small_weight_at_the_start() -> None:
+    trie = Trie.from_paths({0: (0,), 1: (1,), 2: (2,), 3: (0, 1)})
+    free, behind = (law_at_start(trie, 4, 1.0, after=after).steps(ROOT) for after in (ROOT, trie.node(0)))
+    weighted = free * [1, CUT, 1]
+    assert behind == pytest.approx(weighted / weighted.sum(), abs=EXACT)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fleetdraft.client.generation import Options
 from fleetdraft.client.lesson import Lesson, LessonWriter, Projection
+from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 

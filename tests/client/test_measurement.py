@@ -2,8 +2,8 @@
 
 import pytest
 
-from fleetdraft.client.generation import Options
 from fleetdraft.client.measurement import Drafted, GreedyCheck, Measurement
+from fleetdraft.client.options import Options
 from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.metrics import DraftCounters
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.generation import Options
 from fleetdraft.client.learner import LearnerConfig
+from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.participant import Participant
 from fleetdraft.client.prompts import Prompt

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from fleetdraft.client.sampling import Sampling, distribution, target_probabilities
 from fleetdraft.common.errors import ConfigError, ModelError
@@ -28,6 +30,10 @@ def probabilities(**settings: float) -> list[float]:
         ({"top_p": 0.5}, [0, 4 / 7, 0, 3 / 7]),
         ({"top_p": 1e-9}, [0, 1, 0, 0]),
         ({"top_k": 3, "top_p": 0.7}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 0.6}, [0, 4 / 7, 0, 3 / 7]),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.3}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"temperature": 0.5, "min_p": 0.3}, [0, 16 / 25, 0, 9 / 25]),
     ],
     ids=str,
 )
@@ -61,6 +67,36 @@ def test_probabilities_are_a_distribution_and_keep_the_likeliest(
     assert p[unfiltered.argmax()] == p.max() > 0
 
 
+@settings(deadline=None)
+@given(
+    arrays(np.float32, 12, elements=st.floats(-8, 8, width=16), unique=True),
+    st.floats(0.3, 2),
+    st.integers(0, 12),
+    st.floats(0.05, 1),
+    st.floats(0, 1),
+)
+def test_probabilities_are_hugging_faces(
+    logits: np.ndarray, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Theirs are float32, so a token on the edge of a nucleus may fall on either side: such draws are skipped."""
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    warpers = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
+    scores = torch.tensor(logits[None])
+    for warper in warpers:
+        scores = warper(torch.zeros((1, 0), dtype=torch.int64), scores)
+    assume(_far_from_edges(logits, sampling))
+    assert target_probabilities(logits, sampling) == pytest.approx(scores.softmax(-1)[0].numpy(), abs=1e-5)
+
+
+def _far_from_edges(logits: np.ndarray, sampling: Sampling) -> bool:
+    p = target_probabilities(logits, Sampling(temperature=sampling.temperature, top_k=sampling.top_k))
+    mass = np.cumsum(np.sort(p)[::-1])
+    return bool(abs(mass - sampling.top_p).min() > 1e-5 and abs(p / p.max() - sampling.min_p).min() > 1e-5)
+
+
 def test_restriction_comes_before_normalising() -> None:
     row = np.array([0.0, -2000.0, -2000.0 + np.log(3), 5.0], np.float32)
     assert distribution(row[[1, 2]], 1.0) == pytest.approx([0.25, 0.75], abs=1e-4)
@@ -76,7 +112,9 @@ def test_broken_logits_are_refused(broken: float) -> None:
 @pytest.mark.parametrize(
     "field, value",
     [("temperature", -0.1), ("temperature", float("inf")), ("temperature", float("nan")), ("top_k", -1)]
-    + [("top_p", value) for value in (0, 1.1, float("nan"))],
+    + [("top_p", value) for value in (0, 1.1, float("nan"))]
+    + [("min_p", value) for value in (-0.1, 1.1, float("nan"))]
+    + [("repetition_penalty", value) for value in (0, -1, float("inf"), float("nan"))],
 )
 def test_setting_out_of_range_is_named(field: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"{field} is {value}, expected"):

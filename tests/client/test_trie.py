@@ -1,83 +1,16 @@
-"""Canonical paths and the trie over them."""
+"""The trie over draft paths."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.trie import ROOT, Trie, canonical_paths
+from fleetdraft.client.trie import ROOT, Trie
 from fleetdraft.common.errors import ModelError
-from fleetdraft.common.vocabulary import Vocabulary
 
 paths_of = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple), max_size=20, unique=True).map(
     lambda paths: {3 * t + 1: path for t, path in enumerate(paths)}
 )
-
-
-def vocabulary(*texts: str | bytes, **fields: object) -> Vocabulary:
-    return Vocabulary(token_bytes=tuple(t if isinstance(t, bytes) else t.encode() for t in texts), **fields)
-
-
-def longest_match(vocabulary: Vocabulary, dummy_prefix: bool = False):
-    """An encoder of the drafter's own, as a tokenizer would be."""
-
-    def encode(text: str) -> list[int]:
-        rest, tokens = (b" " if dummy_prefix else b"") + text.encode(), []
-        while rest:
-            piece = max((p for p in vocabulary.ids if rest.startswith(p)), key=len)
-            tokens.append(vocabulary.ids[piece])
-            rest = rest[len(piece) :]
-        return tokens
-
-    return encode
-
-
-# --- canonical paths ------------------------------------------------------------------------------------------
-
-
-def test_path_is_the_drafters_own_segmentation_in_the_middle_of_a_text() -> None:
-    drafter = vocabulary("\n", " ", "a", "b", "ab", dummy_prefix=True)
-    target = vocabulary("abb", " a")
-    assert canonical_paths(target, drafter, longest_match(drafter, dummy_prefix=True)) == {0: (4, 3), 1: (1, 2)}
-
-
-def test_segmentation_that_swallows_the_lead_is_taken_again_without_it() -> None:
-    drafter = vocabulary("\n", "\n\n", "a")
-    assert canonical_paths(vocabulary("\n", "\na"), drafter, longest_match(drafter)) == {0: (0,), 1: (0, 2)}
-
-
-def test_encoder_that_spells_other_bytes_is_replaced_by_longest_match() -> None:
-    drafter = vocabulary("a", "b", "ab")
-    assert canonical_paths(vocabulary("aba"), drafter, encode=lambda text: [1, 1]) == {0: (2, 0)}
-
-
-def test_half_a_character_is_spelled_in_bytes() -> None:
-    drafter = vocabulary(b"\xc3", b"\xa9", "a", byte_pieces=frozenset({0, 1}))
-    assert canonical_paths(vocabulary(b"\xc3", "é"), drafter, encode=lambda text: []) == {0: (0,), 1: (0, 1)}
-
-
-def test_bytes_that_the_drafter_lacks_have_no_path() -> None:
-    assert canonical_paths(vocabulary("a", "z"), vocabulary("a"), encode=lambda text: []) == {0: (0,)}
-
-
-def test_one_id_of_equal_bytes_gets_the_path_and_byte_pieces_come_last() -> None:
-    target = vocabulary(b"a", b"a", b"a", byte_pieces=frozenset({0}))
-    drafter = vocabulary(b"a", b"a", byte_pieces=frozenset({0}))
-    assert canonical_paths(target, drafter, encode=lambda text: [0]) == {1: (1,)}
-
-
-def test_special_tokens_map_by_role_only() -> None:
-    target = vocabulary("", "a", "", "", eos=(2, 0))
-    drafter = vocabulary("a", "", "", eos=(1,))
-    assert canonical_paths(target, drafter, encode=lambda text: []) == {1: (0,), 2: (1,)}
-
-
-def test_a_vocabulary_maps_to_itself_even_where_its_encoder_would_not() -> None:
-    same = vocabulary("a", "b", "ab", "", eos=(3,))
-    assert canonical_paths(same, same, encode=lambda text: [0, 1]) == {0: (0,), 1: (1,), 2: (2,), 3: (3,)}
-
-
-# --- the trie -------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
@@ -88,36 +21,68 @@ def test_path_is_what_was_put_in(paths: dict[int, tuple[int, ...]]) -> None:
     assert len(trie) == len(paths)
 
 
+budgets = st.integers(1, 6)
+
+
+def completions(paths: dict[int, tuple[int, ...]], prefix: tuple[int, ...], budget: int) -> set[int]:
+    """The drafter tokens that begin, behind ``prefix``, a path of at most ``budget`` more."""
+    within = [path for path in paths.values() if len(prefix) < len(path) <= len(prefix) + budget]
+    return {path[len(prefix)] for path in within if path[: len(prefix)] == prefix}
+
+
 @settings(deadline=None)
-@given(paths_of)
-def test_children_are_consecutive_and_terminal_ones_come_first(paths: dict[int, tuple[int, ...]]) -> None:
+@given(paths_of, budgets)
+def test_children_are_those_that_the_budget_completes(paths: dict[int, tuple[int, ...]], budget: int) -> None:
     trie = Trie.from_paths(paths)
     for node in range(len(trie.target)):
-        children = [trie.first_child(node) + i for i in range(len(trie.child_tokens(node)))]
-        terminal = [trie.target[child] >= 0 for child in children]
-        assert terminal == sorted(terminal, reverse=True)
-        assert sum(terminal) == len(trie.terminal_children(node))
-        spelled = [trie.spelling(child) for child in children]
-        assert spelled == [(*trie.spelling(node), token) for token in trie.child_tokens(node)]
+        tokens = trie.child_tokens(node, budget)
+        assert len(set(tokens.tolist())) == len(tokens)
+        assert set(tokens.tolist()) == completions(paths, trie.spelling(node), budget)
+        assert trie.ends(node, budget) == (trie.target[node] >= 0 and not len(tokens))
 
 
 @settings(deadline=None)
-@given(paths_of)
-def test_reachable_means_that_once_terminal_stays_terminal(paths: dict[int, tuple[int, ...]]) -> None:
-    trie, ends = Trie.from_paths(paths), set(paths.values())
-    for t, path in paths.items():
-        shortest = next(n for n in range(1, len(path) + 1) if path[:n] in ends)
-        assert trie.reachable(t) == all(path[:n] in ends for n in range(shortest, len(path) + 1))
-
-
-@settings(deadline=None)
-@given(paths_of)
-def test_claimed_roots_are_the_terminal_children_that_are_roots_too(paths: dict[int, tuple[int, ...]]) -> None:
+@given(paths_of, budgets)
+def test_the_index_of_a_child_token_is_the_childs_place_behind_the_first(
+    paths: dict[int, tuple[int, ...]], budget: int
+) -> None:
     trie = Trie.from_paths(paths)
+    for node in range(len(trie.target)):
+        for index, token in enumerate(trie.child_tokens(node, budget)):
+            assert trie.spelling(trie.first_child(node) + index) == (*trie.spelling(node), token)
+
+
+@settings(deadline=None)
+@given(paths_of)
+def test_depth_is_the_length_of_the_spelling(paths: dict[int, tuple[int, ...]]) -> None:
+    trie = Trie.from_paths(paths)
+    assert [trie.depth(node) for node in range(len(trie.target))] == [
+        len(trie.spelling(node)) for node in range(len(trie.target))
+    ]
+
+
+@settings(deadline=None)
+@given(paths_of, budgets)
+def test_claimed_roots_are_the_children_that_are_roots_too(paths: dict[int, tuple[int, ...]], budget: int) -> None:
+    trie = Trie.from_paths(paths)
+    roots = trie.child_tokens(ROOT, budget)
     for node in range(1, len(trie.target)):
-        both = set(trie.roots.tolist()) & set(trie.terminal_children(node).tolist())
-        assert set(trie.roots[trie.claimed(node)].tolist()) == both
-    assert len(trie.claimed(ROOT)) == 0
+        claimed = roots[trie.claimed(node, budget)].tolist()
+        assert sorted(claimed) == sorted(set(roots.tolist()) & set(trie.child_tokens(node, budget).tolist()))
+    assert len(trie.claimed(ROOT, budget)) == 0
+
+
+@settings(deadline=None)
+@given(paths_of, budgets)
+def test_single_targets_come_in_the_order_of_the_roots_and_end_where_the_rest_of_the_budget_completes_nothing(
+    paths: dict[int, tuple[int, ...]], budget: int
+) -> None:
+    trie = Trie.from_paths(paths)
+    singles = trie.single_targets.tolist()
+    assert [trie.path(t) for t in singles] == [(token,) for token in trie.child_tokens(ROOT, 1)]
+    assert set(singles) == {t for t, path in paths.items() if len(path) == 1}
+    ends = [t for t in singles if trie.ends(trie.node(t), budget - 1)]
+    assert [singles[i] for i in trie.single_ends(budget)] == ends
 
 
 @settings(deadline=None)
@@ -129,49 +94,88 @@ def test_arrays_restore_the_trie(paths: dict[int, tuple[int, ...]]) -> None:
     assert all(array.dtype == np.int32 for array in arrays.values())
 
 
-def test_a_target_without_a_path_is_unreachable() -> None:
-    trie = Trie.from_paths({0: (0,)})
-    assert trie.path(5) == ()
-    assert not trie.reachable(5)
+def test_a_target_that_was_not_put_in_has_no_path() -> None:
+    assert Trie.from_paths({0: (0,)}).path(5) == ()
 
 
-GOOD = {"targets": [0, 1], "offsets": [0, 1, 3], "tokens": [4, 4, 5]}
+def test_node_of_any_integer_is_a_terminal_node_or_the_root() -> None:
+    trie = Trie.from_paths({2: (0, 1), 5: (1,)})
+    assert [t for t in range(-8, 12) if trie.node(t) != ROOT] == list(trie) == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        ({0: ()}, "at least one drafter token"),
+        ({-1: (0,)}, "expected ids >= 0"),
+        ({0: (-1,)}, "expected ids >= 0"),
+        ({0: (1, 2), 1: (1, 2)}, "share one path"),
+        ({0: (1 << 24,)}, "not the arrays"),
+        ({1 << 24: (0,)}, "not the arrays"),
+    ],
+    ids=str,
+)
+def test_what_is_no_path_is_refused(wrong: dict[int, tuple[int, ...]], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        Trie.from_paths(wrong)
+
+
+#: Paths 7: (4,), 3: (4, 5), 1: (6, 4); node 2 is on the way to node 4.
+GOOD = {"parent": [-1, 0, 0, 1, 2], "token": [-1, 4, 6, 5, 4], "target": [-1, 7, -1, 3, 1]}
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"targets": [0, 0]},
-        {"targets": [-1, 0]},
-        {"tokens": [4, 4, -5]},
-        {"tokens": [4, 4]},
-        {"offsets": [0, 0, 3]},
-        {"offsets": [0, 3]},
-        {"offsets": [0, 2, 1]},
-        {"tokens": [[4, 4, 5]]},
-        {"offsets": [0, 1, 2], "tokens": [4, 4]},
+        {"parent": [-1, 0, 0, 1]},  # of another length
+        {"parent": [[-1], [0], [0], [1], [2]]},  # of two dimensions
+        {"parent": [], "token": [], "target": []},  # without a root
+        {"parent": [0, 0, 0, 1, 2]},  # a root with a parent
+        {"token": [0, 4, 6, 5, 4]},
+        {"target": [9, 7, -1, 3, 1]},
+        {"parent": [-1, 0, 0, 1, 4], "target": [-1, 7, 2, 3, 1]},  # a node that is its own parent
+        {"parent": [-1, 0, 0, -1, 2]},
+        {"parent": [-1, 0, 1, 0, 2], "target": [-1, 7, 2, 3, 1]},  # children that are not consecutive
+        {"token": [-1, 4, -6, 5, 4]},
+        {"token": [-1, 4, 1 << 24, 5, 4]},
+        {"target": [-1, 7, -2, 3, 1]},
+        {"target": [-1, 1 << 24, -1, 3, 1]},
+        {"target": [-1, 7, -1, 3, 3]},  # two paths of one target token
+        {"target": [-1, 7, -1, 3, -1]},  # a path that ends nowhere
+        {"target": [-1, -1, 2, 3, 1]},  # a terminal node behind one that is not
+        {"token": [-1, 6, 4, 5, 4], "target": [-1, 7, 2, 3, 1]},  # not by token
+        {"token": [-1, 4, 4, 5, 4]},  # one edge twice
     ],
     ids=str,
 )
-def test_arrays_that_are_no_paths_are_refused(wrong: dict[str, list[int]]) -> None:
-    Trie.from_arrays({name: np.array(values) for name, values in GOOD.items()})
+def test_arrays_that_are_no_trie_are_refused(wrong: dict[str, list[int]]) -> None:
+    good = Trie.from_arrays({name: np.array(values) for name, values in GOOD.items()})
+    assert {t: good.path(t) for t in good} == {7: (4,), 3: (4, 5), 1: (6, 4)}
     with pytest.raises(ModelError):
-        Trie.from_arrays({name: np.array(values) for name, values in (GOOD | wrong).items()})
+        Trie.from_arrays({name: np.array(values, dtype=np.int64) for name, values in (GOOD | wrong).items()})
 
 
-def test_missing_array_is_refused() -> None:
-    with pytest.raises(ModelError, match="offsets"):
-        Trie.from_arrays({"targets": np.array([0])})
+@settings(deadline=None)
+@given(paths_of, st.sampled_from(["parent", "token", "target"]), st.integers(0, 99), st.integers(-2, 70))
+def test_arrays_with_one_wrong_value_are_refused_or_are_the_trie_of_the_paths_that_they_hold(
+    paths: dict[int, tuple[int, ...]], name: str, at: int, value: int
+) -> None:
+    arrays = Trie.from_paths(paths).to_arrays()
+    arrays[name][at % len(arrays[name])] = value
+    try:
+        trie = Trie.from_arrays(arrays)
+    except ModelError:
+        return
+    again = Trie.from_paths({t: trie.path(t) for t in trie}).to_arrays()
+    assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("drafter, target", [("stories260k", "stories3m"), ("drafter-spm8k", "target-bbpe12k")])
-def test_real_pair_spells_every_usable_target_token(shared_dir, drafter: str, target: str) -> None:
-    tokenizers = pytest.importorskip("tokenizers")
-    widths = {"stories260k": 512, "stories3m": 4096, "drafter-spm8k": 8000, "target-bbpe12k": 12000}
-    d, t = (Vocabulary.from_directory(shared_dir / "models" / name, widths[name]) for name in (drafter, target))
-    tokenizer = tokenizers.Tokenizer.from_file(str(shared_dir / "models" / drafter / "tokenizer.json"))
-    paths = canonical_paths(t, d, lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
-    assert len(paths) == len(t.ids) + 1
-    assert all(d.spell(path) == t.token_bytes[token] for token, path in paths.items() if token not in t.eos)
-    assert len(Trie.from_paths(paths)) == len(paths)
+@pytest.mark.parametrize("name", GOOD)
+def test_missing_array_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match=name):
+        Trie.from_arrays({other: np.array(values) for other, values in GOOD.items() if other != name})
+
+
+def test_arrays_that_are_not_of_integers_are_refused() -> None:
+    with pytest.raises(ModelError, match="cast"):
+        Trie.from_arrays({name: np.array(values, dtype=np.float64) for name, values in GOOD.items()})

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from fleetdraft.client.onnx_decoder import OnnxDecoder
+from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.runtime import bind_weights
 from fleetdraft.common.bundle import BundleManifest
 from fleetdraft.common.errors import ConfigError, ModelError, UserError
@@ -85,10 +86,10 @@ def test_the_manifest_finds_the_target_and_the_initial_adapter_fits(bundle, mode
 def test_the_initial_adapter_changes_no_logit(bundle):
     manifest = BundleManifest.read(bundle)
     weights = bind_weights(read_weights(bundle / "drafter", manifest.shape))
-    decoder = OnnxDecoder(bundle / "drafter" / "decode.onnx", weights, 16)
-    before = decoder.score([1, 2, 3]).copy()
-    decoder.adapt(LoraAdapter.load(bundle / "drafter" / "initial", manifest.layout, manifest.base).arrays)
-    np.testing.assert_array_equal(decoder.score([1, 2, 3]), before)
+    model = OnnxModel(bundle / "drafter" / "decode.onnx", weights, 16)
+    before = OnnxDecoder(model).score([1, 2, 3]).copy()
+    model.adapt(LoraAdapter.load(bundle / "drafter" / "initial", manifest.layout, manifest.base).arrays)
+    np.testing.assert_array_equal(OnnxDecoder(model).score([1, 2, 3]), before)
 
 
 # Half a step of each storage, relative to the largest entry of a row: 2^-11 for float16, 1/254 for int8.

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from fleetdraft.client.onnx_decoder import OnnxDecoder
+from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.runtime import bind_weights
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.shape import DecoderShape
@@ -28,7 +29,7 @@ def _decoder(directory: Path, scratch: Path, layout: LoraLayout | None = None) -
     graph = decode_graph(shape, layout.rank, layout.scaling) if layout else decode_graph(shape)
     path = scratch / "decode.onnx"
     path.write_bytes(graph.SerializeToString())
-    return OnnxDecoder(path, bind_weights(read_weights(directory, shape)), LIMIT)
+    return OnnxDecoder(OnnxModel(path, bind_weights(read_weights(directory, shape)), LIMIT))
 
 
 def _expected(model: torch.nn.Module, tokens: list[int]) -> np.ndarray:
@@ -59,7 +60,7 @@ def test_logits_with_an_adapter_are_those_of_peft(directory, tmp_path, random_ad
     adapter.save(tmp_path / "adapter", base_fingerprint="")
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory), tmp_path / "adapter")
     decoder = _decoder(directory, tmp_path, layout)
-    decoder.adapt(adapter.arrays)
+    decoder.model.adapt(adapter.arrays)
     expected = _expected(model, tokens)
     np.testing.assert_allclose(decoder.score(tokens), expected, atol=1e-4 * np.abs(expected).max())
 

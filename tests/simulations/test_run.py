@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fleetdraft.client.bundle import EMBEDDED, Bundle
-from fleetdraft.client.generation import Options
 from fleetdraft.client.measurement import measure
+from fleetdraft.client.options import Options
 from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.cli import main
 

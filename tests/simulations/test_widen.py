@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import EMBEDDED, Bundle
-from fleetdraft.client.generation import Options
 from fleetdraft.client.onnx_decoder import OnnxDecoder
+from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.errors import ConfigError

@@ -1,0 +1,56 @@
+"""How to generate one text: the user's settings, checked when they are made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..common.errors import ConfigError
+from .processors import LogitsProcessor, RepetitionPenalty
+from .prompts import is_text
+from .sampling import Sampling
+
+MAX_DRAFT_TOKENS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of one text.
+
+    sampling: how the target samples. max_new_tokens: longest text in target tokens.
+    stop: the text ends before the first of these strings; the tokens that complete it count as emitted.
+    processors: applied to the target's logits in order, after the repetition penalty.
+    draft_tokens: drafter tokens per block, 0 for no drafting. seed: of every random choice.
+
+    Raises:
+      ConfigError: a value out of range.
+    """
+
+    sampling: Sampling = Sampling(temperature=0)
+    max_new_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    processors: tuple[LogitsProcessor, ...] = ()
+    draft_tokens: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, expected a number >= 0")
+        if not 0 <= self.draft_tokens <= MAX_DRAFT_TOKENS:
+            raise ConfigError(f"draft_tokens is {self.draft_tokens}, expected 0 (no drafting) to {MAX_DRAFT_TOKENS}")
+        _check_stop(self.stop)
+
+    @cached_property
+    def logits_processors(self) -> tuple[LogitsProcessor, ...]:
+        """All processors in their order."""
+        penalty = self.sampling.repetition_penalty
+        return self.processors if penalty == 1 else (RepetitionPenalty(penalty), *self.processors)
+
+
+def _check_stop(stop: Sequence[str]) -> None:
+    if isinstance(stop, str):
+        raise ConfigError(f"stop is the string {stop!r}, expected a tuple of strings")
+    for text in stop:
+        if not text or not is_text(text):
+            raise ConfigError(f"a stop string is {text!r}, expected text that is not empty")
