@@ -1,0 +1,109 @@
+"""Several ways to generate, in turns on the same prompts. It knows no model and no table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
+
+from ...client.continuation import Generation
+from ...client.options import Options
+from ...common.metrics import DraftCounters
+from ...common.progress import Advance
+from .peers import PeerError
+from .stopwatch import BlockTime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lap:
+    """One text by one contestant; ``blocks`` says where its time went, empty where that cannot be told."""
+
+    generation: Generation
+    blocks: Sequence[BlockTime] = ()
+
+
+Run = Callable[[str, Options], Lap]
+"""Generates one text behind a prompt."""
+
+Contestants = Mapping[str, Callable[[], Run]]
+"""Ways to generate by name; each is opened before each pass, so that what learns from texts begins each pass anew."""
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What a contestant did: its laps by pass, in the order of the prompts; why it stopped, if it did."""
+
+    passes: list[list[Lap]] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def counters(self) -> DraftCounters:
+        """Over all passes."""
+        return sum((_counters(laps) for laps in self.passes), DraftCounters())
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens per second of each pass, the reading of prompts included."""
+        return [_counters(laps).tokens_per_s for laps in self.passes]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Median over the passes; 0 where there is none."""
+        return median(self.speeds) if self.passes else 0.0
+
+    @property
+    def blocks(self) -> list[BlockTime]:
+        """Of all passes."""
+        return [block for laps in self.passes for lap in laps for block in lap.blocks]
+
+
+def race(
+    contestants: Contestants, prompts: Sequence[str], options: Options, passes: int, advance: Advance
+) -> Mapping[str, Result]:
+    """Lets every contestant generate every prompt, in turns prompt by prompt, after an uncounted warm-up.
+
+    Who begins changes from prompt to prompt and from pass to pass. A pass has a seed of its own, the same for all. A
+    contestant that stops with a ``PeerError`` is out, with its message; other errors are not caught.
+
+    Args:
+      advance: called after each prompt.
+    """
+    results = {name: Result() for name in contestants}
+    _pass(contestants, prompts[:1], options, results, 0, partial(advance, "warm-up"))
+    for result in results.values():
+        result.passes.clear()
+    for number in range(passes):
+        seeded = replace(options, seed=options.seed + number)
+        _pass(contestants, prompts, seeded, results, number, partial(advance, f"pass {number + 1}"))
+    return results
+
+
+def _pass(
+    contestants: Contestants,
+    prompts: Sequence[str],
+    options: Options,
+    results: Mapping[str, Result],
+    number: int,
+    done: Callable[[], None],
+) -> None:
+    names = list(contestants)
+    runs = {name: contestants[name]() for name in names if not results[name].failure}
+    for name in runs:
+        results[name].passes.append([])
+    for turn, prompt in enumerate(prompts):
+        first = (number + turn) % len(names)
+        for name in (*names[first:], *names[:first]):
+            if not results[name].failure:
+                _lap(runs[name], prompt, options, results[name])
+        done()
+
+
+def _lap(run: Run, prompt: str, options: Options, result: Result) -> None:
+    try:
+        result.passes[-1].append(run(prompt, options))
+    except PeerError as error:
+        result.failure = str(error)
+        result.passes.clear()
+
+
+def _counters(laps: Sequence[Lap]) -> DraftCounters:
+    return sum((lap.generation.counters for lap in laps), DraftCounters())
