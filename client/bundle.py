@@ -8,7 +8,7 @@ from threading import RLock
 from ..common.bundle import BundleManifest, BundleTarget
 from ..common.errors import ModelError
 from ..common.lora import LoraAdapter
-from ..common.weights import Weights, read_weights
+from ..common.weights import Weights, read_packed, read_weights
 from .ngrams import NgramConfig
 from .onnx_decoder import OnnxDecoder
 from .onnx_model import OnnxModel
@@ -71,9 +71,10 @@ class Bundle:
         directory, shape = self.directory / "drafter", self.manifest.shape
         self._verify("drafter/")
         weights = bind_weights(read_weights(directory, shape))
+        decoded = bind_weights(read_packed(directory, shape)) if self.manifest.packed else weights
         limit = min(shape.context_limit, _CONTEXT)
         return Drafter(
-            model=OnnxModel(directory / "decode.onnx", weights, limit, self._threads),
+            model=OnnxModel(directory / "decode.onnx", decoded, limit, self._threads),
             codec=TextCodec(directory, shape.vocab_size),
             train_graph=directory / "train.onnx",
             weights=weights,

@@ -59,6 +59,12 @@ PenaltyOption = Annotated[
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeat for several.")
 ]
+AdaptiveOption = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive", help="Draft as many of --draft-tokens as pay by the clock, none where drafting does not."
+    ),
+]
 PathsOption = Annotated[
     str,
     typer.Option(
@@ -88,6 +94,7 @@ def generate(
     seed: SeedOption = 0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
+    adaptive: AdaptiveOption = False,
     adapter: AdapterOption = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
     paths: PathsOption = "full",
@@ -115,6 +122,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         stop=tuple(stop or ()),
         draft_tokens=0 if no_draft else draft_tokens,
+        adaptive=adaptive,
         seed=seed,
     )
     pair = _open(bundle, target, threads, adapter, paths).pair
@@ -223,6 +231,7 @@ def evaluate(
     repetition_penalty: PenaltyOption = 1.0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
+    adaptive: AdaptiveOption = False,
     paths: PathsOption = "full",
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
@@ -237,7 +246,9 @@ def evaluate(
     sampling = Sampling(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
+    options = Options(
+        sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, adaptive=adaptive, seed=seed
+    )
     check_file(json_file)
     by_task = _by_task(read_prompts(prompts))
     rows = []

@@ -1,6 +1,7 @@
 """Text from a prompt: a target that decodes alone, or that checks what a drafter proposes. It knows no model files."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from .context import DraftContext, Spelling
 from .continuation import Continuation, Generation
 from .decoder import Decoder, Logits
 from .options import Options
+from .pace import BlockCost, FixedPace, MeasuredPace, Pace
 from .paths import DraftPaths
 from .sampling import most_likely, target_probabilities
 from .text import TextCodec
@@ -72,13 +74,20 @@ class Generator:
       codec: the target's tokenizer.
       drafter: None for the target alone.
       lease: shared with other generators on the same target.
+      clock: seconds, for ``Options.adaptive``.
     """
 
     def __init__(
-        self, target: Decoder, codec: TextCodec, drafter: DrafterSide | None = None, lease: Lease | None = None
+        self,
+        target: Decoder,
+        codec: TextCodec,
+        drafter: DrafterSide | None = None,
+        lease: Lease | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._target, self._codec, self._drafter = target, codec, drafter
-        self._lease = lease or Lease()
+        self._lease, self._clock = lease or Lease(), clock
+        self._measured = MeasuredPace()
 
     @property
     def alone(self) -> "Generator":
@@ -139,20 +148,35 @@ class Generator:
         """One block per step: draft, score in one target call, verify, rewind both models to what was emitted."""
         target, chooser = self._target, RandomChooser(np.random.default_rng(options.seed))
         context, ends = DraftContext(side.decoder, side.spelling), self._codec.vocabulary.eos
+        pace: Pace = self._measured if options.adaptive else FixedPace()
         trie = side.paths.trie
-        row = context.begin(text.prompt)
+        row, unread, held = context.begin(text.prompt), list[int](), 0
         text.count(drafter_calls=1)
         while text.open:
-            budget = min(options.draft_tokens, text.remaining - 1)
+            began = self._clock()
+            budget = pace.budget(min(options.draft_tokens, text.remaining - 1))
+            if budget and unread:
+                row = context.extend(unread, held)
+                text.count(drafter_calls=1)
             draft = draft_block(side.decoder, row, trie, budget, options.sampling, chooser, ends, text.last)
-            base = target.length
+            base, drafted = target.length, self._clock()
             rows = target.score((text.last, *draft.tokens))
-            processed = text.rows(rows, draft.tokens)
-            verdict = verify_block(draft, processed, side.decoder, options.sampling, chooser)
+            scored = self._clock()
+            verdict = verify_block(draft, text.rows(rows, draft.tokens), side.decoder, options.sampling, chooser)
             target.rewind(base + len(verdict.tokens))
+            # What the drafter has not read waits for the next block that drafts.
+            unread, held = (
+                (list(verdict.tokens), len(verdict.drafter_tokens)) if budget else ([*unread, *verdict.tokens], held)
+            )
             text.count(target_calls=1)
             text.add(verdict.counters)
+            pace.note(
+                BlockCost(
+                    draft_tokens=draft.draft_tokens,
+                    proposed=len(draft.tokens),
+                    accepted=verdict.accepted,
+                    target_s=scored - drafted,
+                    rest_s=drafted - began + self._clock() - scored,
+                )
+            )
             yield verdict.tokens, rows
-            if text.open:
-                row = context.extend(verdict.tokens, len(verdict.drafter_tokens))
-                text.count(drafter_calls=1)

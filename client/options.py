@@ -19,7 +19,10 @@ class Options:
     sampling: how the target samples. max_new_tokens: longest text in target tokens.
     stop: the text ends before the first of these strings; the tokens that complete it count as emitted.
     processors: applied to the target's logits in order, after the repetition penalty.
-    draft_tokens: drafter tokens per block, 0 for no drafting. seed: of every random choice.
+    draft_tokens: drafter tokens per block, 0 for no drafting.
+    adaptive: draft as many of these as pay by the clock, or none (``pace.py``). At temperature 0 the text stays the
+      same; above, its law does, but not the text of a seed.
+    seed: of every random choice.
 
     Raises:
       ConfigError: a value out of range.
@@ -30,6 +33,7 @@ class Options:
     stop: tuple[str, ...] = ()
     processors: tuple[LogitsProcessor, ...] = ()
     draft_tokens: int = 4
+    adaptive: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -13,7 +13,7 @@ BoundWeights = dict[str, ort.OrtValue]
 """Frozen weights as ONNX Runtime values: what sessions are opened from. Each session packs a copy for its kernels."""
 
 
-def bind_weights(weights: Mapping[str, NDArray[np.float32]]) -> BoundWeights:
+def bind_weights(weights: Mapping[str, NDArray[Any]]) -> BoundWeights:
     """Wraps weights for ONNX Runtime, once per model; contiguous arrays are not copied."""
     return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
 

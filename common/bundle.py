@@ -22,7 +22,7 @@ from .lora import LoraLayout
 from .shape import DecoderShape
 
 MANIFEST = "bundle.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class BundleTarget:
 class BundleManifest:
     """``bundle.json``.
 
-    precision: how the drafter's weights are stored (``fp32``, ``fp16`` or ``int8``); they are computed in float32.
+    precision: how the drafter's weights are stored (``fp32``, ``fp16`` or ``int8``).
     shape, rank, alpha: of the drafter and its adapters. base: fingerprint of the drafter as deployed.
     files: SHA-256 of every other file by its path in the bundle.
     """
@@ -65,6 +65,11 @@ class BundleManifest:
     def layout(self) -> LoraLayout:
         """Of the adapters that fit this bundle."""
         return LoraLayout(rank=self.rank, alpha=self.alpha, shape=self.shape)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the drafter's decode graph multiplies int8 blocks; every other graph computes in float32."""
+        return self.precision == "int8"
 
     def target_for(self, directory: Path) -> BundleTarget:
         """The target whose tokenizer and shape are those of a Hugging Face model directory.

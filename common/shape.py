@@ -9,6 +9,8 @@ from typing import Any
 from .errors import ModelError
 from .files import read_json
 
+EMBEDDING = "model.embed_tokens.weight"
+"""Name of the embedding's tensor, which a tied decoder's head shares."""
 #: Projections of one decoder layer that can carry a LoRA adapter, with the module that owns them.
 PROJECTIONS = {
     "q_proj": "self_attn",
@@ -49,7 +51,7 @@ class DecoderShape:
     @cached_property
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every frozen tensor, under its Hugging Face name; matrices are (out, in)."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, self.hidden_size)}
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}"
             for projection, owner in PROJECTIONS.items():

@@ -1,7 +1,8 @@
 """A decoder's frozen weights as float32 arrays, read from safetensors without torch.
 
 Names are those of a Hugging Face checkpoint. Storage may be F32, F16, BF16, or *I8 rows*: an int8 matrix ``name``
-beside a float32 vector ``name.scale`` with one factor per row. It knows no runtime.
+beside a float32 vector ``name.scale`` with one factor per row. *Packed* is the same in the layout of ONNX Runtime's
+``MatMulNBits``. It knows no runtime.
 """
 
 import json
@@ -14,10 +15,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .errors import ModelError
-from .shape import DecoderShape
+from .shape import EMBEDDING, DecoderShape
 
 Weights = dict[str, NDArray[np.float32]]
+Tensors = dict[str, NDArray[np.generic]]
 _SCALE = ".scale"
+PACKED, PACKED_SCALES = ".packed", ".packed_scales"
+PACKED_BLOCK = 32
+"""Columns of a block, all with the scale of their row."""
+_ZERO_POINT = 128
 
 
 def read_weights(directory: Path, shape: DecoderShape) -> Weights:
@@ -26,18 +32,43 @@ def read_weights(directory: Path, shape: DecoderShape) -> Weights:
     Raises:
       ModelError: there is no readable safetensors file, or a tensor is missing or of another size.
     """
-    files = sorted(Path(directory).glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{directory} holds no *.safetensors file, expected model.safetensors")
-    tensors: dict[str, NDArray[np.generic]] = {}
-    for file in files:
-        tensors |= _read_file(file)
-    weights = _dequantise(tensors)
+    weights = _dequantise(_read_files(Path(directory)))
     for name, size in shape.weights.items():
         if name not in weights or weights[name].shape != size:
             given = weights[name].shape if name in weights else "missing"
             raise ModelError(f"{directory}: tensor {name} is {given}, config.json says {size}")
     return {name: weights[name] for name in shape.weights}
+
+
+def read_packed(directory: Path, shape: DecoderShape) -> Tensors:
+    """Reads a checkpoint stored as I8 rows for a packed decode graph.
+
+    Returns:
+      For each matrix (n, k): ``name.packed`` uint8 (n, blocks, PACKED_BLOCK), the int8 values plus 128, filled up with
+      zeros; and ``name.packed_scales`` float32 (n * blocks,). The embedding, which is gathered, and vectors: float32.
+
+    Raises:
+      ModelError: as ``read_weights``, or a matrix is not stored as I8 rows.
+    """
+    tensors, weights = _read_files(Path(directory)), read_weights(directory, shape)
+    packed: Tensors = {name: value for name, value in weights.items() if value.ndim == 1 or name == EMBEDDING}
+    for name in shape.weights:
+        if weights[name].ndim == 2 and (name != EMBEDDING or shape.tied):
+            if tensors[name].dtype != np.int8:
+                raise ModelError(f"{directory}: {name} is stored as {tensors[name].dtype}, expected int8 rows")
+            packed |= _packed(name, tensors[name], tensors[name + _SCALE])
+    return packed
+
+
+def _packed(name: str, rows: NDArray[np.generic], scale: NDArray[np.generic]) -> Tensors:
+    count, columns = rows.shape
+    blocks = -(-columns // PACKED_BLOCK)
+    values = np.full((count, blocks * PACKED_BLOCK), _ZERO_POINT, np.uint8)
+    values[:, :columns] = rows.astype(np.int16) + _ZERO_POINT
+    return {
+        name + PACKED: values.reshape(count, blocks, PACKED_BLOCK),
+        name + PACKED_SCALES: np.repeat(scale.astype(np.float32), blocks),
+    }
 
 
 def quantise_rows(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
@@ -62,6 +93,16 @@ def _dequantise(tensors: dict[str, NDArray[np.generic]]) -> Weights:
         full = value.astype(np.float32)
         weights[name] = np.ascontiguousarray(full if scale is None else full * scale[:, None].astype(np.float32))
     return weights
+
+
+def _read_files(directory: Path) -> Tensors:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{directory} holds no *.safetensors file, expected model.safetensors")
+    tensors: Tensors = {}
+    for file in files:
+        tensors |= _read_file(file)
+    return tensors
 
 
 def _read_file(file: Path) -> dict[str, NDArray[np.generic]]:

@@ -38,7 +38,7 @@ def _halves(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.
     return {name: value.astype(np.float16 if value.ndim == 2 else np.float32) for name, value in weights.items()}
 
 
-#: How a drafter's weights may be stored. Whatever the storage, they are computed in float32.
+#: How a drafter's weights may be stored. The train graph computes in float32; the decode graph too, but for int8.
 PRECISIONS: dict[str, Callable[[Weights], Mapping[str, NDArray[Any]]]] = {
     "fp32": dict,
     "fp16": _halves,
@@ -50,7 +50,8 @@ PRECISIONS: dict[str, Callable[[Weights], Mapping[str, NDArray[Any]]]] = {
 class BundleRecipe:
     """Choices of a build.
 
-    precision: storage of the drafter's weights. Targets keep theirs: the promise is the target's own output law.
+    precision: storage of the drafter's weights, and for int8 its arithmetic when decoding. Targets keep theirs: the
+      promise is the target's own output law.
     rank, alpha: of the adapters; LoRA's scaling is alpha / rank. seed: of the initial adapter.
     include_targets: copies the targets' weights into the bundle, so that it runs without their directories.
 
@@ -132,7 +133,7 @@ def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: Bundl
     stored = PRECISIONS[recipe.precision](read_weights(source, layout.shape))
     write_atomic(folder / "model.safetensors", save(dict(stored), metadata={"format": "pt"}))
     done("weights")
-    graph = decode_graph(layout.shape, layout.rank, layout.scaling)
+    graph = decode_graph(layout.shape, layout.rank, layout.scaling, packed=recipe.precision == "int8")
     (folder / "decode.onnx").write_bytes(graph.SerializeToString())
     done("decode graph")
     (folder / "train.onnx").write_bytes(train_graph(layout).SerializeToString())

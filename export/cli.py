@@ -26,7 +26,9 @@ def build(
         list[Path], typer.Option(help="Hugging Face directory of a target; repeat for more.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="The bundle to write; an older bundle is replaced.", show_default=False)],
-    precision: Annotated[str, typer.Option(help="Storage of the drafter's weights: fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Storage of the drafter's weights: fp32, fp16 or int8 (drafts in integers, fastest).")
+    ] = "fp32",
     rank: Annotated[int, typer.Option(help="LoRA rank of the adapters.")] = 8,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; twice the rank by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial adapter.")] = 0,

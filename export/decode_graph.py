@@ -26,29 +26,36 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..common.shape import PROJECTIONS, DecoderShape
+from ..common.shape import EMBEDDING, PROJECTIONS, DecoderShape
+from ..common.weights import PACKED, PACKED_BLOCK, PACKED_SCALES
 
 _MS = "com.microsoft"
 _OPSET, _IR_VERSION = 21, 10
 _HEAD_MULTIPLE = 16
+#: MatMulNBits' accuracy_level: rows of the input become int8 too. Eight bits have no other fast kernel.
+_INTEGERS = 4
 
 
-def decode_graph(shape: DecoderShape, rank: int | None = None, scaling: float = 1.0) -> onnx.ModelProto:
+def decode_graph(
+    shape: DecoderShape, rank: int | None = None, scaling: float = 1.0, packed: bool = False
+) -> onnx.ModelProto:
     """Builds the graph.
 
     Args:
       shape: the decoder.
       rank: LoRA rank of the adapter inputs on all projections; None for a graph without an adapter.
       scaling: LoRA's alpha / rank, a constant of the graph.
+      packed: matrices are int8 blocks (``weights.read_packed``), multiplied in integers: a quarter of the memory
+        traffic, and rows quantised on the fly, so logits differ from those of float32 by about a hundredth.
     """
-    return _Builder(shape, rank, scaling).build()
+    return _Builder(shape, rank, scaling, packed).build()
 
 
 class _Builder:
     """Collects nodes in order; each method adds one block and returns its output's name."""
 
-    def __init__(self, shape: DecoderShape, rank: int | None, scaling: float) -> None:
-        self.shape, self.rank, self.scaling = shape, rank, scaling
+    def __init__(self, shape: DecoderShape, rank: int | None, scaling: float, packed: bool) -> None:
+        self.shape, self.rank, self.scaling, self.packed = shape, rank, scaling, packed
         self.padded_head = -(-shape.head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[np.generic]] = {}
@@ -58,7 +65,7 @@ class _Builder:
 
     def build(self) -> onnx.ModelProto:
         self._declare_inputs()
-        hidden = self._op("Gather", [self._weight("model.embed_tokens.weight"), "tokens"], "embedded")
+        hidden = self._op("Gather", [self._weight(EMBEDDING), "tokens"], "embedded")
         delta = ""
         for layer in range(self.shape.layers):
             hidden, delta = self._layer(layer, hidden, delta)
@@ -110,8 +117,8 @@ class _Builder:
 
     def _linear(self, layer: int, projection: str, x: str) -> str:
         """x W^T, plus scaling * (x A^T) B^T where the graph has an adapter."""
-        weight = self._weight(f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.weight")
-        base = self._op("Gemm", [x, weight], f"{projection}.{layer}", transB=1)
+        weight = f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.weight"
+        base = self._product(x, weight, f"{projection}.{layer}")
         if self.rank is None:
             return base
         rows, cols = self.shape.projection_size(projection)
@@ -120,6 +127,20 @@ class _Builder:
         self._input(b, TensorProto.FLOAT, [rows, self.rank])
         low = self._op("Gemm", [x, a], f"{projection}.low.{layer}", transB=1)
         return self._op("Gemm", [low, b, base], f"{projection}.lora.{layer}", transB=1, alpha=self.scaling)
+
+    def _product(self, x: str, weight: str, output: str) -> str:
+        """x W^T."""
+        if not self.packed:
+            return self._op("Gemm", [x, self._weight(weight)], output, transB=1)
+        rows, columns = self.shape.weights[weight]
+        blocks = -(-columns // PACKED_BLOCK)
+        parts = {
+            weight + PACKED: external_tensor(weight + PACKED, (rows, blocks, PACKED_BLOCK), TensorProto.UINT8),
+            weight + PACKED_SCALES: external_tensor(weight + PACKED_SCALES, (rows * blocks,)),
+        }
+        self.externals |= parts
+        sizes = {"K": columns, "N": rows, "bits": 8, "block_size": PACKED_BLOCK}
+        return self._op("MatMulNBits", [x, *parts], output, domain=_MS, accuracy_level=_INTEGERS, **sizes)
 
     def _norm(self, hidden: str, delta: str, weight: str) -> tuple[str, str]:
         """(residual stream after adding delta, its RMS norm)."""
@@ -142,8 +163,8 @@ class _Builder:
     def _head(self, normed: str) -> None:
         start = self._op("Neg", ["kept"], "kept.start")
         rows = self._op("Slice", [normed, start, self._integers("end", [np.iinfo(np.int64).max])], "kept.rows")
-        name = "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
-        self._op("Gemm", [rows, self._weight(name)], "logits", transB=1)
+        name = EMBEDDING if self.shape.tied else "lm_head.weight"
+        self._product(rows, name, "logits")
         self._output("logits", TensorProto.FLOAT, ["kept", self.shape.vocab_size])
 
     # --- heads whose size GroupQueryAttention refuses ----------------------------------------------------------
@@ -225,10 +246,11 @@ class _Builder:
         return output
 
 
-def external_tensor(name: str, dims: tuple[int, ...]) -> TensorProto:
-    """A float32 initializer whose values the runtime binds by name."""
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(4 * int(np.prod(dims))))):
+def external_tensor(name: str, dims: tuple[int, ...], dtype: int = TensorProto.FLOAT) -> TensorProto:
+    """An initializer, by default float32, whose values the runtime binds by name."""
+    tensor = TensorProto(name=name, data_type=dtype, dims=dims, data_location=TensorProto.EXTERNAL)
+    size = helper.tensor_dtype_to_np_dtype(dtype).itemsize * int(np.prod(dims))
+    for key, value in (("location", "weights"), ("offset", "0"), ("length", str(size))):
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
     return tensor

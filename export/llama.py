@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..common.shape import PROJECTIONS, DecoderShape
+from ..common.shape import EMBEDDING, PROJECTIONS, DecoderShape
 
 Tensors = Mapping[str, Tensor]
 
@@ -31,14 +31,14 @@ class Llama:
         """int64 (B, L) to float32 (B * L, vocab); row b * L + i is the law of the token after tokens[b, : i + 1]."""
         batch, length = tokens.shape
         positions = _Positions.of(length, self.shape)
-        hidden = torch.nn.functional.embedding(tokens.reshape(-1), self.weights["model.embed_tokens.weight"])
+        hidden = torch.nn.functional.embedding(tokens.reshape(-1), self.weights[EMBEDDING])
         for layer in range(self.shape.layers):
             prefix = f"model.layers.{layer}"
             normed = self._norm(hidden, f"{prefix}.input_layernorm.weight")
             hidden = hidden + self._attention(layer, normed, batch, positions)
             normed = self._norm(hidden, f"{prefix}.post_attention_layernorm.weight")
             hidden = hidden + self._mlp(layer, normed)
-        head = self.weights["model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"]
+        head = self.weights[EMBEDDING if self.shape.tied else "lm_head.weight"]
         return self._norm(hidden, "model.norm.weight") @ head.T
 
     def _attention(self, layer: int, x: Tensor, batch: int, positions: "_Positions") -> Tensor:

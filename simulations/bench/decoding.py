@@ -86,12 +86,12 @@ def _drafted(pair: Pair, mode: PathKind) -> Generator:
     return with_paths(pair, mode).drafted
 
 
-def _ours(pair: Pair, open_generator: Callable[[], Generator]) -> Run:
+def _ours(pair: Pair, open_generator: Callable[[], Generator], adaptive: bool = False) -> Run:
     generator = open_generator()
 
     def lap(prompt: str, options: Options) -> Lap:
         with stopwatch(pair) as calls:
-            generation = generator.run(prompt, options)
+            generation = generator.run(prompt, replace(options, adaptive=adaptive))
         return Lap(generation=generation, blocks=block_times(calls))
 
     return lap
@@ -146,6 +146,7 @@ class Contest:
             f"{kind}, its own budget": partial(_peers, partial(peers.assisted, own_budget=True)),
         }
         ours = {f"fleetdraft, {mode}": partial(_ours, pair, partial(_drafted, pair, mode)) for mode in MODES}
+        ours["fleetdraft, full, adaptive"] = partial(_ours, pair, partial(_drafted, pair, "full"), adaptive=True)
         with progress(f"temperature {temperature:g}", 1 + self.passes * len(self.prompts)) as advance:
             contestants = alone | assisted | ours
             results = race(contestants, [prompt.text for prompt in self.prompts], options, self.passes, advance)

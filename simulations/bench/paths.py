@@ -48,7 +48,7 @@ FULL = "full"
 CAPACITIES = (20_000, 5_569)
 """The default of ``NgramConfig``, and what OmniDraft's cache learned from GSM8K."""
 _POLICIES: tuple[Policy, ...] = ("lfu", "lru")
-_WIDTH = 150
+_WIDTH = 160
 """Columns of the table where the output is no terminal."""
 
 Texts = Sequence[Sequence[int]]
@@ -213,7 +213,6 @@ def _median_ms(call: Callable[[], object], times: int) -> float:
 
 def _held_bytes(make: Callable[[], object]) -> int:
     """What is allocated by ``make`` and held by its result, native code's own memory aside."""
-    gc.collect()
     tracemalloc.start()
     try:
         made = make()

@@ -1,9 +1,12 @@
 """Several ways to generate, in turns on the same prompts. It knows no model and no table."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
+
+import numpy as np
 
 from ...client.continuation import Generation
 from ...client.options import Options
@@ -20,6 +23,9 @@ class Lap:
     generation: Generation
     blocks: Sequence[BlockTime] = ()
 
+
+_REST_S = 0.05
+"""Before each lap: worker threads of whoever ran before spin for a while, and would take a core from the next."""
 
 Run = Callable[[str, Options], Lap]
 """Generates one text behind a prompt."""
@@ -61,8 +67,8 @@ def race(
 ) -> Mapping[str, Result]:
     """Lets every contestant generate every prompt, in turns prompt by prompt, after an uncounted warm-up.
 
-    Who begins changes from prompt to prompt and from pass to pass. A pass has a seed of its own, the same for all. A
-    contestant that stops with a ``PeerError`` is out, with its message; other errors are not caught.
+    The order is drawn anew for each prompt. A pass has a seed of its own, the same for all. A contestant that stops
+    with a ``PeerError`` is out, with its message; other errors are not caught.
 
     Args:
       advance: called after each prompt.
@@ -89,10 +95,11 @@ def _pass(
     runs = {name: contestants[name]() for name in names if not results[name].failure}
     for name in runs:
         results[name].passes.append([])
-    for turn, prompt in enumerate(prompts):
-        first = (number + turn) % len(names)
-        for name in (*names[first:], *names[:first]):
+    order = np.random.default_rng(number)
+    for prompt in prompts:
+        for name in order.permutation(names).tolist():
             if not results[name].failure:
+                time.sleep(_REST_S)
                 _lap(runs[name], prompt, options, results[name])
         done()
 

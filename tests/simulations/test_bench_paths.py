@@ -11,6 +11,7 @@ import pytest
 from fleetdraft.client.bundle import EMBEDDED
 from fleetdraft.client.ngrams import NgramConfig
 from fleetdraft.client.tokenizer_pair import TokenizerPair
+from fleetdraft.client.trie import Trie
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.simulations.bench import paths
 from fleetdraft.simulations.bench.paths import Way, bounds, costs, every_way, ratio_error
@@ -141,11 +142,29 @@ def test_costs_say_what_is_held_before_and_after_the_texts(setting: Setting, tmp
     assert warm.open_ms is not None
 
 
+def test_costs_are_those_of_tokenizers_that_nobody_has_used(setting: Setting) -> None:
+    target, drafter = setting.bundle.codec(setting.pair.name), setting.pair.drafter.codec
+    costs(Way(name="direct", kind="direct"), target, drafter, [[1]], repeats=1)
+    assert "ids" not in vars(target.vocabulary)
+    assert target.vocabulary.ids == setting.pair.target_codec.vocabulary.ids
+    assert "ids" in vars(target.vocabulary)
+
+
+def array_bytes(trie: Trie) -> int:
+    return sum(array.nbytes for array in trie.to_arrays().values())
+
+
 def test_memory_counts_the_trie_that_is_held(setting: Setting) -> None:
     pair = setting.pair.tokenizers
-    arrays = sum(array.nbytes for array in pair.trie.to_arrays().values())
     held = costs(Way(name="full", kind="full"), pair.target, pair.drafter, [[1]], repeats=1).memory_bytes
-    assert arrays < held < 10 * arrays
+    assert array_bytes(pair.trie) < held < 10 * array_bytes(pair.trie)
+
+
+def test_memory_counts_the_trie_that_a_cache_builds_once_it_has_learned(setting: Setting) -> None:
+    pair, way = setting.pair.tokenizers, Way(name="online", kind="online")
+    texts: tuple[list[int], ...] = ([], ngrams_of(pair, 1))
+    nothing, one = (costs(way, pair.target, pair.drafter, [text], repeats=1).memory_bytes for text in texts)
+    assert one - nothing > array_bytes(pair.direct.trie)
 
 
 # --- the command ------------------------------------------------------------------------------------------------
