@@ -60,11 +60,10 @@ class LessonWriter:
     """Turns one target's decisions into lessons."""
 
     def __init__(self, spelling: Spelling, trie: Trie, projection: Projection = "prefix") -> None:
-        self._spelling, self._projection = spelling, projection
-        self._paths = {token: trie.path(token) for token in trie}
-        mapped = [t for t, path in self._paths.items() if projection == "prefix" or len(path) == 1]
+        self._spelling, self._trie, self._projection = spelling, trie, projection
+        mapped = [t for t in trie if projection == "prefix" or len(trie.path(t)) == 1]
         self._mapped = np.asarray(mapped, dtype=np.intp)
-        self._firsts, self._group = np.unique([self._paths[t][0] for t in mapped], return_inverse=True)
+        self._firsts, self._group = np.unique([trie.path(t)[0] for t in mapped], return_inverse=True)
 
     def write(self, prompt: Sequence[int], emitted: Sequence[int], rows: Logits, limit: int) -> Lesson:
         """Writes the lesson of one generated text.
@@ -87,7 +86,7 @@ class LessonWriter:
         return _cut(lesson, limit)
 
     def _judge(self, lesson: Lesson, row: int, token: int, ids: NDArray[np.int64], probs: NDArray[np.float32]) -> None:
-        path = self._paths.get(token, ())
+        path = self._trie.path(token)
         if self._projection == "prefix" or len(path) == 1:
             lesson.teacher_ids[row], lesson.teacher_probs[row], lesson.taught[row] = ids, probs, True
         if len(path) > 1:
