@@ -8,7 +8,6 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean, median
 from typing import Annotated
 
@@ -25,6 +24,15 @@ from ...client.text import TextCodec
 from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.progress import progress
+from .arguments import (
+    AdapterOption,
+    BundleOption,
+    DraftTokensOption,
+    JsonOption,
+    PromptsOption,
+    TargetOption,
+    TokensOption,
+)
 from .setting import open_setting, read_some
 from .stopwatch import block_times, stopwatch
 from .table import Row, run, write_rows
@@ -161,29 +169,22 @@ def _table(rows: Sequence[ContextRow], temperature: float) -> Table:
 
 
 def main(
-    bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory.")] = EMBEDDED,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="DIR", help="Directory or name (default: the first of other vocabulary)."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL (default: the embedded held-out prompts).")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT).")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")] = 64,
-    draft_tokens: Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block.")] = 4,
+    bundle: BundleOption = EMBEDDED,
+    target: TargetOption = None,
+    prompts: PromptsOption = None,
+    adapter: AdapterOption = None,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
     temperature: Annotated[float, typer.Option("--temperature", help="Beside 0.")] = 1.0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of ONNX Runtime.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Texts for each length.")] = 7,
     seed: Annotated[int, typer.Option("--seed", help="Seed of every random choice.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Two texts of 16 tokens.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Measures what a token costs behind contexts of different lengths."""
     if quick:
         max_new_tokens, repeats = min(max_new_tokens, 16), min(repeats, 2)
-    if draft_tokens < 1:
-        raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: this measures drafting")
     sampling = Sampling(temperature=temperature)
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
     check_file(json_file)

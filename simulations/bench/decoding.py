@@ -29,10 +29,18 @@ from ...client.pair import Pair
 from ...client.prompts import Prompt
 from ...client.sampling import Sampling
 from ...client.tokenizer_pair import PathKind
-from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.progress import progress
 from ...common.weights import read_weights
+from .arguments import (
+    AdapterOption,
+    BundleOption,
+    DraftTokensOption,
+    JsonOption,
+    PromptsOption,
+    TargetOption,
+    TokensOption,
+)
 from .peers import Peers, llama, merged, open_tokenizers
 from .race import Lap, Result, Run, race
 from .setting import Setting, open_setting, read_some
@@ -238,22 +246,17 @@ def _shown(value: float | None, form: str, unit: str = "") -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory.")] = EMBEDDED,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="DIR", help="Directory or name (default: the first of other vocabulary)."),
-    ] = None,
+    bundle: BundleOption = EMBEDDED,
+    target: TargetOption = None,
     drafter: Annotated[
         Path | None,
         typer.Option("--drafter", metavar="DIR", help="Its weights for transformers (default: the bundle's)."),
     ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL (default: the embedded held-out prompts).")
-    ] = None,
+    prompts: PromptsOption = None,
     count: Annotated[int | None, typer.Option("--count", min=1, help="Use the first N prompts only.")] = None,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT).")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")] = 64,
-    draft_tokens: Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block.")] = 4,
+    adapter: AdapterOption = None,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the sampling rows; 0 leaves them out.")] = 1.0,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of ONNX Runtime and of torch.")] = 2,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes over the prompts.")] = 3,
@@ -262,13 +265,11 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the first pass.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Two prompts, 16 tokens, one pass.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Measures tokens per second of our engine and its peers on the same models and prompts."""
     if quick:
         count, max_new_tokens, repeats = min(count or 2, 2), min(max_new_tokens, 16), 1
-    if draft_tokens < 1:
-        raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: this measures drafting")
     options = Options(
         sampling=Sampling(temperature=temperature), max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed
     )

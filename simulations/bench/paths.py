@@ -39,6 +39,15 @@ from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.metrics import DraftCounters
 from ...common.progress import progress
+from .arguments import (
+    AdapterOption,
+    BundleOption,
+    DraftTokensOption,
+    JsonOption,
+    PromptsOption,
+    TargetOption,
+    TokensOption,
+)
 from .race import Lap, Result, Run, race
 from .setting import open_setting, read_some
 from .table import Row, run, write_rows
@@ -383,18 +392,13 @@ def _cells(row: PathsRow) -> tuple[str, ...]:
 
 
 def main(
-    bundle: Annotated[Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory.")] = EMBEDDED,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", metavar="DIR", help="Directory or name (default: the first of other vocabulary)."),
-    ] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="JSONL (default: the embedded held-out prompts).")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT).")] = None,
+    bundle: BundleOption = EMBEDDED,
+    target: TargetOption = None,
+    prompts: PromptsOption = None,
+    adapter: AdapterOption = None,
     count: Annotated[int | None, typer.Option("--count", min=2, help="Use the first N prompts only.")] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")] = 64,
-    draft_tokens: Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block.")] = 4,
+    max_new_tokens: TokensOption = 64,
+    draft_tokens: DraftTokensOption = 4,
     temperature: Annotated[
         list[float] | None, typer.Option("--temperature", help="May be given several times (default: 0 and 1).")
     ] = None,
@@ -406,13 +410,11 @@ def main(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Passes over the measured prompts.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the first pass.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Four prompts, 16 tokens, one pass.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Measures acceptance, memory and time of each way to hold draft paths."""
     if quick:
         count, max_new_tokens, repeats = min(count or 4, 4), min(max_new_tokens, 16), 1
-    if draft_tokens < 1:
-        raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: this measures drafting")
     options = Options(max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
     heats = [Sampling(temperature=heat).temperature for heat in dict.fromkeys(temperature or (0.0, 1.0))]
     capacities = [NgramConfig(capacity=number).capacity for number in dict.fromkeys(capacity or CAPACITIES)]

@@ -145,9 +145,16 @@ def opened(log: list[str], name: str, stops_at: int = 99) -> Callable[[], Run]:
 def test_everybody_runs_every_prompt_in_turns_and_the_warm_up_does_not_count() -> None:
     log: list[str] = []
     results = race({"a": opened(log, "a"), "b": opened(log, "b")}, ["x", "y"], Options(seed=7), 2, lambda remark: None)
-    assert log == ["ax7", "bx7", "ax7", "bx7", "by7", "ay7", "bx8", "ax8", "ay8", "by8"]
+    turns = [log[at : at + 2] for at in range(0, len(log), 2)]
+    assert [sorted(turn) for turn in turns] == [[f"a{x}", f"b{x}"] for x in ("x7", "x7", "y7", "x8", "y8")]
     assert [len(laps) for laps in results["a"].passes] == [2, 2]
     assert (results["a"].counters.tokens, results["a"].tokens_per_s) == (40, 5.0)
+
+
+def test_who_begins_is_drawn_anew_for_each_prompt() -> None:
+    log: list[str] = []
+    race({"a": opened(log, "a"), "b": opened(log, "b")}, list("uvwxyz"), Options(), 2, lambda remark: None)
+    assert {turn[0] for turn in log[2::2]} == {"a", "b"}
 
 
 def test_a_peer_that_stops_is_out_with_its_message_and_the_others_go_on() -> None:
@@ -216,7 +223,7 @@ def test_an_ending_has_as_many_tokens_as_fit(setting: Setting) -> None:
         (["--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--target", "nobody"], "nobody"),
         (["--adapter", "nowhere"], "nowhere"),
-        (["--draft-tokens", "0"], "--draft-tokens is 0"),
+        (["--draft-tokens", "0"], "Invalid value for '--draft-tokens': 0"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--max-new-tokens", "510"], "tokens"),
         (["--temperature", "-1"], "temperature is -1"),

@@ -180,7 +180,7 @@ def test_memory_counts_the_trie_that_a_cache_builds_once_it_has_learned(setting:
         (["--count", "1"], "--count"),
         (["--capacity", "-1"], "capacity is -1"),
         (["--temperature", "-1"], "temperature is -1"),
-        (["--draft-tokens", "0"], "--draft-tokens is 0"),
+        (["--draft-tokens", "0"], "Invalid value for '--draft-tokens': 0"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--threads", "0"], "--threads"),
         (["--json", "."], "is a directory"),
