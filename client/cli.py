@@ -132,10 +132,12 @@ def generate(
             print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
             return
         sys.stdout.write(prompt)
-        for piece in pair.drafted.stream(prompt, options):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+        try:
+            for piece in pair.drafted.stream(prompt, options):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            sys.stdout.write("\n")  # an interrupted text ends its line too
 
 
 def adapt(

@@ -31,7 +31,8 @@ def vocabulary(
     drafter: Annotated[Path, typer.Option("--drafter", metavar="DIR", help="The drafter's model directory.")],
     target: Annotated[Path, typer.Option("--target", metavar="DIR", help="A target's model directory.")],
     width: Annotated[
-        int | None, typer.Option("--width", min=1, help="Width of the target's logits (default: its config's).")
+        int | None,
+        typer.Option("--width", min=1, max=1 << 22, help="Width of the target's logits (default: its config's)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -89,6 +89,6 @@ class DraftContext:
             self._tokens = self._tokens[-max(1, self._drafter.limit // 2) :]
             known = 0
         # Keys of an adapter that is no longer in force are made anew here, between two blocks, and nowhere else.
-        known = 0 if self._drafter.stale else min(known, self._drafter.length, len(self._tokens) - 1)
+        known = 0 if self._drafter.stale else max(0, min(known, self._drafter.length, len(self._tokens) - 1))
         self._drafter.rewind(known)
         return self._drafter.score(self._tokens[known:], 1).reshape(-1)

@@ -6,10 +6,12 @@ message carries it.
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,7 +23,10 @@ from .trie import Trie
 
 Policy = Literal["lfu", "lru"]
 
-_FORMAT = "fleetdraft n-grams 1"
+_NAME = b"fleetdraft n-grams "
+_FORMAT = f"{_NAME.decode()}1"
+#: Far more than any vocabulary's n-grams take.
+_LARGEST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,42 +113,48 @@ class NgramCache:
     def restore(self, path: Path) -> str:
         """Replaces what is held by what ``save`` wrote to ``path``; without such a file, by nothing.
 
-        A file that is torn, of another version or of another pair of tokenizers is set aside as ``*.unusable``, in
-        place of one set aside before. Where the capacity is smaller than the file, the n-grams of most worth stay.
+        One of ours that is torn or of another version is set aside under a free name, ``*.unusable``. Nothing else is
+        touched. Where the capacity is smaller than the file, the n-grams of most worth stay.
 
         Returns:
           One line for the user where a file was set aside, else ``""``.
 
         Raises:
-          UserError: ``path`` is there but can neither be read nor set aside.
+          UserError: what is there is no file of n-grams, or can be neither read nor written.
+          FingerprintError: it holds n-grams of another target or drafter.
         """
         self._held, self._trie = _Ranking(self._config), None
-        try:
-            return self._fill(path)
-        except FileNotFoundError:
+        if not path.exists():
             return ""
-        except OSError as error:
-            raise UserError(f"cannot read {path} or set it aside: {error.strerror or error}") from error
-
-    def _fill(self, path: Path) -> str:
+        self._check_ours(path)
         try:
             self._held.fill(self._parse(path))
-        except (ModelError, FingerprintError) as error:
-            aside = path.replace(path.with_name(f"{path.name}.unusable"))
-            return f"{error}; it is now {aside.name}, and the n-grams begin empty"
+        except ModelError as error:
+            names = (f"{path}.unusable{number or ''}" for number in count())
+            aside = path.rename(next(name for name in names if not os.path.lexists(name)))
+            return f"{error}; it is now {aside}, and the n-grams begin empty"
         return ""
+
+    def _check_ours(self, path: Path) -> None:
+        """Returns if ``path`` is a regular file that ``save`` may have begun, and may be replaced."""
+        if not path.is_file() or path.stat().st_size > _LARGEST_BYTES:
+            raise UserError(f"{path} is no file of n-grams; give the name of one, or of none yet")
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise UserError(f"{path} cannot be read and written; change its permissions or give another name")
+        with path.open("rb") as file:
+            beginning = file.read(len(_NAME))
+        if not _NAME.startswith(beginning):
+            raise UserError(f"{path} is no file of n-grams; give the name of one, or of none yet")
 
     def _parse(self, path: Path) -> list[tuple[int, int]]:
         """The (target id, uses) of the n-grams in a file, in its order."""
         head, _, body = path.read_bytes().partition(b"\n")
         form, _, digest = head.decode("ascii", "replace").rpartition(" ")
-        if form != _FORMAT:
-            raise ModelError(f"{path} is not in the format {_FORMAT!r}")
-        if digest != _digest(body):
-            raise ModelError(f"{path} is torn")
+        if form != _FORMAT or digest != _digest(body):
+            raise ModelError(f"{path} is torn or not in the format {_FORMAT!r}")
         content = json.loads(body)
         if {name: content[name] for name in self._pair} != self._pair:
-            raise FingerprintError(f"{path} holds n-grams of another target or drafter")
+            raise FingerprintError(f"{path} holds n-grams of another target or drafter; each pair needs its own file")
         held = zip(content["tokens"], content["uses"], strict=True)
         # An id whose path is no n-gram comes from other rules of spelling: it is forgotten.
         return [(token, uses) for token, uses in held if len(self._path(token)) > 1]

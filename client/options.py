@@ -56,5 +56,5 @@ def _check_stop(stop: Sequence[str]) -> None:
     if isinstance(stop, str):
         raise ConfigError(f"stop is the string {stop!r}, expected a tuple of strings")
     for text in stop:
-        if not text or not is_text(text):
+        if not isinstance(text, str) or not text or not is_text(text):
             raise ConfigError(f"a stop string is {text!r}, expected text that is not empty")

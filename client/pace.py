@@ -16,6 +16,8 @@ _PROBE_BLOCKS = 24
 _PROBE_TOKENS = 1
 _DEEPER_BLOCKS = 8
 """One block in so many drafts twice what is best by now."""
+_SHORTEST_S = 1e-9
+"""A clock may stand still."""
 _PRIOR = 0.6
 """What is expected of the first proposal before anything was seen; hope, so that it is tried."""
 _PRIOR_BLOCKS = 8
@@ -131,9 +133,9 @@ class MeasuredPace:
         kind, other = ("drafted", "alone") if block.draft_tokens else ("alone", "drafted")
         self._since[kind], self._since[other] = 0, self._since[other] + 1
         self._blocks += 1
-        self._target_s.setdefault(block.proposed + 1, _Mean()).add_time(block.target_s)
+        self._target_s.setdefault(block.proposed + 1, _Mean()).add_time(max(0.0, block.target_s))
         if block.proposed:
-            self._rest_s.add(block.draft_tokens, block.rest_s)
+            self._rest_s.add(block.draft_tokens, max(0.0, block.rest_s))
             self._tokens_per_position.add(block.draft_tokens / block.proposed)
             self._acceptance += [_Mean() for _ in range(block.proposed - len(self._acceptance))]
             for j, acceptance in enumerate(self._acceptance[: min(block.accepted + 1, block.proposed)]):
@@ -143,7 +145,7 @@ class MeasuredPace:
     def _tokens_per_s(self, budget: int) -> float:
         positions = budget / self._tokens_per_position.value
         rest_s = self._rest_s.at(budget) if budget else 0.0
-        return self._emitted(positions) / (self._scoring_s(1 + positions) + rest_s)
+        return self._emitted(positions) / max(self._scoring_s(1 + positions) + rest_s, _SHORTEST_S)
 
     def _emitted(self, positions: float) -> float:
         """Expected tokens of a block with so many proposals, the last perhaps a fraction."""

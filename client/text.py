@@ -52,10 +52,12 @@ class TextCodec:
 
 def _width(directory: Path) -> int:
     config, tokenizer = directory / "config.json", directory / "tokenizer.json"
+    if not directory.is_dir():
+        raise ModelError(f"{directory} does not exist, expected a model or tokenizer directory")
     if config.is_file():
         content = read_json(config)
         width = content.get("vocab_size") if isinstance(content, dict) else None
-        if not isinstance(width, int):
+        if not isinstance(width, int) or not 0 < width <= 1 << 22:
             raise ModelError(f"{config} has no vocab_size, expected the width of the model's logits")
         return width
     if not tokenizer.is_file():

@@ -91,6 +91,8 @@ def read_trie(path: Path) -> Trie:
       OSError: it cannot be read.
       ModelError: it is not what was written under that name.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no regular file")
     data = path.read_bytes()
     content = data[_DIGEST_BYTES:]
     if data[:_DIGEST_BYTES] != _digest(path, content):

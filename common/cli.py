@@ -14,7 +14,9 @@ sub-command that is called is imported; the overview reads its help from the sou
 
 import ast
 import difflib
+import errno
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
     try:
         code = _run(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -73,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EIO):
             raise
-        return _complain(f"error: {error.filename}: {error.strerror}", 2)
+        return _complain(f"error: {error.filename or 'output'}: {error.strerror}", 2)
 
 
 def _run(arguments: Sequence[str]) -> int:

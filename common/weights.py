@@ -90,6 +90,9 @@ def _dequantise(tensors: dict[str, NDArray[np.generic]]) -> Weights:
         if name.endswith(_SCALE):
             continue
         scale = tensors.get(name + _SCALE)
+        if value.dtype == np.int8 and (scale is None or value.ndim != 2 or scale.shape != value.shape[:1]):
+            given = None if scale is None else scale.shape
+            raise ModelError(f"int8 tensor {name} of {value.shape} has scales {given}, expected one for each row")
         full = value.astype(np.float32)
         weights[name] = np.ascontiguousarray(full if scale is None else full * scale[:, None].astype(np.float32))
     return weights

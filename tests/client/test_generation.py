@@ -1,13 +1,16 @@
 """Generation on the shipped models: the drafter changes the speed and nothing else."""
 
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
 from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
+from fleetdraft.client.processors import Tokens
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.errors import ConfigError, ContextLimitError
@@ -96,6 +99,37 @@ def test_a_stream_whose_target_went_to_another_text_says_so(pairs: dict[str, Pai
         next(stream)
 
 
+@pytest.mark.parametrize("way", ["alone", "drafted"])
+def test_of_two_streams_begun_on_one_pair_the_newer_is_right_and_the_older_is_told(
+    pairs: dict[str, Pair], way: str
+) -> None:
+    generator = getattr(pairs["spm"], way)
+    expected = generator.run("def f():\n", Options(max_new_tokens=12)).text
+    older, newer = (generator.stream(prompt, Options(max_new_tokens=12)) for prompt in ("import os\n", "def f():\n"))
+    with pytest.raises(ConfigError, match="open a second pair"):
+        next(older)
+    assert "".join(newer) == expected
+
+
+def test_two_threads_on_one_pair_are_told(pairs: dict[str, Pair]) -> None:
+    pair, inside, done = pairs["spm"], threading.Event(), threading.Event()
+
+    def slow(tokens: Tokens, logits: np.ndarray) -> np.ndarray:
+        inside.set()
+        done.wait(30)
+        return logits
+
+    thread = threading.Thread(target=lambda: pair.drafted.run("x", Options(max_new_tokens=1, processors=(slow,))))
+    thread.start()
+    assert inside.wait(30)
+    try:
+        with pytest.raises(ConfigError, match="another thread"):
+            pair.drafted.run("y", Options())
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_length_is_exact_and_no_draft_is_longer(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
     for length in (1, 2, 3, 7):
         generation = pairs["bpe3"].drafted.run(prompts[0].text, Options(max_new_tokens=length, draft_tokens=8))
@@ -137,7 +171,7 @@ def test_alone_needs_one_target_call_a_token(pairs: dict[str, Pair]) -> None:
     assert counters.drafted == counters.drafter_calls == counters.blocks == 0
 
 
-@pytest.mark.parametrize("stop", [("",), ("a", ""), ("\ud800",), "ab"])
+@pytest.mark.parametrize("stop", [("",), ("a", ""), ("\ud800",), "ab", (3,)])
 def test_stop_that_is_no_text_is_refused(stop: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="stop"):
         Options(stop=stop)

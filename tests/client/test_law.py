@@ -171,3 +171,10 @@ def test_a_root_that_leads_on_from_the_last_token_keeps_a_small_weight_at_the_st
     free, behind = (law_at_start(trie, 4, 1.0, after=after).steps(ROOT) for after in (ROOT, trie.node(0)))
     weighted = free * [1, CUT, 1]
     assert behind == pytest.approx(weighted / weighted.sum(), abs=EXACT)
+
+
+def test_a_drafter_that_forbids_all_a_walk_may_do_is_drawn_from_alike() -> None:
+    trie = Trie.from_paths({0: (0, 1), 1: (0, 2)})
+    decoder = TableDecoder({(0,): [0.0, 1.0, 2.0], (0, 0): [0.0, -np.inf, -np.inf]})
+    law = law_at_start(trie, budget=2, temperature=1.0, decoder=decoder)
+    assert [law.probability(t) for t in range(2)] == [0.5, 0.5]

@@ -263,6 +263,15 @@ def assert_set_aside(path: Path, reason: str) -> None:
     assert not path.exists()
     assert path.with_name("ngrams.unusable").read_bytes() == content
     assert drafted(ngrams) == DIRECT
+    path.with_name("ngrams.unusable").unlink()
+
+
+def assert_left_alone(path: Path, message: str) -> None:
+    """``path`` is refused in one line, and nothing beside it has changed."""
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()}
+    with pytest.raises(UserError, match=message):
+        cache().restore(path)
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} == before
 
 
 def test_a_file_torn_anywhere_is_set_aside(tmp_path: Path) -> None:
@@ -271,34 +280,45 @@ def test_a_file_torn_anywhere_is_set_aside(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        assert_set_aside(path, reason="torn" if b"\n" in whole[:length] else str(path))
+        assert_set_aside(path, reason="torn")
 
 
-def test_a_file_with_any_byte_changed_is_set_aside(tmp_path: Path) -> None:
+def test_a_file_with_any_byte_changed_behind_its_name_is_set_aside(tmp_path: Path) -> None:
     path = tmp_path / "ngrams"
     learned(2, 3).save(path)
     whole = path.read_bytes()
-    for at in range(len(whole)):
+    for at in range(len(b"fleetdraft n-grams "), len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert_set_aside(path, reason=str(path))
 
 
 @pytest.mark.parametrize("side, own", [("target", TARGET), ("drafter", DRAFTER)])
-def test_a_file_of_another_pair_is_set_aside(tmp_path: Path, side: str, own: Vocabulary) -> None:
+def test_a_file_of_another_pair_is_left_alone(tmp_path: Path, side: str, own: Vocabulary) -> None:
     path = tmp_path / "ngrams"
     learned(2, **{side: replace(own, fingerprint="another")}).save(path)
-    assert_set_aside(path, reason="another target or drafter")
+    assert_left_alone(path, message="another target or drafter; each pair needs its own file")
 
 
-def test_the_next_file_takes_the_place_of_one_set_aside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"garbage", b'{"prompt": "mine"}\n', b"fleetdraft\n"])
+def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    assert_left_alone(path, message="no file of n-grams")
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/full"), Path("/dev/null")):
+        with pytest.raises(UserError, match="no file of n-grams"):
+            cache().restore(path)
+
+
+def test_two_files_set_aside_have_two_names(tmp_path: Path) -> None:
     path = tmp_path / "ngrams"
-    path.write_bytes(b"garbage")
-    assert_set_aside(path, reason="not in the format")
-    learned(2).save(path)
-    assert cache().restore(path) == ""
-    path.write_bytes(b"more garbage")
-    assert_set_aside(path, reason="not in the format")
-    assert [p.name for p in tmp_path.iterdir()] == ["ngrams.unusable"]
+    for _ in range(2):
+        learned(2).save(path)
+        path.write_bytes(path.read_bytes()[:-1])
+        cache().restore(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ngrams.unusable", "ngrams.unusable1"]
 
 
 def test_a_file_of_another_version_is_set_aside(tmp_path: Path) -> None:
@@ -306,11 +326,6 @@ def test_a_file_of_another_version_is_set_aside(tmp_path: Path) -> None:
     learned(2).save(path)
     path.write_bytes(path.read_bytes().replace(b"n-grams 1 ", b"n-grams 2 "))
     assert_set_aside(path, reason="not in the format 'fleetdraft n-grams 1'")
-
-
-def test_a_path_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read"):
-        cache().restore(tmp_path)
 
 
 def test_the_file_holds_ids_and_no_text(tmp_path: Path) -> None:

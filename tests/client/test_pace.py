@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from fleetdraft.client.generation import DrafterSide, Generator
 from fleetdraft.client.options import Options
 from fleetdraft.client.pace import BlockCost, FixedPace, MeasuredPace, Pace
 from fleetdraft.client.pair import Pair
@@ -88,6 +89,15 @@ def test_budget_is_never_beyond_what_is_allowed(most: int) -> None:
     assert FixedPace().budget(most) == most
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9])
+def test_a_clock_that_stands_still_or_jumps_breaks_nothing(seconds: float) -> None:
+    pace, rng = MeasuredPace(), np.random.default_rng(0)
+    for _ in range(100):
+        block = Device(acceptance=0.5).block(pace.budget(8), rng)
+        pace.note(replace(block, target_s=seconds, rest_s=seconds))
+        assert 0 <= pace.budget(8) <= 8
+
+
 @pytest.mark.parametrize("name", ["spm", "bpe3"])
 def test_adaptive_greedy_text_is_the_targets_own(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
     """Whatever the clock says, some blocks draft and some do not, and the text stays the same."""
@@ -111,10 +121,11 @@ def test_the_drafter_catches_up_after_blocks_that_did_not_draft(pairs: dict[str,
         def note(self, block: BlockCost) -> None:
             self.blocks += 1
 
-    pair = replace(pairs["spm"])
-    pair.drafted._measured = ByTurns()
+    pair = pairs["spm"]
+    side = DrafterSide(decoder=pair.drafter.decoder, spelling=pair.spelling, paths=pair.paths)
+    by_turns = Generator(pair.target, pair.target_codec, side, pace=ByTurns())
     options = Options(max_new_tokens=60, adaptive=True)
-    texts = [pair.drafted.run(prompt.text, options) for prompt in prompts[:12]]
+    texts = [by_turns.run(prompt.text, options) for prompt in prompts[:12]]
     always = [pair.drafted.run(prompt.text, replace(options, adaptive=False)) for prompt in prompts[:12]]
     assert [text.token_ids for text in texts] == [text.token_ids for text in always]
 

@@ -127,6 +127,18 @@ def test_only_int8_rows_can_be_packed(models):
         read_packed(models[0], DecoderShape.from_directory(models[0]))
 
 
+@pytest.mark.parametrize("scale", [None, np.ones(3, np.float32), np.ones((4, 1), np.float32)])
+def test_int8_rows_without_a_scale_each_are_refused(models, tmp_path, scale):
+    shape = DecoderShape.from_directory(models[0])
+    stored = dict(PRECISIONS["int8"](read_weights(models[0], shape)))
+    name = next(name for name in stored if name.endswith(".scale"))
+    stored = {**stored, name: scale} if scale is not None else {n: v for n, v in stored.items() if n != name}
+    save_file(stored, tmp_path / "model.safetensors")
+    for read in (read_weights, read_packed):
+        with pytest.raises(ModelError, match="expected one for each row"):
+            read(tmp_path, shape)
+
+
 def test_packed_weights_that_are_not_the_stored_ones_fail_the_check(bundle, monkeypatch):
     monkeypatch.setattr("fleetdraft.common.weights._ZERO_POINT", 120)
     with pytest.raises(ModelError, match="logits differ from torch"):
