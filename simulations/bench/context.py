@@ -153,7 +153,7 @@ def _texts(prompts: Sequence[str], codec: TextCodec, length: int, count: int) ->
 def _table(rows: Sequence[ContextRow], temperature: float) -> Table:
     title = f"temperature {temperature:g}: microseconds a token"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("context", "own", "least - most", "over shortest", "target", "drafter", "tokens a block"):
+    for heading in ("context", "own", "least - most", "over shortest", "target", "drafter", "tokens a block", "own a block"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -164,6 +164,7 @@ def _table(rows: Sequence[ContextRow], temperature: float) -> Table:
             f"{row.target_us:,.0f}",
             f"{row.drafter_us:,.0f}",
             f"{row.mean_acceptance_length:.2f}",
+            f"{row.own_block_us:,.0f}",
         )
     return table
 
