@@ -153,7 +153,16 @@ def _texts(prompts: Sequence[str], codec: TextCodec, length: int, count: int) ->
 def _table(rows: Sequence[ContextRow], temperature: float) -> Table:
     title = f"temperature {temperature:g}: microseconds a token"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("context", "own", "least - most", "over shortest", "target", "drafter", "tokens a block", "own a block"):
+    for heading in (
+        "context",
+        "own",
+        "least - most",
+        "over shortest",
+        "target",
+        "drafter",
+        "tokens a block",
+        "own a block",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
