@@ -1,7 +1,8 @@
 """What it costs to join two tokenizers: the full trie's size, building, loading and memory. It runs no model."""
 
 import gc
-import multiprocessing
+import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -96,11 +97,20 @@ def _medians_s(call: Callable[[], object], times: int) -> tuple[float, float]:
 
 
 def _in_fresh_process(file: Path) -> int:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply_async(_growth, (file,)).get(_CHILD_TIMEOUT_S)
+    program = f"from pathlib import Path; from {PROGRAM.split()[-1]} import growth; print(growth(Path({str(file)!r})))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=_CHILD_TIMEOUT_S,
+        check=True,
+    )
+    return int(done.stdout)
 
 
-def _growth(file: Path) -> int:
+def growth(file: Path) -> int:
     """Bytes by which this process's resident memory grows while it loads the trie in ``file`` and keeps it."""
     gc.collect()
     before = psutil.Process().memory_info().rss

@@ -68,7 +68,7 @@ def test_each_pair_of_the_shipped_bundle_is_measured(tmp_path: Path, capsys: pyt
     "words, reason",
     [
         ([], "Missing option '--drafter'"),
-        (["--drafter", "nowhere", "--target", "nowhere"], "nowhere holds no tokenizer.json"),
+        (["--drafter", "nowhere", "--target", "nowhere"], "nowhere does not exist"),
         (["--drafter", "x", "--target", "y", "--width", "1", "--width", "2"], "--width is given 2 times"),
         (["--drafter", "x", "--target", "y", "--json", "."], ". is a directory"),
     ],
