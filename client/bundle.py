@@ -6,9 +6,11 @@ from pathlib import Path
 from threading import RLock
 
 from ..common.bundle import BundleManifest, BundleTarget
+from ..common.embedded import located
 from ..common.errors import ModelError
+from ..common.fusion import decode_tensors, fused, train_tensors
 from ..common.lora import LoraAdapter
-from ..common.weights import Weights, read_packed, read_weights
+from ..common.weights import Weights, read_stored, read_weights
 from .ngrams import NgramConfig
 from .onnx_decoder import OnnxDecoder
 from .onnx_model import OnnxModel
@@ -17,9 +19,6 @@ from .runtime import bind_weights
 from .text import TextCodec
 from .tokenizer_pair import PathKind, TokenizerPair
 from .trie_cache import default_directory
-
-EMBEDDED = Path("embedded")
-"""Name of the bundle that is shipped inside the package."""
 
 _CONTEXT = 512
 """The longest context of a drafter; it slides when a text is longer."""
@@ -43,13 +42,12 @@ class Bundle:
 
     @classmethod
     def open(cls, directory: Path) -> "Bundle":
-        """Reads a bundle's manifest; ``EMBEDDED`` names the one inside the package.
+        """Reads a bundle's manifest; ``embedded`` names the one inside the package.
 
         Raises:
           ModelError: not a bundle.
         """
-        if directory == EMBEDDED and not directory.exists():
-            directory = Path(__file__).parent / "embedded"
+        directory = located(directory)
         return cls(directory, BundleManifest.read(directory))
 
     @property
@@ -70,14 +68,14 @@ class Bundle:
         """The drafter, opened once; each pair has a context of its own over its model."""
         directory, shape = self.directory / "drafter", self.manifest.shape
         self._verify("drafter/")
-        weights = bind_weights(read_weights(directory, shape))
-        decoded = bind_weights(read_packed(directory, shape)) if self.manifest.packed else weights
+        tensors = fused(read_stored(directory, shape), shape)
+        decoded = bind_weights(decode_tensors(tensors, shape.tied))
         limit = min(shape.context_limit, _CONTEXT)
         return Drafter(
             model=OnnxModel(directory / "decode.onnx", decoded, limit, self._threads),
             codec=TextCodec(directory, shape.vocab_size),
             train_graph=directory / "train.onnx",
-            weights=weights,
+            weights=bind_weights(train_tensors(tensors)),
         )
 
     def pair(
@@ -147,7 +145,7 @@ class Bundle:
         if (weights_at, threads) not in self._models:
             self._verify(f"targets/{entry.name}/")
             graph = self.directory / "targets" / entry.name / "decode.onnx"
-            weights = bind_weights(read_weights(weights_at, entry.shape))
+            weights = bind_weights(fused(read_weights(weights_at, entry.shape), entry.shape))
             self._models[weights_at, threads] = OnnxModel(graph, weights, entry.shape.context_limit, threads)
         return self._models[weights_at, threads]
 

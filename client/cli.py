@@ -13,13 +13,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ..common.embedded import EMBEDDED
 from ..common.errors import ConfigError
 from ..common.files import check_file, check_replaceable, write_json
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
-from .bundle import EMBEDDED, Bundle
+from .bundle import Bundle
 from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
 from .ngrams import NgramCache

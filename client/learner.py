@@ -94,13 +94,20 @@ class OnlineLearner:
         self._since = 0
         if not len(self._replay):
             return
-        for _ in range(self._config.steps):
-            gradient = self._step(self.adapter.arrays, self._replay.batch(self._config.batch_size))
-            _check_finite(gradient)
-            self.losses.append(gradient.loss)
-            self.training += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
-            self.adapter = self._optimizer.update(self.adapter, self._allowed(gradient))
+        try:
+            for _ in range(self._config.steps):
+                self._improve()
+        finally:
+            # Until the next time the device has the memory of a step for other things; opening is quick.
+            self._step.close()
         self._on_change(self.adapter)
+
+    def _improve(self) -> None:
+        gradient = self._step(self.adapter.arrays, self._replay.batch(self._config.batch_size))
+        _check_finite(gradient)
+        self.losses.append(gradient.loss)
+        self.training += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
+        self.adapter = self._optimizer.update(self.adapter, self._allowed(gradient))
 
     def _allowed(self, gradient: Gradient) -> dict[str, np.ndarray]:
         return {n: g for n, g in gradient.arrays.items() if n.rpartition(".")[2] in self._config.factors}

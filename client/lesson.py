@@ -51,9 +51,14 @@ class Lesson:
     """(L,) rows that the n-gram likelihood is taken on"""
 
     @property
+    def judged(self) -> NDArray[np.bool_]:
+        """(L,) rows that teach something."""
+        return self.taught | self.ngram
+
+    @property
     def rows(self) -> int:
-        """Rows that teach something."""
-        return int((self.taught | self.ngram).sum())
+        """How many rows teach something."""
+        return int(self.judged.sum())
 
 
 class LessonWriter:

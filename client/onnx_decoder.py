@@ -22,16 +22,23 @@ class OnnxDecoder:
     one model do not disturb each other.
     """
 
-    def __init__(self, model: OnnxModel) -> None:
-        """Begins an empty context; buffers are allocated by ``score``."""
+    def __init__(self, model: OnnxModel, with_hidden: bool = False) -> None:
+        """Begins an empty context; buffers are allocated by ``score``.
+
+        Args:
+          model: what scores.
+          with_hidden: also keep what the head read (``hidden``); only of a graph with a LoRA rank.
+        """
         self.model = model
         self._binding = model.session.io_binding()
         self._length, self._rows = 0, 0
-        self._caches = {name: np.empty((1, heads, 0, size), np.float32) for name, (heads, size) in model.caches.items()}
+        self.caches = {name: np.empty((1, heads, 0, size), np.float32) for name, (heads, size) in model.caches.items()}
         self._lora: LoraValues | None = None
-        self._all_tokens = _Rows(np.empty(0, np.int64))
-        self._all_logits = _Rows(np.empty((0, model.vocab_size), np.float32))
-        self._tokens, self._logits = np.empty(0, np.int64), np.empty((0, model.vocab_size), np.float32)
+        self._all_tokens = _Rows(np.empty((1, 0), np.int64))
+        self._all_logits = _Rows(np.empty((1, 0, model.vocab_size), np.float32))
+        self._tokens, self._logits = self._all_tokens.empty, self._all_logits.empty
+        self._all_hidden = _Rows(np.empty((1, 0, model.hidden_size), np.float32)) if with_hidden else None
+        self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._kept, self._past, self._total = np.zeros(1, np.int64), np.zeros((1, 1), np.int32), np.zeros((), np.int32)
         for name, array in (("kept", self._kept), ("past", self._past), ("total", self._total)):
             self._binding.bind_ortvalue_input(name, _shared(array))
@@ -54,9 +61,14 @@ class OnnxDecoder:
         return self._length > 0 and self._lora is not self.model.lora
 
     @property
+    def hidden(self) -> NDArray[np.float32]:
+        """float32 (kept, hidden size): the head's input for each row that the last ``score`` returned."""
+        return self._hidden
+
+    @property
     def cache_bytes(self) -> int:
         """Size of the KV buffers now: what this context costs beside its model."""
-        return sum(cache.nbytes for cache in self._caches.values())
+        return sum(cache.nbytes for cache in self.caches.values())
 
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """See ``Decoder.score``."""
@@ -75,6 +87,9 @@ class OnnxDecoder:
         if kept != len(self._logits):
             self._logits, value = self._all_logits.first(kept)
             self._binding.bind_ortvalue_output("logits", value)
+            if self._all_hidden is not None:
+                self._hidden, value = self._all_hidden.first(kept)
+                self._binding.bind_ortvalue_output("hidden", value)
             self._kept[0] = kept
         self._tokens[:] = tokens
         self._past[0, 0] = end - 1
@@ -101,8 +116,8 @@ class OnnxDecoder:
         self._rows = min(rows, self.limit)
         for name, (heads, size) in self.model.caches.items():
             cache = np.zeros((1, heads, self._rows, size), np.float32)
-            cache[:, :, : self._length] = self._caches[name][:, :, : self._length]
-            self._caches[name] = cache
+            cache[:, :, : self._length] = self.caches[name][:, :, : self._length]
+            self.caches[name] = cache
             value = _shared(cache)
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(name.replace(".", "_out."), value)
@@ -116,20 +131,21 @@ class OnnxDecoder:
 
 
 class _Rows:
-    """A buffer that grows. Its first n rows are made an ONNX Runtime value once, which is the dear part of binding."""
+    """A buffer (1, n, …) that grows. Its first n rows are made an ONNX Runtime value once, the dear part of binding."""
 
     def __init__(self, empty: NDArray[Any]) -> None:
+        self.empty = empty[0]
         self._buffer = empty
         self._views: dict[int, tuple[NDArray[Any], ort.OrtValue]] = {}
 
     def first(self, count: int) -> tuple[NDArray[Any], ort.OrtValue]:
-        """The first ``count`` rows, as an array and as a value over the same memory."""
-        if count > len(self._buffer):
-            self._buffer = np.empty((count, *self._buffer.shape[1:]), self._buffer.dtype)
+        """The first ``count`` rows, as an array (count, …) and as a value (1, count, …) over the same memory."""
+        if count > self._buffer.shape[1]:
+            self._buffer = np.empty((1, count, *self._buffer.shape[2:]), self._buffer.dtype)
             self._views.clear()
         if count not in self._views:
-            view = self._buffer[:count]
-            self._views[count] = view, _shared(view)
+            view = self._buffer[:, :count]
+            self._views[count] = view[0], _shared(view)
         return self._views[count]
 
 

@@ -12,6 +12,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..common.errors import ModelError
+from ..common.fusion import fused_lora
+from ..common.lora import LoraAdapter
 from .runtime import BoundWeights, open_session
 
 LoraValues = Mapping[str, ort.OrtValue]
@@ -25,6 +27,7 @@ class OnnxModel:
       session: runs the graph. Decoders look it up at each run, so a stand-in that forwards to it sees every run.
       limit: the longest context in tokens.
       vocab_size: width of a row of logits.
+      hidden_size: width of a row of hidden states; 0 where the graph does not give them.
       threads: intra-op threads.
       caches: (heads, head size) of each KV buffer by input name.
       lora: the adapter in force, at first all zeros; empty where the graph has none.
@@ -47,36 +50,35 @@ class OnnxModel:
         self.limit, self.threads = limit, threads
         inputs = {value.name: value.shape for value in self.session.get_inputs()}
         outputs = {value.name: value.shape for value in self.session.get_outputs()}
-        self.vocab_size = int(outputs["logits"][1])
+        self.vocab_size = int(outputs["logits"][2])
+        self.hidden_size = int(outputs["hidden"][2]) if "hidden" in outputs else 0
         self.caches = {
             name: (int(heads), int(size))
             for name, (_, heads, _, size) in ((n, s) for n, s in inputs.items() if n.startswith(("key.", "value.")))
         }
-        self._lora_shapes = {name: tuple(shape) for name, shape in inputs.items() if name.startswith("lora.")}
-        self.lora: LoraValues = {}
-        self.adapt({name: np.zeros(shape, np.float32) for name, shape in self._lora_shapes.items()})
+        self._lora_sizes = {name: (1, *shape[1:]) for name, shape in inputs.items() if name.startswith("lora.")}
+        self.lora: LoraValues = {n: _value(np.zeros(size, np.float32)) for n, size in self._lora_sizes.items()}
 
-    def adapt(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    def adapt(self, adapter: LoraAdapter) -> None:
         """Puts an adapter in force for every context that begins from now on, without a new session.
 
         A context that is held goes on with the adapter it began with (``Decoder.stale`` tells), so its keys and its
         rows are never of two adapters, whichever thread adapts and whenever.
 
-        Args:
-          arrays: float32 LoRA tensors by input name; copied.
-
         Raises:
-          ModelError: a tensor is missing or of another shape; the adapter in force stays.
+          ModelError: the adapter is of another rank or shape; the one in force stays.
         """
-        given = {name: arrays[name].shape if name in arrays else "nothing" for name in self._lora_shapes}
-        wrong = next((name for name, shape in self._lora_shapes.items() if given[name] != shape), None)
+        arrays = fused_lora(adapter)
+        given = {name: array.shape for name, array in arrays.items()}
+        wrong = next((name for name in self._lora_sizes | given if given.get(name) != self._lora_sizes.get(name)), None)
         if wrong is not None:
             raise ModelError(
-                f"the adapter has {given[wrong]} for {wrong}, expected shape {self._lora_shapes[wrong]}; "
-                "use an adapter made for this drafter"
+                f"the adapter has {given.get(wrong, 'nothing')} for {wrong}, expected "
+                f"{self._lora_sizes.get(wrong, 'nothing')}; use an adapter made for this drafter"
             )
         # New values, not new contents: another thread may be running with the old ones.
-        self.lora = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.array(arrays[name], np.float32, order="C"))
-            for name in self._lora_shapes
-        }
+        self.lora = {name: _value(array) for name, array in arrays.items()}
+
+
+def _value(array: NDArray[np.float32]) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

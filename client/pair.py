@@ -81,7 +81,7 @@ class Pair:
 
     def adapt(self, adapter: LoraAdapter) -> None:
         """Puts ``adapter`` in force for all pairs of the bundle, each from its next block on."""
-        self.drafter.model.adapt(adapter.arrays)
+        self.drafter.model.adapt(adapter)
 
     def learner(self, adapter: LoraAdapter, config: LearnerConfig, seed: int) -> OnlineLearner:
         """An online learner that starts from ``adapter`` and puts every improvement in force."""

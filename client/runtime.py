@@ -18,13 +18,14 @@ def bind_weights(weights: Mapping[str, NDArray[Any]]) -> BoundWeights:
     return {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in weights.items()}
 
 
-def open_session(graph: Path, weights: BoundWeights, threads: int) -> ort.InferenceSession:
+def open_session(graph: Path, weights: BoundWeights, threads: int, varying: bool = False) -> ort.InferenceSession:
     """Opens a graph and binds its external initializers by name.
 
     Args:
       graph: a ``decode.onnx`` or ``train.onnx`` whose weights are external initializers.
       weights: values for all of them.
       threads: intra-op threads; 1 runs on the caller's thread without a pool.
+      varying: sizes differ from run to run, so memory is not planned ahead, which would take half of the opening.
 
     Raises:
       ModelError: the file is missing, is not ONNX, or does not fit the weights.
@@ -35,6 +36,7 @@ def open_session(graph: Path, weights: BoundWeights, threads: int) -> ort.Infere
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.enable_mem_pattern = options.enable_mem_reuse = not varying
     options.add_external_initializers(list(weights), list(weights.values()))
     try:
         return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..common.errors import ConfigError
@@ -43,12 +44,22 @@ class Gradient:
 
 
 class TrainStep:
-    """The train graph over a drafter's frozen weights; stateless between calls."""
+    """The train graph over a drafter's frozen weights; stateless between calls.
+
+    Its session, with the memory of a step, is opened by the first call and kept until ``close``.
+    """
 
     def __init__(self, graph: Path, weights: BoundWeights, loss: HybridLoss, threads: int = 1) -> None:
-        self._session = open_session(graph, weights, threads)
-        self._loss = loss
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        """Opens nothing yet.
+
+        Args:
+          graph: path of ``train.onnx``.
+          weights: as ``fusion.train_tensors`` names them; each run reads them where they are.
+          threads: intra-op threads; 1 runs on the caller's thread.
+        """
+        self._graph, self._weights, self._loss, self._threads = graph, weights, loss, threads
+        self._session: ort.InferenceSession | None = None
+        self._buffers: Arrays = {}
 
     def __call__(self, adapter: Mapping[str, NDArray[np.float32]], lessons: Sequence[Lesson]) -> Gradient:
         """Runs forward and backward on one batch.
@@ -56,31 +67,93 @@ class TrainStep:
         Args:
           adapter: LoRA tensors by name.
           lessons: the batch; padded to the longest.
+
+        Raises:
+          ModelError: the graph is missing or cannot be opened.
         """
-        feeds = collate(lessons, self._loss) | dict(adapter)
-        values = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-        grads = {name.removeprefix("grad."): value for name, value in values.items() if name.startswith("grad.")}
-        return Gradient(loss=float(values["loss"]), rows=sum(lesson.rows for lesson in lessons), arrays=grads)
+        return self.each([adapter], [lessons])[0]
+
+    def each(
+        self, adapters: Sequence[Mapping[str, NDArray[np.float32]]], batches: Sequence[Sequence[Lesson]]
+    ) -> list[Gradient]:
+        """Runs many adapters in one call, each on its own batch: the same numbers as one at a time.
+
+        Memory grows with the sum of all positions, not with the number of adapters.
+        """
+        if self._session is None:
+            self._session = open_session(self._graph, {}, self._threads, varying=True)
+        names = [output.name for output in self._session.get_outputs()]
+        feeds = {**self._weights, **self._together(adapters), **collate(batches, self._loss)}
+        values = dict(zip(names, self._session.run(names, feeds), strict=True))
+        gradients = {name.removeprefix("grad."): value for name, value in values.items() if name.startswith("grad.")}
+        return [
+            Gradient(
+                loss=float(values["loss"][client]),
+                rows=sum(lesson.rows for lesson in lessons),
+                arrays={name: value[client] for name, value in gradients.items()},
+            )
+            for client, lessons in enumerate(batches)
+        ]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a session, and so a step's memory, is held."""
+        return self._session is not None
+
+    def close(self) -> None:
+        """Gives the session's memory back; a later call opens it again."""
+        self._session = None
+        self._buffers.clear()
+
+    def _together(self, adapters: Sequence[Mapping[str, NDArray[np.float32]]]) -> Arrays:
+        """Adapters with an axis of clients before their own, in memory that is used again by the next call."""
+        if len(adapters) == 1:
+            return {name: value[None] for name, value in adapters[0].items()}
+        for name, value in adapters[0].items():
+            size = (len(adapters), *value.shape)
+            if name not in self._buffers or self._buffers[name].shape != size:
+                self._buffers[name] = np.empty(size, np.float32)
+            np.stack([adapter[name] for adapter in adapters], out=self._buffers[name])
+        return self._buffers
 
 
-def collate(lessons: Sequence[Lesson], loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the train graph but the adapter: padded on the right, weights divided by the rows that teach."""
-    length = max(len(lesson.tokens) for lesson in lessons)
+def collate(batches: Sequence[Sequence[Lesson]], loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the train graph but adapters and weights, for one batch of lessons a client.
 
-    def stack(field: str) -> NDArray[np.generic]:
-        values = [getattr(lesson, field) for lesson in lessons]
-        return np.stack([np.pad(v, [(0, length - len(v)), *[(0, 0)] * (v.ndim - 1)]) for v in values])
+    Texts are padded on the right, judged rows too; a client's weights are divided by its own rows that teach.
+    """
+    length = max(len(lesson.tokens) for lessons in batches for lesson in lessons)
+    clients = [_inputs(lessons, length, loss) for lessons in batches]
+    feeds = {name: _stacked([client[name] for client in clients], -1 if name == "rows" else 0) for name in clients[0]}
+    return feeds | {"mix": np.array(loss.forward_mix, dtype=np.float32)}
 
-    rows = max(1, sum(lesson.rows for lesson in lessons))
+
+def _inputs(lessons: Sequence[Lesson], length: int, loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
+    """One client's inputs; a position is its text times ``length`` plus its place in it."""
+    places = [np.flatnonzero(lesson.judged) for lesson in lessons]
+
+    def judged(field: str) -> NDArray[np.generic]:
+        return np.concatenate([getattr(lesson, field)[at] for lesson, at in zip(lessons, places, strict=True)])
+
+    rows = np.concatenate([text * length + at for text, at in enumerate(places)])
+    share = np.float32(1 / max(1, len(rows)))
     return {
-        "tokens": stack("tokens"),
-        "teacher_ids": stack("teacher_ids"),
-        "teacher_probs": stack("teacher_probs"),
-        "kl_weight": stack("taught").astype(np.float32) / np.float32(rows),
-        "labels": stack("labels"),
-        "nll_weight": stack("ngram").astype(np.float32) * np.float32(loss.ngram_weight / rows),
-        "mix": np.array(loss.forward_mix, dtype=np.float32),
+        "tokens": _stacked([lesson.tokens for lesson in lessons]),
+        "rows": rows.astype(np.int64),
+        "teacher_ids": judged("teacher_ids"),
+        "teacher_probs": judged("teacher_probs"),
+        "kl_weight": judged("taught").astype(np.float32) * share,
+        "labels": judged("labels"),
+        "nll_weight": judged("ngram").astype(np.float32) * np.float32(loss.ngram_weight) * share,
     }
+
+
+def _stacked(arrays: Sequence[NDArray[np.generic]], fill: int = 0) -> NDArray[np.generic]:
+    """Stacks arrays after filling each up to the largest size and to 1 at least, at the end of every axis."""
+    most = np.max([array.shape for array in arrays], axis=0).clip(min=1)
+    return np.stack(
+        [np.pad(a, [(0, m - own) for m, own in zip(most, a.shape, strict=True)], constant_values=fill) for a in arrays]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

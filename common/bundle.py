@@ -22,7 +22,9 @@ from .lora import LoraLayout
 from .shape import DecoderShape
 
 MANIFEST = "bundle.json"
-SCHEMA = 2
+SCHEMA = 3
+#: How a drafter's matrices may be stored, with the bits of their integers.
+PRECISION_BITS = {"fp32": None, "fp16": None, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class BundleTarget:
 class BundleManifest:
     """``bundle.json``.
 
-    precision: how the drafter's weights are stored (``fp32``, ``fp16`` or ``int8``).
+    precision: how the drafter's weights are stored (``PRECISION_BITS``).
     shape, rank, alpha: of the drafter and its adapters. base: fingerprint of the drafter as deployed.
     files: SHA-256 of every other file by its path in the bundle.
     """
@@ -67,9 +69,9 @@ class BundleManifest:
         return LoraLayout(rank=self.rank, alpha=self.alpha, shape=self.shape)
 
     @property
-    def packed(self) -> bool:
-        """Whether the drafter's decode graph multiplies int8 blocks; every other graph computes in float32."""
-        return self.precision == "int8"
+    def bits(self) -> int | None:
+        """Bits of the integers that the drafter's matrices are stored in; None for floats."""
+        return PRECISION_BITS[self.precision]
 
     def target_for(self, directory: Path) -> BundleTarget:
         """The target whose tokenizer and shape are those of a Hugging Face model directory.

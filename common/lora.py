@@ -1,4 +1,4 @@
-"""A LoRA adapter for every projection of a decoder: layout, arithmetic and files in PEFT format. It knows no trainer.
+"""A LoRA adapter for every projection of a decoder: layout, arithmetic, files with fingerprints. It knows no trainer.
 
 ``A`` is (rank, in), ``B`` is (out, rank); a projection computes ``x W^T + alpha/rank * (x A^T) B^T``.
 """
@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from .errors import FingerprintError, ModelError, UserError
-from .files import directory_written_whole, read_json, write_atomic, write_json
+from .errors import FingerprintError, ModelError
+from .files import directory_written_whole, write_atomic, write_json
+from .low_rank import LowRank
+from .peft_format import CONFIG, TENSORS, Projection, module_name, plain_config, read_object, read_tensors, tensor_name
 from .shape import PROJECTIONS, DecoderShape
 
 Arrays = dict[str, NDArray[np.float32]]
+ABOUT = "fleetdraft.json"
+"""What is beside PEFT's own files: fingerprints, digest, lineage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,59 +91,64 @@ class LoraAdapter:
             digest.update(np.ascontiguousarray(self.arrays[name], dtype="<f4").tobytes())
         return digest.hexdigest()
 
-    def save(self, directory: Path, base_fingerprint: str, extra: Mapping[str, Any] | None = None) -> None:
+    @property
+    def changes(self) -> dict[Projection, LowRank]:
+        """What the adapter adds to each projection's weight."""
+        found = {}
+        for layer in range(self.layout.shape.layers):
+            for name in PROJECTIONS:
+                a, b = (self.arrays[f"lora.{layer}.{name}.{factor}"] for factor in "AB")
+                found[layer, name] = LowRank(a=a, b=b, scaling=self.layout.scaling)
+        return found
+
+    def merged(self, weights: Mapping[str, NDArray[np.float32]]) -> Arrays:
+        """A decoder's weights with the adapter added to them; what is no projection, a bias for example, stays."""
+        changed = {f"{module_name(key)}.weight": change for key, change in self.changes.items()}
+        return {name: v + changed[name].dense() if name in changed else v for name, v in weights.items()}
+
+    def save(
+        self, directory: Path, base_fingerprint: str, extra: Mapping[str, Any] | None = None, base_model: str = ""
+    ) -> None:
         """Writes a PEFT directory, atomically as a whole.
 
         Args:
           directory: replaced if it exists.
           base_fingerprint: of the drafter's weights that the adapter was trained on; checked by ``load``.
           extra: further keys for ``fleetdraft.json``.
+          base_model: name or path of the base for those who open the directory with PEFT.
         """
-        with directory_written_whole(Path(directory), "adapter_config.json") as scratch:
+        with directory_written_whole(Path(directory), CONFIG) as scratch:
             tensors = {_peft_name(n): np.ascontiguousarray(v) for n, v in self.arrays.items()}
-            write_atomic(scratch / "adapter_model.safetensors", save(tensors))
-            write_json(scratch / "adapter_config.json", self._peft_config())
+            write_atomic(scratch / TENSORS, save(tensors, metadata={"format": "pt"}))
+            write_json(scratch / CONFIG, plain_config(self.layout.rank, self.layout.alpha, base_model))
             about = {"schema": 1, "base": base_fingerprint, "layout": self.layout.fingerprint, "digest": self.digest}
-            write_json(scratch / "fleetdraft.json", about | dict(extra or {}))
+            write_json(scratch / ABOUT, about | dict(extra or {}))
 
     @classmethod
     def load(cls, directory: Path, layout: LoraLayout, base_fingerprint: str) -> "LoraAdapter":
-        """Reads a PEFT directory that fits ``layout``.
+        """Reads a directory that ``save`` wrote and that fits ``layout``.
 
         Raises:
-          ModelError: not an adapter directory, or a torn one.
+          ModelError: not such a directory, or a torn one.
           FingerprintError: made for another base, rank, alpha or shape.
         """
         directory = Path(directory)
-        if not (directory / "adapter_model.safetensors").is_file():
-            raise ModelError(f"{directory} is not an adapter directory: no adapter_model.safetensors in it")
-        _check_fingerprints(directory, layout, base_fingerprint)
-        try:
-            tensors = load_file(directory / "adapter_model.safetensors")
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{directory}/adapter_model.safetensors cannot be read: {error}") from error
+        if (directory / CONFIG).is_file() and not (directory / ABOUT).is_file():
+            raise ModelError(
+                f"{directory} is not an adapter directory of this project: no {ABOUT} in it, which says what it fits; "
+                f"for one made with PEFT run: fleetdraft adapter import {directory} --bundle BUNDLE --out DIR"
+            )
+        tensors = read_tensors(directory)
+        about = read_object(directory / ABOUT)
+        _check_fingerprints(directory, about, layout, base_fingerprint)
         adapter = cls(layout=layout, arrays=_from_peft(tensors, layout, directory))
-        _check_content(adapter, directory)
+        _check_content(adapter, about, directory)
         return adapter
-
-    def _peft_config(self) -> dict[str, Any]:
-        return {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": self.layout.rank,
-            "lora_alpha": self.layout.alpha,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "inference_mode": True,
-            "target_modules": list(PROJECTIONS),
-            "base_model_name_or_path": "",
-        }
 
 
 def _peft_name(name: str) -> str:
     _, layer, projection, factor = name.split(".")
-    return f"base_model.model.model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.lora_{factor}.weight"
+    return tensor_name((int(layer), projection), factor)
 
 
 def _from_peft(tensors: Mapping[str, NDArray[Any]], layout: LoraLayout, directory: Path) -> Arrays:
@@ -154,12 +162,13 @@ def _from_peft(tensors: Mapping[str, NDArray[Any]], layout: LoraLayout, director
     return arrays
 
 
-def _check_fingerprints(directory: Path, layout: LoraLayout, base_fingerprint: str) -> None:
-    config, about = (_read_object(directory / name) for name in ("adapter_config.json", "fleetdraft.json"))
+def _check_fingerprints(directory: Path, about: Mapping[str, Any], layout: LoraLayout, base_fingerprint: str) -> None:
+    config = read_object(directory / CONFIG)
     if (config.get("r"), config.get("lora_alpha")) != (layout.rank, layout.alpha):
         raise FingerprintError(
             f"{directory}: adapter has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "
-            f"this bundle expects rank {layout.rank} and alpha {layout.alpha}"
+            f"this bundle expects rank {layout.rank} and alpha {layout.alpha}; "
+            "'fleetdraft adapter import' converts it"
         )
     for key, expected in (("base", base_fingerprint), ("layout", layout.fingerprint)):
         if about.get(key) != expected:
@@ -169,18 +178,8 @@ def _check_fingerprints(directory: Path, layout: LoraLayout, base_fingerprint: s
             )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = read_json(path)
-    except UserError as error:
-        raise ModelError(f"{path.parent} is not an adapter directory of this project: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is damaged: expected a JSON object")
-    return value
-
-
-def _check_content(adapter: LoraAdapter, directory: Path) -> None:
-    expected = _read_object(directory / "fleetdraft.json").get("digest")
+def _check_content(adapter: LoraAdapter, about: Mapping[str, Any], directory: Path) -> None:
+    expected = about.get("digest")
     if expected != adapter.digest:
         raise ModelError(f"{directory}: content does not match its digest {str(expected)[:12]}…; the files are damaged")
     if not all(np.isfinite(value).all() for value in adapter.arrays.values()):

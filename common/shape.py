@@ -1,4 +1,7 @@
-"""The shape of a Llama-type decoder, read from a Hugging Face ``config.json``. It knows no weights."""
+"""The shape of a Llama-type decoder, read from a Hugging Face ``config.json``. It knows no weights.
+
+A family of models that differs only in sizes and biases is one entry of ``_FAMILIES``.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,11 +24,15 @@ PROJECTIONS = {
     "up_proj": "mlp",
     "down_proj": "mlp",
 }
+QKV = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderShape:
-    """Sizes of a Llama-type decoder (RMSNorm, rotary positions, grouped KV heads, SwiGLU, no biases)."""
+    """Sizes of a Llama-type decoder (RMSNorm, rotary positions, grouped KV heads, SwiGLU).
+
+    tied: the head is the embedding. qkv_bias: query, key and value projections add a bias; no other does.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -38,6 +45,7 @@ class DecoderShape:
     rope_theta: float
     rms_eps: float
     tied: bool
+    qkv_bias: bool = False
 
     def projection_size(self, projection: str) -> tuple[int, int]:
         """(out, in) features of one projection."""
@@ -55,7 +63,9 @@ class DecoderShape:
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}"
             for projection, owner in PROJECTIONS.items():
-                shapes[f"{prefix}.{owner}.{projection}.weight"] = self.projection_size(projection)
+                size = shapes[f"{prefix}.{owner}.{projection}.weight"] = self.projection_size(projection)
+                if self.qkv_bias and projection in QKV:
+                    shapes[f"{prefix}.{owner}.{projection}.bias"] = size[:1]
             shapes[f"{prefix}.input_layernorm.weight"] = (self.hidden_size,)
             shapes[f"{prefix}.post_attention_layernorm.weight"] = (self.hidden_size,)
         shapes["model.norm.weight"] = (self.hidden_size,)
@@ -78,7 +88,7 @@ class DecoderShape:
         """Reads ``directory/config.json``.
 
         Raises:
-          ModelError: no such directory, no config, or an architecture other than Llama.
+          ModelError: no such directory, no config, or an architecture that is not of Llama's type.
         """
         path = Path(directory) / "config.json"
         if not path.is_file():
@@ -86,9 +96,15 @@ class DecoderShape:
         return _shape_from_config(read_json(path), path)
 
 
-def _shape_from_config(config: Mapping[str, Any], path: Path) -> DecoderShape:
-    _refuse_other_architectures(config, path)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+def _shape_from_config(config: Any, path: Path) -> DecoderShape:
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} holds a {type(config).__name__}, expected a JSON object")
+    family = _FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        known = " or ".join(repr(name) for name in _FAMILIES)
+        raise ModelError(f"{path}: model_type is {config.get('model_type')!r}, expected {known}")
+    _refuse(config, family.refused, path)
+    rope = _rope(config, path)
     try:
         heads = int(config["num_attention_heads"])
         return DecoderShape(
@@ -103,21 +119,38 @@ def _shape_from_config(config: Mapping[str, Any], path: Path) -> DecoderShape:
             rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
             rms_eps=float(config["rms_norm_eps"]),
             tied=bool(config.get("tie_word_embeddings", False)),
+            qkv_bias=family.qkv_bias,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: missing or malformed field {error}") from error
 
 
-def _refuse_other_architectures(config: Mapping[str, Any], path: Path) -> None:
-    if not isinstance(config, dict) or config.get("model_type") != "llama":
-        given = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: model_type is {given!r}, expected 'llama'")
-    for flag in ("attention_bias", "mlp_bias"):
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """qkv_bias: as of ``DecoderShape``. refused: settings that change the function, which must be false or absent."""
+
+    qkv_bias: bool
+    refused: tuple[str, ...]
+
+
+#: Hugging Face's ``model_type`` to what is special about it.
+_FAMILIES = {
+    "llama": _Family(qkv_bias=False, refused=("attention_bias", "mlp_bias")),
+    "qwen2": _Family(qkv_bias=True, refused=("use_sliding_window",)),
+}
+
+
+def _refuse(config: Mapping[str, Any], flags: tuple[str, ...], path: Path) -> None:
+    for flag in flags:
         if config.get(flag):
-            raise ModelError(f"{path}: {flag} is true, only Llama decoders without biases are supported")
+            raise ModelError(f"{path}: {flag} is {config[flag]!r}, only decoders without it are supported")
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"{path}: hidden_act is {config['hidden_act']!r}, expected 'silu'")
+
+
+def _rope(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind != "default":
         raise ModelError(f"{path}: rope type is {kind!r}, expected 'default' (no scaling)")
+    return rope

@@ -1,101 +1,76 @@
-"""A decoder's frozen weights as float32 arrays, read from safetensors without torch.
+"""A decoder's frozen weights, read from safetensors without torch.
 
-Names are those of a Hugging Face checkpoint. Storage may be F32, F16, BF16, or *I8 rows*: an int8 matrix ``name``
-beside a float32 vector ``name.scale`` with one factor per row. *Packed* is the same in the layout of ONNX Runtime's
-``MatMulNBits``. It knows no runtime.
+Names are those of a Hugging Face checkpoint. A matrix is stored as F32, F16, BF16, or in blocks of integers
+(``blocks.py``). It knows no runtime.
 """
 
 import json
 import struct
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from .blocks import BLOCK, PACKED, SCALES, Tensors, dequantise
 from .errors import ModelError
-from .shape import EMBEDDING, DecoderShape
+from .shape import DecoderShape
 
 Weights = dict[str, NDArray[np.float32]]
-Tensors = dict[str, NDArray[np.generic]]
-_SCALE = ".scale"
-PACKED, PACKED_SCALES = ".packed", ".packed_scales"
-PACKED_BLOCK = 32
-"""Columns of a block, all with the scale of their row."""
-_ZERO_POINT = 128
 
 
 def read_weights(directory: Path, shape: DecoderShape) -> Weights:
-    """Reads the tensors that ``shape`` names out of ``directory/*.safetensors`` (one file or shards).
+    """Reads the tensors that ``shape`` names out of ``directory/*.safetensors`` (one file or shards), as float32.
 
     Raises:
       ModelError: there is no readable safetensors file, or a tensor is missing or of another size.
     """
-    weights = _dequantise(_read_files(Path(directory)))
+    stored = read_stored(directory, shape)
+    return {name: _full(stored, name, size) for name, size in shape.weights.items()}
+
+
+def read_stored(directory: Path, shape: DecoderShape) -> Tensors:
+    """As ``read_weights``, but what is stored in blocks stays so: ``name.packed`` and ``name.scales``."""
+    tensors = _read_files(Path(directory))
+    stored: Tensors = {}
     for name, size in shape.weights.items():
-        if name not in weights or weights[name].shape != size:
-            given = weights[name].shape if name in weights else "missing"
-            raise ModelError(f"{directory}: tensor {name} is {given}, config.json says {size}")
-    return {name: weights[name] for name in shape.weights}
-
-
-def read_packed(directory: Path, shape: DecoderShape) -> Tensors:
-    """Reads a checkpoint stored as I8 rows for a packed decode graph.
-
-    Returns:
-      For each matrix (n, k): ``name.packed`` uint8 (n, blocks, PACKED_BLOCK), the int8 values plus 128, filled up with
-      zeros; and ``name.packed_scales`` float32 (n * blocks,). The embedding, which is gathered, and vectors: float32.
-
-    Raises:
-      ModelError: as ``read_weights``, or a matrix is not stored as I8 rows.
-    """
-    tensors, weights = _read_files(Path(directory)), read_weights(directory, shape)
-    packed: Tensors = {name: value for name, value in weights.items() if value.ndim == 1 or name == EMBEDDING}
-    for name in shape.weights:
-        if weights[name].ndim == 2 and (name != EMBEDDING or shape.tied):
-            if tensors[name].dtype != np.int8:
-                raise ModelError(f"{directory}: {name} is stored as {tensors[name].dtype}, expected int8 rows")
-            packed |= _packed(name, tensors[name], tensors[name + _SCALE])
-    return packed
-
-
-def _packed(name: str, rows: NDArray[np.generic], scale: NDArray[np.generic]) -> Tensors:
-    count, columns = rows.shape
-    blocks = -(-columns // PACKED_BLOCK)
-    values = np.full((count, blocks * PACKED_BLOCK), _ZERO_POINT, np.uint8)
-    values[:, :columns] = rows.astype(np.int16) + _ZERO_POINT
-    return {
-        name + PACKED: values.reshape(count, blocks, PACKED_BLOCK),
-        name + PACKED_SCALES: np.repeat(scale.astype(np.float32), blocks),
-    }
-
-
-def quantise_rows(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
-    """Stores each matrix as int8 rows with one float32 scale a row; vectors stay float32."""
-    stored: dict[str, NDArray[np.generic]] = {}
-    for name, value in weights.items():
-        if value.ndim != 2:
-            stored[name] = np.ascontiguousarray(value, dtype=np.float32)
+        if name + PACKED in tensors:
+            pair = {key: tensors.get(key) for key in (name + PACKED, name + SCALES)}
+            _check_blocks(directory, name, size, *pair.values())
+            stored |= cast(Tensors, pair)
             continue
-        scale = np.maximum(np.abs(value).max(axis=1), 1e-12).astype(np.float32) / np.float32(127)
-        stored[name] = np.rint(value / scale[:, None]).astype(np.int8)
-        stored[name + _SCALE] = scale
+        value = tensors.get(name)
+        if value is None or value.shape != size:
+            given = "missing" if value is None else value.shape
+            raise ModelError(f"{directory}: tensor {name} is {given}, config.json says {size}")
+        if value.dtype.kind != "f":
+            raise ModelError(f"{directory}: tensor {name} holds {value.dtype}, expected floats or blocks of integers")
+        stored[name] = np.ascontiguousarray(value, dtype=np.float32)
     return stored
 
 
-def _dequantise(tensors: dict[str, NDArray[np.generic]]) -> Weights:
-    weights: Weights = {}
-    for name, value in tensors.items():
-        if name.endswith(_SCALE):
-            continue
-        scale = tensors.get(name + _SCALE)
-        if value.dtype == np.int8 and (scale is None or value.ndim != 2 or scale.shape != value.shape[:1]):
-            given = None if scale is None else scale.shape
-            raise ModelError(f"int8 tensor {name} of {value.shape} has scales {given}, expected one for each row")
-        full = value.astype(np.float32)
-        weights[name] = np.ascontiguousarray(full if scale is None else full * scale[:, None].astype(np.float32))
-    return weights
+def _full(stored: Tensors, name: str, size: tuple[int, ...]) -> NDArray[np.float32]:
+    if name in stored:
+        return cast(NDArray[np.float32], stored[name])
+    return dequantise(cast(Any, stored[name + PACKED]), cast(Any, stored[name + SCALES]), size[1])
+
+
+def _check_blocks(
+    directory: Path,
+    name: str,
+    size: tuple[int, ...],
+    packed: NDArray[np.generic] | None,
+    scales: NDArray[np.generic] | None,
+) -> None:
+    blocks = (size[0], -(-size[-1] // BLOCK))
+    given = [None if value is None else (value.dtype.name, *value.shape) for value in (packed, scales)]
+    expected = [[("uint8", *blocks, BLOCK * bits // 8), ("float32", *blocks)] for bits in (4, 8)]
+    if given not in expected or len(size) != 2:
+        raise ModelError(
+            f"{directory}: {name} is stored in blocks {given[0]} with scales {given[1]}, expected "
+            f"{' or '.join(str(pair[0]) for pair in expected)} with {expected[0][1]}"
+        )
 
 
 def _read_files(directory: Path) -> Tensors:
@@ -104,16 +79,21 @@ def _read_files(directory: Path) -> Tensors:
         raise ModelError(f"{directory} holds no *.safetensors file, expected model.safetensors")
     tensors: Tensors = {}
     for file in files:
-        tensors |= _read_file(file)
+        tensors |= read_tensors_of(file)
     return tensors
 
 
-def _read_file(file: Path) -> dict[str, NDArray[np.generic]]:
+def read_tensors_of(file: Path) -> Tensors:
+    """Reads every tensor of one safetensors file; BF16 becomes float32.
+
+    Raises:
+      ModelError: not a readable safetensors file, or one with a type that NumPy has not.
+    """
     try:
         with safe_open(file, framework="numpy") as handle:
             dtypes = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118 - not a dict
             plain = {name: handle.get_tensor(name) for name, dtype in dtypes.items() if dtype != "BF16"}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError) as error:
         raise ModelError(f"{file} is not a readable safetensors file: {error}") from error
     bfloat = [name for name, dtype in dtypes.items() if dtype == "BF16"]
     return plain | (_read_bfloat16(file, bfloat) if bfloat else {})

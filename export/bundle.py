@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import Tokenizer
 
+from ..common.blocks import quantise
 from ..common.bundle import (
     MANIFEST,
+    PRECISION_BITS,
     BundleManifest,
     BundleTarget,
     base_fingerprint,
@@ -25,7 +27,7 @@ from ..common.files import check_replaceable, directory_written_whole, read_json
 from ..common.lora import LoraLayout
 from ..common.progress import Advance
 from ..common.shape import DecoderShape
-from ..common.weights import Weights, quantise_rows, read_weights
+from ..common.weights import Weights, read_weights
 from .decode_graph import decode_graph
 from .train_graph import train_graph
 
@@ -38,20 +40,20 @@ def _halves(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.
     return {name: value.astype(np.float16 if value.ndim == 2 else np.float32) for name, value in weights.items()}
 
 
-#: How a drafter's weights may be stored. The train graph computes in float32; the decode graph too, but for int8.
-PRECISIONS: dict[str, Callable[[Weights], Mapping[str, NDArray[Any]]]] = {
-    "fp32": dict,
-    "fp16": _halves,
-    "int8": quantise_rows,
-}
+def stored(weights: Weights, precision: str) -> Mapping[str, NDArray[Any]]:
+    """Weights as a file holds them in a precision of ``PRECISION_BITS``."""
+    bits = PRECISION_BITS[precision]
+    if bits is not None:
+        return quantise(weights, bits)
+    return _halves(weights) if precision == "fp16" else weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleRecipe:
     """Choices of a build.
 
-    precision: storage of the drafter's weights, and for int8 its arithmetic when decoding. Targets keep theirs: the
-      promise is the target's own output law.
+    precision: storage of the drafter's weights, and for int8 and int4 its arithmetic when decoding. Targets keep
+      theirs: the promise is the target's own output law.
     rank, alpha: of the adapters; LoRA's scaling is alpha / rank. seed: of the initial adapter.
     include_targets: copies the targets' weights into the bundle, so that it runs without their directories.
 
@@ -66,8 +68,8 @@ class BundleRecipe:
     include_targets: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if self.precision not in PRECISION_BITS:
+            raise ConfigError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISION_BITS)}")
         if self.rank < 1:
             raise ConfigError(f"rank is {self.rank}, expected at least 1")
         if not self.alpha > 0:
@@ -130,13 +132,13 @@ def vocabulary_family(tokenizer: Path) -> str:
 def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: BundleRecipe, done: Advance) -> str:
     """Writes ``drafter/`` and returns the base fingerprint."""
     _copy_description(source, folder)
-    stored = PRECISIONS[recipe.precision](read_weights(source, layout.shape))
-    write_atomic(folder / "model.safetensors", save(dict(stored), metadata={"format": "pt"}))
+    tensors = stored(read_weights(source, layout.shape), recipe.precision)
+    write_atomic(folder / "model.safetensors", save(dict(tensors), metadata={"format": "pt"}))
     done("weights")
-    graph = decode_graph(layout.shape, layout.rank, layout.scaling, packed=recipe.precision == "int8")
+    graph = decode_graph(layout.shape, layout.rank, PRECISION_BITS[recipe.precision])
     (folder / "decode.onnx").write_bytes(graph.SerializeToString())
     done("decode graph")
-    (folder / "train.onnx").write_bytes(train_graph(layout).SerializeToString())
+    (folder / "train.onnx").write_bytes(train_graph(layout, PRECISION_BITS[recipe.precision]).SerializeToString())
     done("train graph")
     base = base_fingerprint(folder)
     layout.initial(recipe.seed).save(folder / "initial", base)

@@ -27,7 +27,7 @@ def build(
     ],
     out: Annotated[Path, typer.Option(help="The bundle to write; an older bundle is replaced.", show_default=False)],
     precision: Annotated[
-        str, typer.Option(help="Storage of the drafter's weights: fp32, fp16 or int8 (drafts in integers, fastest).")
+        str, typer.Option(help="Storage of the drafter's weights: fp32, fp16, or int8, int4, which draft in integers.")
     ] = "fp32",
     rank: Annotated[int, typer.Option(help="LoRA rank of the adapters.")] = 8,
     alpha: Annotated[float | None, typer.Option(help="LoRA alpha; twice the rank by default.")] = None,

@@ -1,18 +1,19 @@
 """The decode graph of a Llama-type decoder: tokens in, logits out, with KV buffers that can be rolled back.
 
-The graph holds no weights: every weight is an external initializer under its Hugging Face name, which the runtime
-binds from the checkpoint itself. So a graph is a few hundred kB whatever the model's size, and drafting, training and
-the original checkpoint share one set of weights.
+The graph holds no weights: every weight is an external initializer, which the runtime binds (``common/fusion.py`` names
+them). So a graph is a few kB whatever the model's size, and drafting and training share one file of weights. A leading
+axis of *clients* lets one call serve many contexts, each with its own adapter; a device has one.
 
-Inputs
-  tokens        int64 (S,)                the tokens to feed
+Inputs (C clients, S tokens each)
+  tokens        int64 (C, S)              the tokens to feed
   kept          int64 (1,)                how many last rows of logits to return, 1..S
-  past          int32 (1, 1)              position of the last token fed = past length + S - 1 (GroupQueryAttention)
-  total         int32 ()                  past length + S
-  key.{l}, value.{l}  float32 (1, kv_heads, limit, padded head)   KV buffers, bound as past *and* present
-  lora.{l}.{projection}.A  float32 (rank, in)   and  .B  float32 (out, rank)     only in a graph made with a rank
+  past          int32 (C, 1)              position of the last token fed = past length + S - 1 (GroupQueryAttention)
+  total         int32 ()                  the longest past length + S; clients may differ in length where S is 1
+  key.{l}, value.{l}  float32 (C, kv_heads, limit, padded head)   KV buffers, bound as past *and* present
+  lora.{l}.{group}.A  float32 (C, parts * rank, in)  and  .B  (C, out, parts * rank)    only in a graph with a rank
 Outputs
-  logits        float32 (kept, vocab)
+  logits        float32 (C, kept, vocab)
+  hidden        float32 (C, kept, hidden)   what the head reads, only in a graph with a rank; unbound it costs nothing
   key_out.{l}, value_out.{l}              the same buffers
 
 Rollback is a smaller length on the next call: rows beyond it are never read. Head sizes that are no multiple of 16,
@@ -26,36 +27,37 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ..common.shape import EMBEDDING, PROJECTIONS, DecoderShape
-from ..common.weights import PACKED, PACKED_BLOCK, PACKED_SCALES
+from ..common.blocks import BLOCK, PACKED, ROWS, SCALES
+from ..common.fusion import fused_lora_sizes, fused_sizes, group_name
+from ..common.shape import EMBEDDING, DecoderShape
 
 _MS = "com.microsoft"
 _OPSET, _IR_VERSION = 21, 10
 _HEAD_MULTIPLE = 16
-#: MatMulNBits' accuracy_level: rows of the input become int8 too. Eight bits have no other fast kernel.
+#: MatMulNBits' accuracy_level: rows of the input become int8 too, in blocks as the weights. Eight bits have no other
+#: fast kernel.
 _INTEGERS = 4
 
 
-def decode_graph(
-    shape: DecoderShape, rank: int | None = None, scaling: float = 1.0, packed: bool = False
-) -> onnx.ModelProto:
+def decode_graph(shape: DecoderShape, rank: int | None = None, bits: int | None = None) -> onnx.ModelProto:
     """Builds the graph.
 
     Args:
       shape: the decoder.
       rank: LoRA rank of the adapter inputs on all projections; None for a graph without an adapter.
-      scaling: LoRA's alpha / rank, a constant of the graph.
-      packed: matrices are int8 blocks (``weights.read_packed``), multiplied in integers: a quarter of the memory
-        traffic, and rows quantised on the fly, so logits differ from those of float32 by about a hundredth.
+      bits: 4 or 8: matrices are blocks of integers (``common/blocks.py``), multiplied in integers, so inputs are
+        rounded on the fly and logits differ from those of float32 by about a hundredth. None: float32.
     """
-    return _Builder(shape, rank, scaling, packed).build()
+    return _Builder(shape, rank, bits).build()
 
 
 class _Builder:
     """Collects nodes in order; each method adds one block and returns its output's name."""
 
-    def __init__(self, shape: DecoderShape, rank: int | None, scaling: float, packed: bool) -> None:
-        self.shape, self.rank, self.scaling, self.packed = shape, rank, scaling, packed
+    def __init__(self, shape: DecoderShape, rank: int | None, bits: int | None) -> None:
+        self.shape, self.rank, self.bits = shape, rank, bits
+        self.sizes = fused_sizes(shape)
+        self.lora = fused_lora_sizes(shape, rank) if rank else {}
         self.padded_head = -(-shape.head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[np.generic]] = {}
@@ -65,7 +67,7 @@ class _Builder:
 
     def build(self) -> onnx.ModelProto:
         self._declare_inputs()
-        hidden = self._op("Gather", [self._weight(EMBEDDING), "tokens"], "embedded")
+        hidden = self._embedded()
         delta = ""
         for layer in range(self.shape.layers):
             hidden, delta = self._layer(layer, hidden, delta)
@@ -88,19 +90,18 @@ class _Builder:
         hidden, normed = self._norm(hidden, delta, f"{prefix}.input_layernorm.weight")
         delta = self._attention(layer, normed)
         hidden, normed = self._norm(hidden, delta, f"{prefix}.post_attention_layernorm.weight")
-        gate, up = self._linear(layer, "gate_proj", normed), self._linear(layer, "up_proj", normed)
+        both = self._linear(layer, "gate_up_proj", normed)
+        gate, up = self._split(both, [self.shape.intermediate_size] * 2)
         # QuickGelu with alpha 1 is x * sigmoid(x): SiLU in one kernel.
         silu = self._op("QuickGelu", [gate], f"silu.{layer}", domain=_MS, alpha=1.0)
         return hidden, self._linear(layer, "down_proj", self._op("Mul", [silu, up], f"gated.{layer}"))
 
     def _attention(self, layer: int, normed: str) -> str:
         shape = self.shape
-        q = self._heads(self._linear(layer, "q_proj", normed), shape.heads, rotary=True)
-        k = self._heads(self._linear(layer, "k_proj", normed), shape.kv_heads, rotary=True)
-        v = self._heads(self._linear(layer, "v_proj", normed), shape.kv_heads, rotary=False)
         self._declare_kv(layer)
         out = f"attended.{layer}"
-        names = [q, k, v, f"key.{layer}", f"value.{layer}", "past", "total", *self._rotary_tables()]
+        qkv = self._padded_heads(self._linear(layer, "qkv_proj", normed))
+        names = [*qkv, f"key.{layer}", f"value.{layer}", "past", "total", *self._rotary_tables()]
         self.nodes.append(
             helper.make_node(
                 "GroupQueryAttention",
@@ -113,34 +114,44 @@ class _Builder:
                 scale=shape.head_dim**-0.5,
             )
         )
-        return self._linear(layer, "o_proj", self._unpad_heads(out, shape.heads))
+        return self._linear(layer, "o_proj", self._unpadded_heads(out))
 
-    def _linear(self, layer: int, projection: str, x: str) -> str:
-        """x W^T, plus scaling * (x A^T) B^T where the graph has an adapter."""
-        weight = f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.weight"
-        base = self._product(x, weight, f"{projection}.{layer}")
-        if self.rank is None:
-            return base
-        rows, cols = self.shape.projection_size(projection)
-        a, b = f"lora.{layer}.{projection}.A", f"lora.{layer}.{projection}.B"
-        self._input(a, TensorProto.FLOAT, [self.rank, cols])
-        self._input(b, TensorProto.FLOAT, [rows, self.rank])
-        low = self._op("Gemm", [x, a], f"{projection}.low.{layer}", transB=1)
-        return self._op("Gemm", [low, b, base], f"{projection}.lora.{layer}", transB=1, alpha=self.scaling)
+    def _linear(self, layer: int, group: str, x: str) -> str:
+        """x W^T, plus the bias if there is one, plus (x A^T) B^T where the graph has an adapter."""
+        name = f"{group}.{layer}"
+        total = self._product(x, group_name(layer, group), name)
+        if (bias := group_name(layer, group, "bias")) in self.sizes:
+            total = self._op("Add", [total, self._weight(bias)], f"{name}.bias")
+        if not self.lora:
+            return total
+        a, b = (f"lora.{layer}.{group}.{factor}" for factor in "AB")
+        for factor in (a, b):
+            self._input(factor, TensorProto.FLOAT, ["C", *self.lora[factor][1:]])
+        low = self._op("FusedMatMul", [x, a], f"{name}.low", domain=_MS, transB=1)
+        change = self._op("FusedMatMul", [low, b], f"{name}.change", domain=_MS, transB=1)
+        return self._op("Add", [total, change], f"{name}.lora")
 
     def _product(self, x: str, weight: str, output: str) -> str:
         """x W^T."""
-        if not self.packed:
-            return self._op("Gemm", [x, self._weight(weight)], output, transB=1)
-        rows, columns = self.shape.weights[weight]
-        blocks = -(-columns // PACKED_BLOCK)
-        parts = {
-            weight + PACKED: external_tensor(weight + PACKED, (rows, blocks, PACKED_BLOCK), TensorProto.UINT8),
-            weight + PACKED_SCALES: external_tensor(weight + PACKED_SCALES, (rows * blocks,)),
-        }
-        self.externals |= parts
-        sizes = {"K": columns, "N": rows, "bits": 8, "block_size": PACKED_BLOCK}
-        return self._op("MatMulNBits", [x, *parts], output, domain=_MS, accuracy_level=_INTEGERS, **sizes)
+        if self.bits is None:
+            return self._op("FusedMatMul", [x, self._weight(weight)], output, domain=_MS, transB=1)
+        rows, columns = self.sizes[weight]
+        blocks = -(-columns // BLOCK)
+        packed = self._external(weight + PACKED, (rows, blocks, BLOCK * self.bits // 8), TensorProto.UINT8)
+        scales = self._external(weight + SCALES, (rows, blocks))
+        sizes = {"K": columns, "N": rows, "bits": self.bits, "block_size": BLOCK}
+        return self._op("MatMulNBits", [x, packed, scales], output, domain=_MS, accuracy_level=_INTEGERS, **sizes)
+
+    def _embedded(self) -> str:
+        if self.bits is None:
+            return self._op("Gather", [self._weight(EMBEDDING), "tokens"], "embedded")
+        rows, columns = self.sizes[EMBEDDING]
+        blocks = -(-columns // BLOCK)
+        packed = self._external(EMBEDDING + ROWS, (rows, blocks * BLOCK * self.bits // 8), TensorProto.UINT8)
+        names = [packed, "tokens", self._external(EMBEDDING + SCALES, (rows, blocks))]
+        sizes = {"bits": self.bits, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        full = self._op("GatherBlockQuantized", names, "embedded.blocks", domain=_MS, **sizes)
+        return self._columns(full, columns) if columns % BLOCK else full
 
     def _norm(self, hidden: str, delta: str, weight: str) -> tuple[str, str]:
         """(residual stream after adding delta, its RMS norm)."""
@@ -162,33 +173,53 @@ class _Builder:
 
     def _head(self, normed: str) -> None:
         start = self._op("Neg", ["kept"], "kept.start")
-        rows = self._op("Slice", [normed, start, self._integers("end", [np.iinfo(np.int64).max])], "kept.rows")
-        name = EMBEDDING if self.shape.tied else "lm_head.weight"
-        self._product(rows, name, "logits")
-        self._output("logits", TensorProto.FLOAT, ["kept", self.shape.vocab_size])
+        ends = [self._integers(n, [v]) for n, v in (("end", np.iinfo(np.int64).max), ("axis1", 1))]
+        rows = self._op("Slice", [normed, start, *ends], "hidden" if self.rank else "kept.rows")
+        self._product(rows, EMBEDDING if self.shape.tied else "lm_head.weight", "logits")
+        self._output("logits", TensorProto.FLOAT, ["C", "kept", self.shape.vocab_size])
+        if self.rank:
+            self._output("hidden", TensorProto.FLOAT, ["C", "kept", self.shape.hidden_size])
 
     # --- heads whose size GroupQueryAttention refuses ----------------------------------------------------------
 
-    def _heads(self, x: str, heads: int, rotary: bool) -> str:
-        """(S, heads * d) to (1, S, heads * d'), zeros after each rotary half (or after each head of values)."""
-        d, pad = self.shape.head_dim, self.padded_head - self.shape.head_dim
-        if pad == 0:
-            return self._op("Unsqueeze", [x, self._integers("axis0", [0])], f"{x}.batch")
-        halves = 2 if rotary else 1
-        sizes = self._integers(f"split{heads}.{halves}", [-1, heads * halves, d // halves])
-        pads = self._integers(f"pads{halves}", [0, 0, 0, 0, 0, pad // halves])
-        padded = self._op("Pad", [self._op("Reshape", [x, sizes], f"{x}.split"), pads], f"{x}.padded")
-        joined = self._integers(f"join{heads}", [1, -1, heads * self.padded_head])
-        return self._op("Reshape", [padded, joined], f"{x}.batch")
+    def _padded_heads(self, qkv: str) -> tuple[str, str, str]:
+        """What GroupQueryAttention takes for q, k and v: all in one, or each with heads of the padded size d'."""
+        shape = self.shape
+        if shape.head_dim == self.padded_head:
+            return qkv, "", ""
+        heads = [shape.heads, shape.kv_heads, shape.kv_heads]
+        q, k, v = self._split(qkv, [count * shape.head_dim for count in heads])
+        return self._padded(q, heads[0], 2), self._padded(k, heads[1], 2), self._padded(v, heads[2], 1)
 
-    def _unpad_heads(self, x: str, heads: int) -> str:
-        d = self.shape.head_dim
+    def _padded(self, x: str, heads: int, halves: int) -> str:
+        """(C, S, heads * d) to (C, S, heads * d'), zeros after each of so many parts of a head (rotary ones have 2)."""
+        d, pad = self.shape.head_dim, self.padded_head - self.shape.head_dim
+        sizes = self._integers(f"split{heads}.{halves}", [0, -1, heads * halves, d // halves])
+        pads = self._integers(f"pads{halves}", [0, 0, 0, 0, 0, 0, 0, pad // halves])
+        padded = self._op("Pad", [self._op("Reshape", [x, sizes], f"{x}.split"), pads], f"{x}.padded")
+        return self._op(
+            "Reshape", [padded, self._integers(f"join{heads}", [0, -1, heads * self.padded_head])], f"{x}.p"
+        )
+
+    def _unpadded_heads(self, x: str) -> str:
+        d, heads = self.shape.head_dim, self.shape.heads
         if d == self.padded_head:
-            return self._op("Squeeze", [x, self._integers("axis0", [0])], f"{x}.flat")
-        split = self._op("Reshape", [x, self._integers(f"heads{heads}", [-1, heads, self.padded_head])], f"{x}.heads")
-        ends = [self._integers(n, [v]) for n, v in (("from0", 0), ("to_d", d), ("axis2", 2))]
-        cut = self._op("Slice", [split, *ends], f"{x}.cut")
-        return self._op("Reshape", [cut, self._integers(f"flat{heads}", [-1, heads * d])], f"{x}.flat")
+            return x
+        sizes = self._integers("heads", [0, -1, heads, self.padded_head])
+        cut = self._columns(self._op("Reshape", [x, sizes], f"{x}.heads"), d)
+        return self._op("Reshape", [cut, self._integers("flat", [0, -1, heads * d])], f"{x}.flat")
+
+    def _columns(self, x: str, count: int) -> str:
+        """The first ``count`` entries of the last axis."""
+        ends = [self._integers(n, [v]) for n, v in (("first", 0), (f"to{count}", count), ("last", -1))]
+        return self._op("Slice", [x, *ends], f"{x}.cut")
+
+    def _split(self, x: str, sizes: list[int]) -> list[str]:
+        """``x`` cut along its last axis."""
+        parts = [f"{x}.{part}" for part in range(len(sizes))]
+        cuts = self._integers(f"cuts{'.'.join(map(str, sizes))}", sizes)
+        self.nodes.append(helper.make_node("Split", [x, cuts], parts, axis=-1))
+        return parts
 
     def _rotary_tables(self) -> tuple[str, str]:
         """Cosines and sines (limit, d' / 2) of position times frequency, folded when a session opens."""
@@ -211,20 +242,22 @@ class _Builder:
     # --- declarations -----------------------------------------------------------------------------------------
 
     def _declare_inputs(self) -> None:
-        self._input("tokens", TensorProto.INT64, ["S"])
+        self._input("tokens", TensorProto.INT64, ["C", "S"])
         self._input("kept", TensorProto.INT64, [1])
-        self._input("past", TensorProto.INT32, [1, 1])
+        self._input("past", TensorProto.INT32, ["C", 1])
         self._input("total", TensorProto.INT32, [])
 
     def _declare_kv(self, layer: int) -> None:
-        dims: list[int | str] = [1, self.shape.kv_heads, "limit", self.padded_head]
+        dims: list[int | str] = ["C", self.shape.kv_heads, "limit", self.padded_head]
         for kind in ("key", "value"):
             self._input(f"{kind}.{layer}", TensorProto.FLOAT, dims)
             self._output(f"{kind}_out.{layer}", TensorProto.FLOAT, dims)
 
     def _weight(self, name: str) -> str:
-        if name not in self.externals:
-            self.externals[name] = external_tensor(name, self.shape.weights[name])
+        return self._external(name, self.sizes[name])
+
+    def _external(self, name: str, dims: tuple[int, ...], dtype: int = TensorProto.FLOAT) -> str:
+        self.externals[name] = external_tensor(name, dims, dtype)
         return name
 
     def _integers(self, name: str, values: list[int]) -> str:

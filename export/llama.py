@@ -1,7 +1,6 @@
-"""A Llama-type decoder as one function of its weights, in plain torch operations that have a backward in ONNX.
+"""A Llama-type decoder as one function of its weights, in plain torch: what both graphs must agree with.
 
-Weights go by their Hugging Face names, LoRA tensors by those of ``LoraLayout``. No module, no cache, no dropout: the
-train graph is traced from it, and the parity checks compare both graphs with it.
+Weights go by their Hugging Face names, LoRA tensors by those of ``LoraLayout``. No module, no cache, no dropout.
 """
 
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..common.shape import EMBEDDING, PROJECTIONS, DecoderShape
 
@@ -29,71 +29,41 @@ class Llama:
 
     def logits(self, tokens: Tensor) -> Tensor:
         """int64 (B, L) to float32 (B * L, vocab); row b * L + i is the law of the token after tokens[b, : i + 1]."""
-        batch, length = tokens.shape
-        positions = _Positions.of(length, self.shape)
-        hidden = torch.nn.functional.embedding(tokens.reshape(-1), self.weights[EMBEDDING])
+        hidden = functional.embedding(tokens, self.weights[EMBEDDING])
         for layer in range(self.shape.layers):
             prefix = f"model.layers.{layer}"
-            normed = self._norm(hidden, f"{prefix}.input_layernorm.weight")
-            hidden = hidden + self._attention(layer, normed, batch, positions)
-            normed = self._norm(hidden, f"{prefix}.post_attention_layernorm.weight")
-            hidden = hidden + self._mlp(layer, normed)
+            hidden = hidden + self._attention(layer, self._norm(hidden, f"{prefix}.input_layernorm.weight"))
+            hidden = hidden + self._mlp(layer, self._norm(hidden, f"{prefix}.post_attention_layernorm.weight"))
         head = self.weights[EMBEDDING if self.shape.tied else "lm_head.weight"]
-        return self._norm(hidden, "model.norm.weight") @ head.T
+        return (self._norm(hidden, "model.norm.weight") @ head.T).flatten(0, 1)
 
-    def _attention(self, layer: int, x: Tensor, batch: int, positions: "_Positions") -> Tensor:
-        """Softmax attention, written out; query heads that share a KV head are stacked along the rows."""
-        heads, kv_heads, d = self.shape.heads, self.shape.kv_heads, self.shape.head_dim
-        length, group = x.shape[0] // batch, heads // kv_heads
-
-        def split(projection: str, per_head: int) -> Tensor:
-            """(B * L, features) to (B, kv_heads, per_head, L, d)."""
-            features = self._linear(layer, projection, x)
-            return features.view(batch, length, kv_heads, per_head, d).permute(0, 2, 3, 1, 4)
-
-        def stack(x: Tensor, per_head: int) -> Tensor:
-            return x.reshape(batch * kv_heads, per_head * length, d)
-
-        q = stack(positions.rotate(split("q_proj", group)), group)
-        k = stack(positions.rotate(split("k_proj", 1)), 1)
-        v = stack(split("v_proj", 1), 1)
-        scores = (q @ k.transpose(1, 2)).view(batch * kv_heads, group, length, length) * d**-0.5
-        weights = torch.softmax(scores + positions.mask, dim=-1).view(batch * kv_heads, group * length, length)
-        mixed = (weights @ v).view(batch, kv_heads, group, length, d).permute(0, 3, 1, 2, 4)
-        return self._linear(layer, "o_proj", mixed.reshape(batch * length, heads * d))
+    def _attention(self, layer: int, x: Tensor) -> Tensor:
+        """Causal softmax attention over (B, L, hidden)."""
+        q, k, v = (
+            self._linear(layer, name, x).unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        q, k = self._rotated(q), self._rotated(k)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self._linear(layer, "o_proj", mixed.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: int, x: Tensor) -> Tensor:
         gate, up = self._linear(layer, "gate_proj", x), self._linear(layer, "up_proj", x)
-        # The fused backward of torch's silu has no ONNX form.
-        return self._linear(layer, "down_proj", gate * torch.sigmoid(gate) * up)
+        return self._linear(layer, "down_proj", functional.silu(gate) * up)
 
     def _linear(self, layer: int, projection: str, x: Tensor) -> Tensor:
-        weight = self.weights[f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}.weight"]
+        name = f"model.layers.{layer}.{PROJECTIONS[projection]}.{projection}"
         a, b = (self.lora[f"lora.{layer}.{projection}.{factor}"] for factor in "AB")
-        return x @ weight.T + self.scaling * ((x @ a.T) @ b.T)
+        base = functional.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        return base + self.scaling * ((x @ a.T) @ b.T)
 
     def _norm(self, x: Tensor, weight: str) -> Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.shape.rms_eps) * self.weights[weight]
+        return functional.rms_norm(x, (self.shape.hidden_size,), self.weights[weight], self.shape.rms_eps)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Positions:
-    """What depends on positions alone: rotary cosines and sines (L, d), and the causal mask (L, L), added to scores."""
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor
-
-    @classmethod
-    def of(cls, length: int, shape: DecoderShape) -> "_Positions":
-        half = shape.head_dim // 2
-        frequency = shape.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        row = torch.arange(length)
-        angle = row[:, None].float() * torch.cat([frequency, frequency]).float()
-        mask = torch.where(row[:, None] >= row[None, :], 0.0, torch.finfo(torch.float32).min)
-        return cls(cos=torch.cos(angle), sin=torch.sin(angle), mask=mask)
-
-    def rotate(self, x: Tensor) -> Tensor:
-        """(…, L, d): each pair (i, i + d/2) turned by its angle."""
+    def _rotated(self, x: Tensor) -> Tensor:
+        """(…, L, d): each pair (i, i + d/2) turned by its position's angle."""
+        half = self.shape.head_dim // 2
+        frequency = self.shape.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        angle = torch.arange(x.shape[-2])[:, None] * torch.cat([frequency, frequency])
         low, high = x.chunk(2, dim=-1)
-        return x * self.cos + torch.cat([-high, low], dim=-1) * self.sin
+        return x * torch.cos(angle).to(x.dtype) + torch.cat([-high, low], dim=-1) * torch.sin(angle).to(x.dtype)

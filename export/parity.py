@@ -11,21 +11,23 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from ..common.blocks import Tensors
 from ..common.bundle import BundleManifest, BundleTarget
 from ..common.errors import ModelError
-from ..common.lora import Arrays, LoraLayout
+from ..common.fusion import decode_tensors, fused, fused_lora, fused_sizes, train_tensors
+from ..common.lora import Arrays, LoraAdapter, LoraLayout
 from ..common.progress import Advance
 from ..common.shape import DecoderShape
-from ..common.weights import Weights, read_packed, read_weights
+from ..common.weights import Weights, read_stored, read_weights
 from .llama import Llama
-from .train_graph import train_step
+from .torch_step import torch_step
 
 Inputs = dict[str, NDArray[Any]]
 
 #: float32 sums in another order, relative to the largest logit (or gradient) of the batch.
 LOGITS_TOLERANCE = 1e-4
-#: Inputs of every product are quantised to 8 bits.
-PACKED_TOLERANCE = 5e-2
+#: Inputs of every product are rounded to 8 bits.
+INTEGER_TOLERANCE = 5e-2
 GRADIENT_TOLERANCE = 1e-3
 _TOKENS = 24
 
@@ -63,14 +65,15 @@ def check_bundle(bundle: Path, seed: int = 0, done: Advance = lambda remark: Non
     rng = np.random.default_rng(seed)
     folder, layout = Path(bundle) / "drafter", manifest.layout
     weights, adapter = read_weights(folder, layout.shape), _random_adapter(layout, rng)
-    if manifest.packed:
-        bound, tolerance = read_packed(folder, layout.shape), PACKED_TOLERANCE
-    else:
-        bound, tolerance = dict(weights), LOGITS_TOLERANCE
-    logits = _decode_error(_open(folder / "decode.onnx", bound), layout, weights, adapter, rng)
+    tensors = fused(read_stored(folder, layout.shape), layout.shape)
+    session = _open(folder / "decode.onnx", decode_tensors(tensors, layout.shape.tied))
+    logits = _decode_error(session, weights, adapter, rng)
+    tolerance = LOGITS_TOLERANCE if manifest.bits is None else INTEGER_TOLERANCE
     _within(tolerance, logits, f"{folder / 'decode.onnx'}: logits")
     done("decode graph")
-    gradients = _train_error(folder / "train.onnx", layout, weights, adapter, rng)
+    session = _open(folder / "train.onnx", {})
+    gradients = _train_error(session, train_tensors(tensors), weights, adapter, rng)
+    _within(GRADIENT_TOLERANCE, gradients, f"{folder / 'train.onnx'}: gradients")
     done("train graph")
     targets = {}
     for target in manifest.targets:
@@ -84,61 +87,66 @@ def _target_error(bundle: Path, target: BundleTarget, rng: np.random.Generator) 
     if not target.self_contained:
         _check_names(folder / "decode.onnx", target.shape)
         return None
-    layout = LoraLayout(rank=1, alpha=1.0, shape=target.shape)
+    adapter = LoraLayout(rank=1, alpha=1.0, shape=target.shape).initial(0)
     weights = read_weights(folder, target.shape)
     graph = folder / "decode.onnx"
-    error = _decode_error(_open(graph, weights), layout, weights, layout.initial(0).arrays, rng)
+    error = _decode_error(_open(graph, fused(weights, target.shape)), weights, adapter, rng)
     return _within(LOGITS_TOLERANCE, error, f"{graph}: logits")
 
 
 def _decode_error(
-    session: ort.InferenceSession, layout: LoraLayout, weights: Weights, adapter: Arrays, rng: np.random.Generator
+    session: ort.InferenceSession, weights: Weights, adapter: LoraAdapter, rng: np.random.Generator
 ) -> float:
+    layout = adapter.layout
     count = min(_TOKENS, layout.shape.context_limit)
     tokens = rng.integers(0, layout.shape.vocab_size, count)
-    (logits,) = session.run(["logits"], _decode_inputs(session, tokens, adapter))
-    model = Llama(shape=layout.shape, weights=_torch(weights), lora=_torch(adapter), scaling=layout.scaling)
+    (logits,) = session.run(["logits"], _decode_inputs(session, tokens, fused_lora(adapter)))
+    lora = _torch(adapter.arrays)
+    model = Llama(shape=layout.shape, weights=_torch(weights), lora=lora, scaling=layout.scaling)
     with torch.no_grad():
         expected = model.logits(torch.as_tensor(tokens)[None]).numpy()
-    return _relative(logits, expected)
+    return _relative(logits[0], expected)
 
 
-def _train_error(graph: Path, layout: LoraLayout, weights: Weights, adapter: Arrays, rng: np.random.Generator) -> float:
-    batch = _random_batch(layout.shape, rng)
-    names = ["loss", "kl", "nll", *(f"grad.{name}" for name in layout.shapes)]
-    given = _open(graph, weights).run(names, batch | adapter)
-    expected = train_step(layout, _torch(weights), _torch(adapter), _torch(batch))
-    errors = [_relative(mine, torchs.numpy()) for mine, torchs in zip(given, expected, strict=True)]
-    return _within(GRADIENT_TOLERANCE, max(errors), f"{graph}: gradients")
+def _train_error(
+    session: ort.InferenceSession, bound: Tensors, weights: Weights, adapter: LoraAdapter, rng: np.random.Generator
+) -> float:
+    batch = _random_batch(adapter.layout.shape, rng)
+    lora = {name: value[None] for name, value in adapter.arrays.items()}
+    expected = torch_step(adapter.layout, _torch(weights), _torch(lora), _torch(batch))
+    given = session.run(list(expected), batch | lora | bound)
+    return max(_relative(mine, torchs.numpy()) for mine, torchs in zip(given, expected.values(), strict=True))
 
 
-def _decode_inputs(session: ort.InferenceSession, tokens: NDArray[np.int64], adapter: Arrays) -> Inputs:
+def _decode_inputs(session: ort.InferenceSession, tokens: NDArray[np.int64], lora: Arrays) -> Inputs:
     """One call on an empty context: every row of logits, KV buffers of zeros."""
     count = len(tokens)
     given: Inputs = {
-        "tokens": tokens,
+        "tokens": tokens[None],
         "kept": np.array([count]),
         "past": np.array([[count - 1]], np.int32),
         "total": np.array(count, np.int32),
-        **adapter,
+        **lora,
     }
     declared = {value.name: value.shape for value in session.get_inputs()}
     caches = [name for name in declared if name.startswith(("key.", "value."))]
-    buffers = {n: np.zeros([count if isinstance(d, str) else d for d in declared[n]], np.float32) for n in caches}
+    buffers = {n: np.zeros([{"C": 1, "limit": count}.get(d, d) for d in declared[n]], np.float32) for n in caches}
     return {name: value for name, value in (given | buffers).items() if name in declared}
 
 
-def _random_adapter(layout: LoraLayout, rng: np.random.Generator) -> Arrays:
+def _random_adapter(layout: LoraLayout, rng: np.random.Generator) -> LoraAdapter:
     """Both factors random: B must not be zero, or the gradients of A would be. Small, as real adapters are."""
-    return {name: (0.05 * rng.standard_normal(size)).astype(np.float32) for name, size in layout.shapes.items()}
+    arrays = {name: (0.05 * rng.standard_normal(size)).astype(np.float32) for name, size in layout.shapes.items()}
+    return LoraAdapter(layout=layout, arrays=arrays)
 
 
 def _random_batch(shape: DecoderShape, rng: np.random.Generator) -> Inputs:
-    rows = (2, min(_TOKENS, shape.context_limit))
-    listed = min(4, shape.vocab_size - 1)
-    weight = np.full(rows, 1 / np.prod(rows), np.float32)
+    texts, length = 2, min(_TOKENS, shape.context_limit)
+    listed, rows = min(4, shape.vocab_size - 1), (1, texts * length)
+    weight = np.full(rows, 1 / rows[1], np.float32)
     return {
-        "tokens": rng.integers(0, shape.vocab_size, rows),
+        "tokens": rng.integers(0, shape.vocab_size, (1, texts, length)),
+        "rows": rng.permutation(rows[1])[None],
         "teacher_ids": np.tile(rng.permutation(shape.vocab_size)[:listed], (*rows, 1)),
         "teacher_probs": rng.dirichlet(np.ones(listed + 1), size=rows)[..., :listed].astype(np.float32),
         "kl_weight": weight,
@@ -152,7 +160,7 @@ def _check_names(graph: Path, shape: DecoderShape) -> None:
     """Weights that are not at hand can still be missed: the graph must ask for exactly those of the shape."""
     model = onnx.load(graph, load_external_data=False)
     external = [value for value in model.graph.initializer if value.data_location == onnx.TensorProto.EXTERNAL]
-    if {value.name: tuple(value.dims) for value in external} != shape.weights:
+    if {value.name: tuple(value.dims) for value in external} != fused_sizes(shape):
         raise ModelError(f"{graph} does not name the weights of its target's shape")
 
 

@@ -1,178 +1,104 @@
-"""The train graph of a drafter: adapter and batch in, loss and gradients out, run by plain ONNX Runtime.
+"""The train graph of a drafter: adapters and batches in, losses and gradients out, run by plain ONNX Runtime.
 
-Forward and backward are traced from torch once, off the device. Like the decode graph it holds no weights: they are
-external initializers under their Hugging Face names. Optimiser and clipping stay outside, in NumPy.
+Forward and backward are written node by node. Like the decode graph it holds no weights. Here they are inputs, which
+ONNX Runtime reads where they are; it would copy external initializers. Optimiser and clipping stay outside, in NumPy. A
+leading axis of *clients* lets one call train many adapters, each on a batch of its own; a device has one.
 
-Inputs (B texts of L tokens, K listed teacher tokens a row; all three vary from call to call)
-  tokens         int64   (B, L)      positions 0..L-1; padding on the right is harmless where both weights are 0
-  teacher_ids    int64   (B, L, K)   drafter tokens
-  teacher_probs  float32 (B, L, K)   their probabilities; 0 is padding
-  kl_weight      float32 (B, L)      factor of each row's divergence, already normalised
-  labels         int64   (B, L)
-  nll_weight     float32 (B, L)      factor of each row's -log q(label), already normalised
-  mix            float32 ()          1 is KL(p‖q), 0 is KL(q‖p), linear between
-  lora.{l}.{projection}.A  float32 (rank, in)   and  .B  float32 (out, rank)
+Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teacher tokens a row; all are free)
+  tokens         int64   (C, B, L)    positions 0..L-1; padding on the right is harmless: no judged row sees it
+  rows           int64   (C, R)       judged positions of the client's texts, b * L + l, each once; -1 is padding
+  teacher_ids    int64   (C, R, K)    drafter tokens
+  teacher_probs  float32 (C, R, K)    their probabilities; 0 is padding
+  kl_weight      float32 (C, R)       factor of each row's divergence, already normalised; 0 where rows is -1
+  labels         int64   (C, R)
+  nll_weight     float32 (C, R)       factor of each row's -log q(label), already normalised; 0 where rows is -1
+  mix            float32 ()           1 is KL(p‖q), 0 is KL(q‖p), linear between
+  lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank)
+  and the frozen weights that all clients share, as ``fusion.train_tensors`` names them
 Outputs
-  loss, kl, nll  float32 ()          loss = kl + nll
-  grad.lora.{l}.{projection}.A, .B   gradient of loss, in the shape of the input
+  loss, kl, nll  float32 (C,)         loss = kl + nll
+  grad.lora.{l}.{projection}.A, .B    gradient of the client's loss, in the shape of the input
 
-Row i of the logits, the law of the token after tokens[: i + 1], is compared with teacher row i; ``common/losses.py`` is
-the same loss in float64.
+The logits of row b * L + l, the law of the token after tokens[b, : l + 1], are compared with the teacher's row;
+``common/losses.py`` is the same loss in float64.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
-
 import onnx
-import torch
-from torch import Tensor
-from torch._decomp import core_aten_decompositions
-from torch.export import Dim
-from torch.fx.experimental.proxy_tensor import make_fx
+from onnx import TensorProto
 
 from ..common.lora import LoraLayout
-from ..common.losses import FLOOR, PADDING_LOG
-from ..common.shape import DecoderShape
-from .decode_graph import external_tensor
-from .llama import Llama, Tensors
+from ..common.shape import EMBEDDING
+from .backbone import Back, Backbone
+from .head_loss import Judged, head_loss
+from .nodes import Dims, Nodes
 
 #: Name to dtype and axes of the batch inputs, in order.
-BATCH_INPUTS = {
-    "tokens": (torch.int64, "BL"),
-    "teacher_ids": (torch.int64, "BLK"),
-    "teacher_probs": (torch.float32, "BLK"),
-    "kl_weight": (torch.float32, "BL"),
-    "labels": (torch.int64, "BL"),
-    "nll_weight": (torch.float32, "BL"),
-    "mix": (torch.float32, ""),
+BATCH_INPUTS: dict[str, tuple[int, Dims]] = {
+    "tokens": (TensorProto.INT64, ["C", "B", "L"]),
+    "rows": (TensorProto.INT64, ["C", "R"]),
+    "teacher_ids": (TensorProto.INT64, ["C", "R", "K"]),
+    "teacher_probs": (TensorProto.FLOAT, ["C", "R", "K"]),
+    "kl_weight": (TensorProto.FLOAT, ["C", "R"]),
+    "labels": (TensorProto.INT64, ["C", "R"]),
+    "nll_weight": (TensorProto.FLOAT, ["C", "R"]),
+    "mix": (TensorProto.FLOAT, []),
 }
-Losses = tuple[Tensor, Tensor]
+_HEAD = "lm_head.weight"
 
 
-def hybrid_loss(logits: Tensor, batch: Tensors) -> Losses:
-    """(kl, nll), the two weighted sums of ``common.losses.hybrid_loss``.
-
-    Args:
-      logits: (B * L, vocab).
-      batch: the batch inputs by name.
-    """
-    ids, probs = (batch[name].flatten(0, 1) for name in ("teacher_ids", "teacher_probs"))
-    # One gather for teacher and labels, so that the backward is one scatter into (B * L, vocab).
-    wanted = torch.cat([ids, batch["labels"].reshape(-1, 1)], dim=-1)
-    log_listed, log_label = _log_softmax(logits, wanted).split([ids.shape[1], 1], dim=-1)
-    listed = torch.where(probs > 0, log_listed, PADDING_LOG)
-    p = torch.cat([probs, _tail(probs)], dim=-1)
-    log_q_row = torch.cat([listed, torch.log(_tail(torch.exp(listed)))], dim=-1)
-    ratio = log_q_row - torch.log(p.clamp(min=FLOOR))
-    divergence = ((1 - batch["mix"]) * torch.exp(log_q_row) - batch["mix"] * p) * ratio
-    kl = (batch["kl_weight"].reshape(-1, 1) * divergence).sum()
-    return kl, -(batch["nll_weight"].reshape(-1, 1) * log_label).sum()
-
-
-def train_step(layout: LoraLayout, weights: Tensors, lora: Tensors, batch: Tensors) -> tuple[Tensor, ...]:
-    """(loss, kl, nll, gradient of each LoRA tensor in the layout's order): the graph's outputs, computed by torch."""
-
-    def loss(adapter: dict[str, Tensor]) -> tuple[Tensor, Losses]:
-        model = Llama(shape=layout.shape, weights=weights, lora=adapter, scaling=layout.scaling)
-        kl, nll = hybrid_loss(model.logits(batch["tokens"]), batch)
-        return kl + nll, (kl, nll)
-
-    adapter = {name: lora[name] for name in layout.shapes}
-    gradients, (total, (kl, nll)) = torch.func.grad_and_value(loss, has_aux=True)(adapter)
-    return total, kl, nll, *(gradients[name] for name in layout.shapes)
-
-
-def train_graph(layout: LoraLayout) -> onnx.ModelProto:
-    """Traces ``train_step`` and exports it.
+def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
+    """Builds the graph.
 
     Guarantees:
-      - Inputs and outputs are exactly those of the module's docstring; B, L and K are free.
-      - External initializers are exactly ``layout.shape.weights``, so any session binds the checkpoint's own arrays.
+      - Inputs and outputs are exactly those of the module's docstring.
+      - Every matrix of weights is in float32 only while it is used.
+
+    Args:
+      bits: 4 or 8: matrices are blocks of integers (``common/blocks.py``), dequantised where they are used. None:
+        float32.
     """
-    examples = _examples(layout)
-    outputs = ["loss", "kl", "nll", *(f"grad.{name}" for name in layout.shapes)]
-    with _quiet():
-        traced = _traced(layout, examples)
-        program = torch.onnx.export(traced, input_names=list(examples), output_names=outputs, verbose=False)
-    return _without_weights(cast(torch.onnx.ONNXProgram, program).model_proto, layout.shape)
+    n = Nodes()
+    for name, (dtype, dims) in BATCH_INPUTS.items():
+        n.input(name, dtype, dims)
+    for name, size in layout.shapes.items():
+        n.input(name, TensorProto.FLOAT, ["C", *size])
+    backbone = Backbone(n, layout, bits, "tokens")
+    hidden, backbone_back = backbone.forward()
+    chosen, rows_back = _judged_rows(n, hidden, "rows", layout.shape.hidden_size)
+    normed, norm_back = backbone.norm(chosen, "model.norm.weight")
+    head = backbone.matrix(EMBEDDING if layout.shape.tied else _HEAD, beside=normed)
+    judged = Judged(**{name: name for name in list(BATCH_INPUTS)[2:]})
+    loss = head_loss(n, normed, head, judged, layout.shape.vocab_size)
+    backbone_back(rows_back(norm_back(loss.gradient)))
+    for name, value in (("loss", n.op("Add", loss.kl, loss.nll)), ("kl", loss.kl), ("nll", loss.nll)):
+        n.output(value, name, ["C"])
+    for name, size in layout.shapes.items():
+        n.output(backbone.gradients[name], f"grad.{name}", ["C", *size])
+    return n.model("train")
 
 
-def _examples(layout: LoraLayout) -> dict[str, Tensor]:
-    """Zeros for every input of the traced step: batch, adapter, then weights. Sizes above 1 keep an axis free."""
-    sizes = {"B": 2, "L": 5, "K": 3}
-    batch = {name: torch.zeros([sizes[axis] for axis in axes], dtype=t) for name, (t, axes) in BATCH_INPUTS.items()}
-    return batch | {name: torch.zeros(size) for name, size in (layout.shapes | layout.shape.weights).items()}
+def _judged_rows(n: Nodes, hidden: str, rows: str, features: int) -> tuple[str, Back]:
+    """(C, N, features) to the judged (C, R, features)."""
+    flat = n.op("Reshape", hidden, n.integers(-1, features))
+    count = n.op("Shape", flat, start=0, end=1)
+    first = _first_of_client(n, hidden)
+    present = n.op("GreaterOrEqual", rows, n.integers(0))
+    here = n.op("Add", rows, first)
+
+    def backward(grad: str) -> str:
+        # Padding goes to a row of its own, which is cut off: rows that are written twice would depend on who is last.
+        target = n.op("Unsqueeze", n.op("Where", present, here, count), n.integers(-1))
+        room = n.op("ConstantOfShape", n.joined([n.op("Add", count, n.integers(1)), n.integers(features)], axis=0))
+        spread = n.op("ScatterND", room, target, grad)
+        kept = n.op("Slice", spread, n.integers(0), count, n.integers(0))
+        return n.op("Reshape", kept, n.op("Shape", hidden))
+
+    return n.op("Gather", flat, n.op("Where", present, here, n.integers(0))), backward
 
 
-def _traced(layout: LoraLayout, examples: dict[str, Tensor]) -> torch.export.ExportedProgram:
-    """The step with its backward written out, as an exported program of positional inputs."""
-
-    def step(*values: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(examples, values, strict=True))
-        return train_step(layout, named, named, named)
-
-    values = tuple(examples.values())
-    decompositions = cast(Any, core_aten_decompositions())  # torch annotates table and parameter differently
-    graph = make_fx(step, tracing_mode="symbolic", decomposition_table=decompositions)(*values)
-    axes = [BATCH_INPUTS[name][1] if name in BATCH_INPUTS else "" for name in examples]
-    free = tuple(dict.fromkeys(range(len(named)), Dim.DYNAMIC) for named in axes)
-    return torch.export.export(_Positional(graph), values, dynamic_shapes=(free,), strict=False)
-
-
-class _Positional(torch.nn.Module):
-    """torch.export takes modules with a signature it can read; a traced GraphModule has none."""
-
-    def __init__(self, graph: torch.fx.GraphModule) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return self.graph(*values)
-
-
-def _without_weights(model: onnx.ModelProto, shape: DecoderShape) -> onnx.ModelProto:
-    """Turns the weight inputs into external initializers and drops what only describes the tracing."""
-    graph = model.graph
-    kept = [_with_named_axes(value) for value in graph.input if value.name not in shape.weights]
-    del graph.input[:], graph.value_info[:]
-    graph.input.extend(kept)
-    graph.initializer.extend(external_tensor(name, dims) for name, dims in shape.weights.items())
-    for part in (graph, *graph.node, *graph.input, *graph.output):
-        part.ClearField("metadata_props")
-    return model
-
-
-def _with_named_axes(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """Gives a batch input's free axes the names of the module's docstring; torch numbers them."""
-    if value.name in BATCH_INPUTS:
-        for dim, axis in zip(value.type.tensor_type.shape.dim, BATCH_INPUTS[value.name][1], strict=True):
-            dim.dim_param = axis
-    return value
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's notes about operators of packages that are not used here."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _log_softmax(logits: Tensor, ids: Tensor) -> Tensor:
-    """(N, V) logits to the log-probabilities (N, K) of ``ids``; torch's fused forms have no ONNX backward."""
-    top = logits.detach().amax(dim=-1, keepdim=True)
-    return logits.gather(-1, ids) - top - torch.log(torch.exp(logits - top).sum(dim=-1, keepdim=True))
-
-
-def _tail(listed: Tensor) -> Tensor:
-    """(N, 1): what the listed probabilities leave, at least FLOOR."""
-    return (1 - listed.sum(dim=-1, keepdim=True)).clamp(min=FLOOR)
+def _first_of_client(n: Nodes, hidden: str) -> str:
+    """(C, 1): where each client's rows begin when those of all are in one axis."""
+    zero, one = (n.integers(value) for value in (0, 1))
+    scalar = [n.op("Squeeze", x) for x in (zero, n.op("Shape", hidden, start=0, end=1), one)]
+    begins = n.op("Mul", n.op("Range", *scalar), n.op("Shape", hidden, start=1, end=2))
+    return n.op("Unsqueeze", begins, one)

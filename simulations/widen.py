@@ -23,6 +23,7 @@ from ..client.onnx_decoder import OnnxDecoder
 from ..client.onnx_model import OnnxModel
 from ..client.runtime import bind_weights
 from ..common.errors import ConfigError
+from ..common.fusion import fused
 from ..common.shape import DecoderShape
 from ..common.weights import Weights
 from ..export.decode_graph import decode_graph
@@ -73,7 +74,7 @@ def widened_decoder(
       weights, shape, wide: as for ``widen``.
       threads: ONNX Runtime threads.
     """
-    bound = bind_weights(widen(weights, shape, wide))
+    bound = bind_weights(fused(widen(weights, shape, wide), wide))
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "decode.onnx"
         graph.write_bytes(decode_graph(wide).SerializeToString())

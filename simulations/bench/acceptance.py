@@ -25,7 +25,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ...client.bundle import EMBEDDED, Bundle
+from ...client.bundle import Bundle
 from ...client.chooser import RandomChooser
 from ...client.context import DraftContext, Spelling
 from ...client.decoder import Decoder, Logits
@@ -35,6 +35,7 @@ from ...client.prompts import read_prompts
 from ...client.rows import Rows
 from ...client.sampling import Probabilities, Sampling, distribution, target_probabilities
 from ...client.trie import Trie
+from ...common.embedded import EMBEDDED
 from ...common.errors import PromptsError
 from ...common.progress import progress
 from ...common.vocabulary import Vocabulary

@@ -16,11 +16,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ...client.bundle import EMBEDDED
 from ...client.options import Options
 from ...client.pair import Pair
 from ...client.sampling import Sampling
 from ...client.text import TextCodec
+from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.progress import progress

@@ -20,7 +20,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ...client.bundle import EMBEDDED
 from ...client.continuation import Generation
 from ...client.generation import Generator
 from ...client.measurement import GreedyCheck, compare_greedy
@@ -29,6 +28,7 @@ from ...client.pair import Pair
 from ...client.prompts import Prompt
 from ...client.sampling import Sampling
 from ...client.tokenizer_pair import PathKind
+from ...common.embedded import EMBEDDED
 from ...common.files import check_file
 from ...common.progress import progress
 from ...common.weights import read_weights
@@ -41,7 +41,7 @@ from .arguments import (
     TargetOption,
     TokensOption,
 )
-from .peers import Peers, llama, merged, open_tokenizers
+from .peers import Peers, llama, open_tokenizers
 from .race import Lap, Result, Run, race
 from .setting import Setting, open_setting, read_some
 from .stopwatch import block_times, own_share, stopwatch
@@ -112,7 +112,7 @@ def _peers(generate: Callable[[str, Options], Generation]) -> Run:
 def _open_peers(setting: Setting, drafter: Path | None) -> Peers:
     """The same models in transformers, the adapter merged into the drafter."""
     folder, shape = setting.bundle.directory / "drafter", setting.bundle.manifest.shape
-    weights = merged(read_weights(drafter or folder, shape), setting.adapter)
+    weights = setting.adapter.merged(read_weights(drafter or folder, shape))
     return Peers(
         target=llama(setting.shape, setting.weights),
         drafter=llama(shape, weights),

@@ -24,7 +24,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ...client.bundle import EMBEDDED
 from ...client.continuation import Generation
 from ...client.measurement import GreedyCheck, compare_greedy
 from ...client.ngrams import NgramCache, NgramConfig, Policy
@@ -35,6 +34,7 @@ from ...client.sampling import Sampling
 from ...client.text import TextCodec
 from ...client.tokenizer_pair import PathKind, TokenizerPair
 from ...client.trie import Trie
+from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.metrics import DraftCounters

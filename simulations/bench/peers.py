@@ -16,25 +16,13 @@ from ...client.continuation import Generation
 from ...client.options import Options
 from ...client.text import TextCodec
 from ...common.errors import FleetdraftError
-from ...common.lora import LoraAdapter
 from ...common.metrics import DraftCounters
-from ...common.shape import PROJECTIONS, DecoderShape
+from ...common.shape import DecoderShape
 from ...common.weights import Weights
 
 
 class PeerError(FleetdraftError):
     """transformers stopped while it generated."""
-
-
-def merged(weights: Weights, adapter: LoraAdapter) -> Weights:
-    """The weights of the drafter with the adapter added to them: W + alpha/rank * B A."""
-    merged = dict(weights)
-    for layer in range(adapter.layout.shape.layers):
-        for projection, owner in PROJECTIONS.items():
-            name, lora = f"model.layers.{layer}.{owner}.{projection}.weight", f"lora.{layer}.{projection}"
-            delta = adapter.arrays[f"{lora}.B"] @ adapter.arrays[f"{lora}.A"]
-            merged[name] = weights[name] + adapter.layout.scaling * delta
-    return merged
 
 
 def llama(shape: DecoderShape, weights: Weights) -> Any:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from ...client.bundle import EMBEDDED, Bundle
+from ...client.bundle import Bundle
 from ...client.pair import Pair
 from ...client.prompts import Prompt, check_lengths, read_prompts
+from ...common.embedded import EMBEDDED
 from ...common.lora import LoraAdapter
 from ...common.shape import DecoderShape
 from ...common.weights import Weights

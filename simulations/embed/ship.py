@@ -7,10 +7,11 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
+from ...common.blocks import quantise
 from ...common.bundle import file_digests
 from ...common.files import directory_written_whole, read_json, write_atomic, write_json
 from ...common.shape import DecoderShape
-from ...common.weights import quantise_rows, read_weights
+from ...common.weights import read_weights
 from ...export.bundle import BundleRecipe, build_bundle
 from .shapes import MODELS
 
@@ -25,7 +26,7 @@ RECIPE = BundleRecipe(precision="fp16", rank=16, alpha=32.0, include_targets=Tru
 def ship(work: Path, out: Path) -> int:
     """Writes the bundle with its prompts and ``MANIFEST.json``, whole or not at all.
 
-    Targets are stored as int8 rows (``common/weights.py``): the shipped target *is* the dequantised model.
+    Targets are stored as blocks of int8 (``common/blocks.py``): the shipped target *is* the dequantised model.
 
     Args:
       work: the folder that training wrote to.
@@ -48,12 +49,12 @@ def ship(work: Path, out: Path) -> int:
 
 
 def _store(source: Path, folder: Path) -> None:
-    """Copies a model directory with its matrices as int8 rows."""
+    """Copies a model directory with its matrices as blocks of int8."""
     folder.mkdir()
     for path in source.glob("*.json"):
         shutil.copyfile(path, folder / path.name)
     weights = read_weights(source, DecoderShape.from_directory(source))
-    write_atomic(folder / "model.safetensors", save(quantise_rows(weights)))
+    write_atomic(folder / "model.safetensors", save(quantise(weights, 8)))
 
 
 def _manifest(work: Path, bundle: Path) -> dict[str, object]:
@@ -65,6 +66,6 @@ def _manifest(work: Path, bundle: Path) -> dict[str, object]:
         "python": platform.python_version(),
         "corpus": read_json(work / "corpus.json"),
         "models": read_json(work / "training.json"),
-        "storage": {"drafter": "float16", "targets": "int8 rows with one float32 scale each"},
+        "storage": {"drafter": "float16", "targets": "blocks of 32 int8 with a float32 scale each"},
         "files": file_digests(bundle),
     }

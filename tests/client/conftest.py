@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt, read_prompts
+from fleetdraft.common.embedded import EMBEDDED
 
 TARGETS = ("spm", "bpe3", "bpe1")
 

@@ -1,6 +1,7 @@
 """The online learner on the shipped bundle: plain ONNX Runtime, no training framework."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fleetdraft.client.learner import LearnerConfig, OnlineLearner
 from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.trainer import Gradient, TrainStep
 from fleetdraft.common.errors import ConfigError
 
 OPTIONS = Options(max_new_tokens=24)
@@ -31,6 +33,26 @@ def test_loss_falls_on_what_is_seen_again(bundle: Bundle, pairs: dict[str, Pair]
 def test_learning_is_deterministic_by_seed(bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
     first, second = (learn(bundle, pairs["bpe1"], prompts[:8]).adapter.digest for _ in range(2))
     assert first == second
+
+
+def test_the_memory_of_a_step_is_held_while_training_alone(
+    bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    run = TrainStep.__call__
+
+    def watched(step: TrainStep, *batch: Any) -> Gradient:
+        gradient = run(step, *batch)
+        calls.append(step.is_open)
+        steps.add(step)
+        return gradient
+
+    steps: set[TrainStep] = set()
+    monkeypatch.setattr(TrainStep, "__call__", watched)
+    learn(bundle, pairs["spm"], prompts[:4])
+    assert len(calls) >= CONFIG.steps
+    assert all(calls)
+    assert not any(step.is_open for step in steps)
 
 
 def test_frozen_factors_stay(bundle: Bundle, pairs: dict[str, Pair], prompts: list[Prompt]) -> None:

@@ -1,5 +1,7 @@
 """A decoder on ONNX Runtime: its context grows to the limit, and is of one adapter, whatever its siblings do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,11 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.runtime import bind_weights
+from fleetdraft.common.blocks import Tensors
 from fleetdraft.common.errors import ContextLimitError, ModelError
+from fleetdraft.common.fusion import decode_tensors, fused
 from fleetdraft.common.lora import LoraAdapter
-from fleetdraft.common.weights import read_weights
+from fleetdraft.common.weights import read_stored
 
 TOKENS = np.random.default_rng(2).integers(3, 3000, 512).tolist()
 
@@ -17,7 +21,12 @@ TOKENS = np.random.default_rng(2).integers(3, 3000, 512).tolist()
 @pytest.fixture
 def model(bundle: Bundle) -> OnnxModel:
     """The shipped drafter with a limit that is no power of two times the first buffers."""
-    return OnnxModel(bundle.directory / "drafter/decode.onnx", bundle.drafter.weights, limit=400)
+    return OnnxModel(bundle.directory / "drafter/decode.onnx", bind_weights(weights_of(bundle)), limit=400)
+
+
+def weights_of(bundle: Bundle) -> Tensors:
+    shape = bundle.manifest.shape
+    return decode_tensors(fused(read_stored(bundle.directory / "drafter", shape), shape), shape.tied)
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ def test_contexts_of_one_model_do_not_disturb_each_other(model: OnnxModel) -> No
 
 def test_a_model_reads_none_of_the_weights_it_was_opened_from(bundle: Bundle) -> None:
     """They may be freed: a bundle keeps one copy of a target's weights, the session's own."""
-    weights = read_weights(bundle.directory / "drafter", bundle.manifest.shape)
+    weights = weights_of(bundle)
     model = OnnxModel(bundle.directory / "drafter/decode.onnx", bind_weights(weights), limit=400)
     before = OnnxDecoder(model).score(TOKENS[:9]).copy()
     for value in weights.values():
@@ -119,7 +128,7 @@ def test_a_model_reads_none_of_the_weights_it_was_opened_from(bundle: Bundle) ->
 def test_a_new_adapter_is_in_force_for_every_context_that_begins(model: OnnxModel, changed: LoraAdapter) -> None:
     used, other = OnnxDecoder(model), OnnxDecoder(model)
     before = used.score(TOKENS[:9], 1).copy()
-    model.adapt(changed.arrays)
+    model.adapt(changed)
     used.rewind(0)
     after = used.score(TOKENS[:9], 1).copy()
     assert np.abs(after - before).max() > 0.1
@@ -131,7 +140,7 @@ def test_a_context_that_is_held_stays_of_the_adapter_it_began_with(model: OnnxMo
     expected = rows_of(whole, TOKENS[:9], TOKENS[9:12])
     first = split.score(TOKENS[:9]).copy()
     assert not split.stale
-    model.adapt(changed.arrays)
+    model.adapt(changed)
     assert split.stale
     np.testing.assert_array_equal(np.concatenate([first, split.score(TOKENS[9:12])]), expected)
     split.rewind(0)
@@ -140,7 +149,7 @@ def test_a_context_that_is_held_stays_of_the_adapter_it_began_with(model: OnnxMo
 
 def test_changing_the_callers_arrays_changes_nothing(model: OnnxModel, changed: LoraAdapter) -> None:
     arrays = {name: value.copy() for name, value in changed.arrays.items()}
-    model.adapt(arrays)
+    model.adapt(LoraAdapter(layout=changed.layout, arrays=arrays))
     before = OnnxDecoder(model).score(TOKENS[:9]).copy()
     for value in arrays.values():
         value[...] = 1
@@ -151,11 +160,13 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_one_in_force_stays(
     model: OnnxModel, changed: LoraAdapter
 ) -> None:
     decoder = OnnxDecoder(model)
-    expected, name = decoder.score(TOKENS[:9]).copy(), next(iter(changed.arrays))
-    with pytest.raises(ModelError, match=f"nothing for {name}, expected shape"):
-        model.adapt({n: v for n, v in changed.arrays.items() if n != name})
-    with pytest.raises(ModelError, match=rf"\(1, 1\) for {name}, expected shape"):
-        model.adapt({**changed.arrays, name: np.zeros((1, 1), np.float32)})
+    expected, rank = decoder.score(TOKENS[:9]).copy(), changed.layout.rank
+    for layout in (
+        replace(changed.layout, rank=rank + 1),
+        replace(changed.layout, shape=replace(changed.layout.shape, layers=1)),
+    ):
+        with pytest.raises(ModelError, match=r"the adapter has .* for lora\.\d\.\w*\.A, expected .*; use an adapter"):
+            model.adapt(layout.initial(seed=0))
     assert not decoder.stale
     decoder.rewind(0)
     np.testing.assert_array_equal(decoder.score(TOKENS[:9]), expected)

@@ -7,13 +7,14 @@ from threading import Barrier, Thread
 import numpy as np
 import pytest
 
-from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.generation import Options
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.sampling import Sampling
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.lora import LoraAdapter
 
 OPTIONS = {
@@ -32,9 +33,9 @@ def target_model(pair: Pair) -> OnnxModel:
 def in_force(bundle: Bundle) -> Iterator[LoraAdapter]:
     """The adapter that changes nothing, in force when a test begins and again when it has ended."""
     adapter = bundle.adapter()
-    bundle.drafter.model.adapt(adapter.arrays)
+    bundle.drafter.model.adapt(adapter)
     yield adapter
-    bundle.drafter.model.adapt(adapter.arrays)
+    bundle.drafter.model.adapt(adapter)
 
 
 @pytest.fixture
@@ -188,14 +189,14 @@ def test_rows_are_of_one_adapter_while_another_thread_adapts(
 
     expected = []
     for adapter in (in_force, changed):
-        model.adapt(adapter.arrays)
+        model.adapt(adapter)
         expected.append(rows())
     seen, done = set[bytes](), list[bool]()
 
     def adapt() -> None:
         turn = 0
         while not done:
-            model.adapt((in_force, changed)[turn % 2].arrays)
+            model.adapt((in_force, changed)[turn % 2])
             turn += 1
 
     def score() -> None:

@@ -1,13 +1,21 @@
-"""The optimiser against PyTorch's, and the batch that the train graph is fed."""
+"""The optimiser against PyTorch's, the batch that the train graph is fed, and the step on the shipped graph."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from fleetdraft.client.lesson import TEACHER_WIDTH, Lesson
-from fleetdraft.client.trainer import AdamW, AdamWConfig, HybridLoss, collate
+from fleetdraft.client.runtime import bind_weights
+from fleetdraft.client.trainer import AdamW, AdamWConfig, HybridLoss, TrainStep, collate
+from fleetdraft.common.bundle import BundleManifest
+from fleetdraft.common.embedded import EMBEDDED, located
+from fleetdraft.common.errors import ModelError
+from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.shape import DecoderShape
+from fleetdraft.common.weights import read_stored
 
 LAYOUT = LoraLayout(
     rank=2,
@@ -70,7 +78,7 @@ def lesson(taught: list[int], ngram: list[int]) -> Lesson:
     length = len(taught)
     return Lesson(
         tokens=np.arange(1, length + 1),
-        teacher_ids=np.ones((length, TEACHER_WIDTH), np.int64),
+        teacher_ids=np.tile(np.arange(TEACHER_WIDTH), (length, 1)),
         teacher_probs=np.full((length, TEACHER_WIDTH), 1 / TEACHER_WIDTH, np.float32),
         taught=np.array(taught, np.bool_),
         labels=np.full(length, 7),
@@ -78,21 +86,98 @@ def lesson(taught: list[int], ngram: list[int]) -> Lesson:
     )
 
 
-def test_short_lessons_are_padded_on_the_right_with_rows_that_weigh_nothing() -> None:
-    batch = collate([lesson([1, 1], [0, 1]), lesson([0, 1, 1, 1], [1, 0, 1, 0])], HybridLoss())
-    assert batch["tokens"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 4]]
-    assert batch["teacher_probs"].shape == batch["teacher_ids"].shape == (2, 4, TEACHER_WIDTH)
-    for name in ("labels", "kl_weight", "nll_weight", "teacher_probs"):
-        assert not batch[name][0, 2:].any(), name
+def test_only_rows_that_teach_are_judged_at_their_positions() -> None:
+    batch = collate([[lesson([1, 1], [0, 1]), lesson([0, 1, 0, 1], [1, 0, 0, 0])]], HybridLoss())
+    assert batch["tokens"].tolist() == [[[1, 2, 0, 0], [1, 2, 3, 4]]]
+    assert batch["rows"].tolist() == [[0, 1, 4, 5, 7]]
+    assert batch["teacher_probs"].shape == batch["teacher_ids"].shape == (1, 5, TEACHER_WIDTH)
+    assert (batch["kl_weight"] > 0).tolist() == [[True, True, False, True, True]]
+    assert (batch["nll_weight"] > 0).tolist() == [[False, True, True, False, False]]
 
 
-def test_weights_of_rows_that_are_taught_sum_to_one() -> None:
-    batch = collate([lesson([1, 0, 0], [0, 0, 1]), lesson([0, 1, 0, 1], [1, 0, 0, 0])], HybridLoss(ngram_weight=1))
-    assert batch["kl_weight"].sum() + batch["nll_weight"].sum() == pytest.approx(1)
-    assert set(batch["kl_weight"].ravel()) == set(batch["nll_weight"].ravel()) == {0, np.float32(1 / 5)}
+def test_a_client_with_less_is_filled_up_with_rows_that_weigh_nothing() -> None:
+    batch = collate([[lesson([1], [1])], [lesson([1, 1, 0], [0, 0, 0]), lesson([1], [0])]], HybridLoss())
+    assert batch["tokens"].tolist() == [[[1, 0, 0], [0, 0, 0]], [[1, 2, 3], [1, 0, 0]]]
+    assert batch["rows"].tolist() == [[0, -1, -1], [0, 1, 3]]
+    for name in ("labels", "kl_weight", "nll_weight", "teacher_probs", "teacher_ids"):
+        assert not batch[name][0, 1:].any(), name
+
+
+def test_lessons_that_teach_nothing_have_one_row_of_padding() -> None:
+    batch = collate([[lesson([0, 0], [0, 0])]], HybridLoss())
+    assert batch["rows"].tolist() == [[-1]]
+    assert not batch["kl_weight"].any() and not batch["nll_weight"].any()
+
+
+def test_weights_of_a_clients_rows_sum_to_one() -> None:
+    first = [lesson([1, 0, 0], [0, 0, 1]), lesson([0, 1, 0, 1], [1, 0, 0, 0])]
+    batch = collate([first, [lesson([1, 1], [0, 0])]], HybridLoss(ngram_weight=1))
+    assert (batch["kl_weight"] + batch["nll_weight"]).sum(axis=1) == pytest.approx([1, 1])
+    assert set(batch["kl_weight"][0]) == set(batch["nll_weight"][0]) == {0, np.float32(1 / 5)}
 
 
 def test_ngram_weight_scales_the_likelihood_alone() -> None:
-    batch = collate([lesson([1, 1, 0, 0], [0, 0, 1, 1])], HybridLoss(ngram_weight=0.2))
+    batch = collate([[lesson([1, 1, 0, 0], [0, 0, 1, 1])]], HybridLoss(ngram_weight=0.2))
     np.testing.assert_allclose(batch["kl_weight"], [[0.25, 0.25, 0, 0]])
     np.testing.assert_allclose(batch["nll_weight"], [[0, 0, 0.05, 0.05]])
+
+
+def shipped(name: str) -> Path:
+    return located(EMBEDDED) / "drafter" / name
+
+
+@pytest.fixture(scope="module")
+def layout() -> LoraLayout:
+    return BundleManifest.read(located(EMBEDDED)).layout
+
+
+@pytest.fixture(scope="module")
+def step(layout: LoraLayout) -> TrainStep:
+    weights = train_tensors(fused(read_stored(shipped(""), layout.shape), layout.shape))
+    return TrainStep(shipped("train.onnx"), bind_weights(weights), HybridLoss())
+
+
+def adapters(layout: LoraLayout, count: int) -> list[Arrays]:
+    rng = np.random.default_rng(4)
+    return [
+        {name: rng.normal(0, 0.05, size).astype(np.float32) for name, size in layout.shapes.items()}
+        for _ in range(count)
+    ]
+
+
+BATCHES = [
+    [lesson([1, 1, 0], [0, 0, 1]), lesson([0, 1, 0, 1, 1], [1, 0, 0, 0, 0])],
+    [lesson([1, 1], [0, 0])],
+    [lesson([0, 0, 0, 1], [1, 1, 1, 0]), lesson([1], [1]), lesson([0, 1], [0, 0])],
+]
+
+
+def test_many_adapters_in_one_call_have_the_gradients_of_one_call_each(step: TrainStep, layout: LoraLayout) -> None:
+    given = adapters(layout, len(BATCHES))
+    step.each(given[:2], BATCHES[:2])  # another number of clients before
+    together = step.each(given, BATCHES)
+    for gradient, adapter, lessons in zip(together, given, BATCHES, strict=True):
+        alone = step(adapter, lessons)
+        assert gradient.rows == alone.rows == sum(lesson.rows for lesson in lessons)
+        assert gradient.loss == pytest.approx(alone.loss, rel=1e-5)
+        for name, value in alone.arrays.items():
+            np.testing.assert_allclose(gradient.arrays[name], value, atol=1e-4 * np.abs(value).max(), rtol=0)
+
+
+def test_lessons_that_teach_nothing_have_no_loss_and_no_gradient(step: TrainStep, layout: LoraLayout) -> None:
+    gradient = step(adapters(layout, 1)[0], [lesson([0, 0], [0, 0])])
+    assert gradient.loss == 0
+    assert not any(value.any() for value in gradient.arrays.values())
+
+
+def test_a_closed_step_opens_again_with_the_same_gradient(step: TrainStep, layout: LoraLayout) -> None:
+    (adapter,) = adapters(layout, 1)
+    before = step(adapter, BATCHES[0])
+    step.close()
+    assert step(adapter, BATCHES[0]).loss == before.loss
+
+
+def test_a_missing_graph_is_told_when_the_first_step_opens_it() -> None:
+    step = TrainStep(Path("nowhere.onnx"), {}, HybridLoss())
+    with pytest.raises(ModelError, match=r"no graph at nowhere\.onnx"):
+        step({}, BATCHES[1])

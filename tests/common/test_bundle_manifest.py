@@ -27,6 +27,29 @@ def _model(directory, **config):
     return directory
 
 
+def test_a_qwen2_config_has_biases_on_queries_keys_and_values(tmp_path):
+    shape = DecoderShape.from_directory(_model(tmp_path / "q", model_type="qwen2", rope_theta=1e6))
+    assert shape.rope_theta == 1e6
+    biases = [name for name in shape.weights if name.endswith(".bias")]
+    assert biases == [f"model.layers.0.self_attn.{letter}_proj.bias" for letter in "qkv"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt_neox"}, "model_type is 'gpt_neox', expected 'llama' or 'qwen2'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', expected 'silu'"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope type is 'llama3', expected 'default'"),
+        ({"num_hidden_layers": None}, "missing or malformed field"),
+    ],
+)
+def test_a_config_of_another_architecture_is_refused_with_what_is_wrong(tmp_path, config, message):
+    with pytest.raises(ModelError, match=message):
+        DecoderShape.from_directory(_model(tmp_path / "m", **config))
+
+
 @pytest.fixture
 def target(tmp_path):
     return _model(tmp_path / "target")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from fleetdraft.common.lora import LoraAdapter, LoraLayout
 
@@ -21,9 +21,9 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> ModelMaker:
-    """Makes a Hugging Face directory of a random Llama; keyword arguments override its config."""
+    """Makes a Hugging Face directory of a random decoder; keyword arguments override its config."""
 
-    def make(**config) -> Path:
+    def make(family: str = "llama", **config) -> Path:
         sizes = {
             "vocab_size": 288, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 64,
@@ -31,9 +31,10 @@ def tiny_model(tmp_path_factory) -> ModelMaker:
         }  # fmt: skip
         directory = tmp_path_factory.mktemp("model")
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**sizes | config, initializer_range=0.2))
+        config = AutoConfig.for_model(family, **sizes | config, initializer_range=0.2)
+        model = AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms start at 1, which would hide a misplaced one
+            if parameter.ndim == 1:  # norms start at 1 and biases at 0, which would hide a misplaced one
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
         model.save_pretrained(directory)
         _byte_tokenizer().save(str(directory / "tokenizer.json"))

@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.runtime import bind_weights
-from fleetdraft.common.bundle import BundleManifest
+from fleetdraft.common.blocks import PACKED, SCALES, Tensors
+from fleetdraft.common.bundle import PRECISION_BITS, BundleManifest
 from fleetdraft.common.errors import ConfigError, ModelError, UserError
 from fleetdraft.common.files import write_json
+from fleetdraft.common.fusion import decode_tensors, fused
 from fleetdraft.common.lora import LoraAdapter
 from fleetdraft.common.shape import EMBEDDING, DecoderShape
-from fleetdraft.common.weights import PACKED, PACKED_SCALES, read_packed, read_weights
+from fleetdraft.common.weights import read_stored, read_weights
 from fleetdraft.export import cli
-from fleetdraft.export.bundle import PRECISIONS, BundleRecipe, build_bundle, vocabulary_family
-from fleetdraft.export.parity import PACKED_TOLERANCE, check_bundle
+from fleetdraft.export.bundle import BundleRecipe, build_bundle, stored, vocabulary_family
+from fleetdraft.export.parity import INTEGER_TOLERANCE, check_bundle
 
 RECIPE = BundleRecipe(precision="int8", rank=2, alpha=4.0, include_targets=True)
 
@@ -59,7 +61,7 @@ def test_a_built_bundle_passes_its_check(bundle, models):
     parity = check_bundle(bundle)
     assert parity.targets.keys() == {models[1].name}
     assert max(parity.gradients, *parity.targets.values()) < 1e-4
-    assert 1e-4 < parity.logits < PACKED_TOLERANCE  # int8: not the float32 graph
+    assert 1e-4 < parity.logits < INTEGER_TOLERANCE  # int8: not the float32 graph
 
 
 def test_a_target_with_its_weights_elsewhere_is_checked_by_name_alone(by_command, models):
@@ -86,67 +88,63 @@ def test_the_manifest_finds_the_target_and_the_initial_adapter_fits(bundle, mode
 
 def test_the_initial_adapter_changes_no_logit(bundle):
     manifest = BundleManifest.read(bundle)
-    weights = bind_weights(read_packed(bundle / "drafter", manifest.shape))
+    tensors = fused(read_stored(bundle / "drafter", manifest.shape), manifest.shape)
+    weights = bind_weights(decode_tensors(tensors, manifest.shape.tied))
     model = OnnxModel(bundle / "drafter" / "decode.onnx", weights, 16)
     before = OnnxDecoder(model).score([1, 2, 3]).copy()
-    model.adapt(LoraAdapter.load(bundle / "drafter" / "initial", manifest.layout, manifest.base).arrays)
+    model.adapt(LoraAdapter.load(bundle / "drafter" / "initial", manifest.layout, manifest.base))
     np.testing.assert_array_equal(OnnxDecoder(model).score([1, 2, 3]), before)
 
 
-# Half a step of each storage, relative to the largest entry of a row: 2^-11 for float16, 1/254 for int8.
-@pytest.mark.parametrize(("precision", "error"), [("fp32", 0.0), ("fp16", 2.0**-11), ("int8", 1 / 254)])
-def test_stored_weights_are_within_half_a_step(models, tmp_path, precision, error):
+# A step of each storage, relative to the largest entry of the matrix: half a bit of float16; a whole one of integers,
+# for a block's peak is their lowest value.
+@pytest.mark.parametrize("precision", PRECISION_BITS)
+def test_stored_weights_are_within_a_step(models, tmp_path, precision):
     shape = DecoderShape.from_directory(models[0])
     weights = read_weights(models[0], shape)
-    save_file(dict(PRECISIONS[precision](weights)), tmp_path / "model.safetensors")
-    stored = read_weights(tmp_path, shape)
+    save_file(dict(stored(weights, precision)), tmp_path / "model.safetensors")
+    read = read_weights(tmp_path, shape)
+    step = {"fp32": 0.0, "fp16": 2.0**-11, "int8": 1 / 128, "int4": 1 / 4}[precision]
     for name, value in weights.items():
-        bound = error * np.abs(value).max(axis=-1, keepdims=True) * 1.001
-        assert np.all(np.abs(stored[name] - value) <= bound), name
+        assert np.all(np.abs(read[name] - value) <= step * np.abs(value).max() * 1.001), name
 
 
-def test_packed_blocks_are_the_stored_rows(tiny_model, tmp_path):
-    """A width that is no multiple of the block is filled up with zeros."""
-    source = tiny_model(intermediate_size=44, tie_word_embeddings=False)
-    shape = DecoderShape.from_directory(source)
-    save_file(dict(PRECISIONS["int8"](read_weights(source, shape))), tmp_path / "model.safetensors")
-    stored, packed = read_weights(tmp_path, shape), read_packed(tmp_path, shape)
-    for name, value in stored.items():
-        if value.ndim == 1 or name == EMBEDDING:
-            np.testing.assert_array_equal(packed[name], value)
-            continue
-        blocks = packed[name + PACKED].astype(np.float32) - 128
-        scaled = blocks * packed[name + PACKED_SCALES].reshape(*blocks.shape[:2], 1)
-        rows = scaled.reshape(len(value), -1)
-        np.testing.assert_allclose(rows[:, : value.shape[1]], value, rtol=1e-6)
-        assert not rows[:, value.shape[1] :].any()
-
-
-def test_only_int8_rows_can_be_packed(models):
-    with pytest.raises(ModelError, match=r"float32, expected int8 rows"):
-        read_packed(models[0], DecoderShape.from_directory(models[0]))
-
-
-@pytest.mark.parametrize("scale", [None, np.ones(3, np.float32), np.ones((4, 1), np.float32)])
-def test_int8_rows_without_a_scale_each_are_refused(models, tmp_path, scale):
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (SCALES, None),
+        (SCALES, np.ones(3, np.float32)),
+        (SCALES, np.ones((4, 1), np.float64)),
+        (PACKED, np.zeros((288, 1, 24), np.uint8)),
+        (PACKED, np.zeros((288, 1, 32), np.int8)),
+    ],
+)
+def test_blocks_that_do_not_belong_together_are_refused(models, tmp_path, kind, value):
     shape = DecoderShape.from_directory(models[0])
-    stored = dict(PRECISIONS["int8"](read_weights(models[0], shape)))
-    name = next(name for name in stored if name.endswith(".scale"))
-    stored = {**stored, name: scale} if scale is not None else {n: v for n, v in stored.items() if n != name}
-    save_file(stored, tmp_path / "model.safetensors")
-    for read in (read_weights, read_packed):
-        with pytest.raises(ModelError, match="expected one for each row"):
-            read(tmp_path, shape)
+    tensors = dict(stored(read_weights(models[0], shape), "int8"))
+    del tensors[EMBEDDING + kind]
+    if value is not None:
+        tensors[EMBEDDING + kind] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=rf"{EMBEDDING}.*expected"):
+        read_weights(tmp_path, shape)
 
 
-def test_packed_weights_that_are_not_the_stored_ones_fail_the_check(bundle, monkeypatch):
-    monkeypatch.setattr("fleetdraft.common.weights._ZERO_POINT", 120)
+def test_integers_without_scales_are_refused(models, tmp_path):
+    shape = DecoderShape.from_directory(models[0])
+    weights = read_weights(models[0], shape)
+    save_file({**weights, EMBEDDING: weights[EMBEDDING].astype(np.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{EMBEDDING} holds int8, expected floats or blocks of integers"):
+        read_weights(tmp_path, shape)
+
+
+def test_a_decode_graph_of_other_weights_fails_the_check(bundle, monkeypatch):
+    def negated(tensors: Tensors, tied: bool) -> Tensors:
+        return {n: -v if n.endswith(SCALES) and "o_proj" in n else v for n, v in decode_tensors(tensors, tied).items()}
+
+    monkeypatch.setattr("fleetdraft.export.parity.decode_tensors", negated)
     with pytest.raises(ModelError, match="logits differ from torch"):
         check_bundle(bundle)
-
-
-def test_every_precision_is_tested():
-    assert set(PRECISIONS) == {"fp32", "fp16", "int8"}
 
 
 def test_a_damaged_file_fails_the_check(spare):
@@ -161,7 +159,7 @@ def test_a_graph_of_another_model_fails_the_check(spare):
     value = manifest.to_json()
     value["alpha"] = 2 * manifest.alpha
     write_json(spare / "bundle.json", value)
-    with pytest.raises(ModelError, match="logits differ from torch"):
+    with pytest.raises(ModelError, match="gradients differ from torch"):
         check_bundle(spare)
 
 
@@ -215,7 +213,7 @@ def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
 
 def test_the_command_prints_the_manifest_as_json(by_command):
     directory, value = by_command
-    assert (value["schema"], value["rank"], value["alpha"]) == (2, 1, 2.0)
+    assert (value["schema"], value["rank"], value["alpha"]) == (3, 1, 2.0)
     assert value["base"] == BundleManifest.read(directory).base
     assert value["size_bytes"].keys() == value["files"].keys()
 

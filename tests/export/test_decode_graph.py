@@ -1,35 +1,72 @@
 """The decode graph, run by the device's own runtime, against transformers and peft."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.onnx_model import OnnxModel
 from fleetdraft.client.runtime import bind_weights
-from fleetdraft.common.lora import LoraLayout
+from fleetdraft.common.blocks import quantise
+from fleetdraft.common.errors import ModelError
+from fleetdraft.common.fusion import decode_tensors, fused, fused_lora
+from fleetdraft.common.lora import LoraAdapter, LoraLayout
 from fleetdraft.common.shape import DecoderShape
-from fleetdraft.common.weights import read_weights
+from fleetdraft.common.weights import read_stored, read_weights
 from fleetdraft.export.decode_graph import decode_graph
 
 LIMIT = 48
 MODELS = {
     "heads of 8": {},
-    "heads of 16": {"head_dim": 16},
+    "heads of 16": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "heads of 24, untied": {"head_dim": 24, "num_key_value_heads": 4, "tie_word_embeddings": False},
+    "width of no whole block": {"hidden_size": 40, "head_dim": 16, "intermediate_size": 44},
+    "qwen2": {"family": "qwen2", "head_dim": 16},
+    "qwen2, heads of 8": {"family": "qwen2"},
 }
 
 
-def _decoder(directory: Path, scratch: Path, layout: LoraLayout | None = None) -> OnnxDecoder:
-    shape = DecoderShape.from_directory(directory)
-    graph = decode_graph(shape, layout.rank, layout.scaling) if layout else decode_graph(shape)
-    path = scratch / "decode.onnx"
-    path.write_bytes(graph.SerializeToString())
-    return OnnxDecoder(OnnxModel(path, bind_weights(read_weights(directory, shape)), LIMIT))
+@dataclass(frozen=True)
+class Maker:
+    """Makes decoders of one model directory, its weights stored as floats or as blocks of so many bits."""
+
+    directory: Path
+    scratch: Path
+    bits: int | None = None
+
+    def stored(self) -> Path:
+        """A directory with the model as the device has it."""
+        if self.bits is None:
+            return self.directory
+        weights = quantise(read_weights(self.directory, self.shape), self.bits)
+        save_file(dict(weights), self.scratch / "model.safetensors")
+        return self.scratch
+
+    @property
+    def shape(self) -> DecoderShape:
+        return DecoderShape.from_directory(self.directory)
+
+    def model(self, rank: int | None = None) -> OnnxModel:
+        path = self.scratch / "decode.onnx"
+        path.write_bytes(decode_graph(self.shape, rank, self.bits).SerializeToString())
+        tensors = fused(read_stored(self.stored(), self.shape), self.shape)
+        return OnnxModel(path, bind_weights(decode_tensors(tensors, self.shape.tied)), LIMIT)
+
+    def decoder(self, rank: int | None = None) -> OnnxDecoder:
+        return OnnxDecoder(self.model(rank))
+
+    def dequantised(self) -> torch.nn.Module:
+        """transformers' model with the weights that are deployed."""
+        model = AutoModelForCausalLM.from_pretrained(self.directory)
+        weights = read_weights(self.stored(), self.shape)
+        model.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()}, strict=False)
+        return model
 
 
 def _expected(model: torch.nn.Module, tokens: list[int]) -> np.ndarray:
@@ -46,57 +83,109 @@ def directory(request, tiny_model) -> Path:
     return tiny_model(**request.param)
 
 
-# float32 sums in another order: 1e-4 of logits that reach about 10.
-def test_logits_are_those_of_transformers(directory, tmp_path):
+@pytest.fixture(params=[None, 8, 4], ids=["float", "int8", "int4"])
+def maker(request, directory, tmp_path) -> Maker:
+    return Maker(directory, tmp_path, request.param)
+
+
+# float32 sums in another order: 1e-4 of logits that reach about 10. Integers: inputs of each product are rounded to
+# 8 bits, a 256th of the largest in a block; the mean error is that of a few such roundings.
+def _assert_close(given: np.ndarray, expected: np.ndarray, bits: int | None) -> None:
+    if bits is None:
+        np.testing.assert_allclose(given, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+    else:
+        error = np.sqrt(np.square(given - expected).mean())
+        assert 0 < error < 0.05 * np.sqrt(np.square(expected).mean())
+
+
+def test_logits_are_those_of_transformers_on_the_stored_weights(maker):
     tokens = _tokens(20)
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    logits = _decoder(directory, tmp_path).score(tokens)
-    np.testing.assert_allclose(logits, _expected(model, tokens), atol=1e-4)
+    _assert_close(maker.decoder().score(tokens), _expected(maker.dequantised(), tokens), maker.bits)
 
 
-def test_logits_with_an_adapter_are_those_of_peft(directory, tmp_path, random_adapter):
-    layout = LoraLayout(rank=3, alpha=6.0, shape=DecoderShape.from_directory(directory))
+def test_logits_with_an_adapter_are_those_of_peft(maker, random_adapter, tmp_path):
+    layout = LoraLayout(rank=3, alpha=6.0, shape=maker.shape)
     adapter, tokens = random_adapter(layout), _tokens(20)
     adapter.save(tmp_path / "adapter", base_fingerprint="")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(directory), tmp_path / "adapter")
-    decoder = _decoder(directory, tmp_path, layout)
-    decoder.model.adapt(adapter.arrays)
-    expected = _expected(model, tokens)
-    np.testing.assert_allclose(decoder.score(tokens), expected, atol=1e-4 * np.abs(expected).max())
+    decoder = maker.decoder(layout.rank)
+    decoder.model.adapt(adapter)
+    given = decoder.score(tokens)
+    model = PeftModel.from_pretrained(maker.dequantised(), tmp_path / "adapter")
+    _assert_close(given, _expected(model, tokens), maker.bits)
 
 
-def test_tokens_one_by_one_give_the_rows_of_one_call(directory, tmp_path):
+def test_an_adapter_of_another_rank_is_refused_and_the_old_one_stays(tiny_model, tmp_path, random_adapter):
+    maker = Maker(tiny_model(), tmp_path)
+    model = maker.model(rank=3)
+    held = model.lora
+    with pytest.raises(ModelError, match=r"the adapter has \(1, 6, 32\) for lora.0.qkv_proj.A, expected \(1, 9, 32\)"):
+        model.adapt(random_adapter(LoraLayout(rank=2, alpha=4.0, shape=maker.shape)))
+    assert model.lora is held
+
+
+def test_tokens_one_by_one_give_the_rows_of_one_call(maker):
     tokens = _tokens(12)
-    whole = _decoder(directory, tmp_path).score(tokens).copy()
-    decoder = _decoder(directory, tmp_path)
+    whole = maker.decoder().score(tokens).copy()
+    decoder = maker.decoder()
     rows = [decoder.score([token])[0].copy() for token in tokens]
-    np.testing.assert_allclose(rows, whole, atol=1e-4)
+    np.testing.assert_allclose(rows, whole, atol=1e-4 * np.abs(whole).max())
 
 
-def test_rewinding_and_scoring_anew_equals_a_fresh_context(directory, tmp_path):
+def test_rewinding_and_scoring_anew_is_bit_exact_with_a_fresh_context(maker):
     tokens, other = _tokens(16), _tokens(30)[16:]
-    decoder = _decoder(directory, tmp_path)
+    decoder = maker.decoder()
     decoder.score(tokens)
     decoder.rewind(6)
     again = decoder.score(other).copy()
-    fresh = _decoder(directory, tmp_path)
+    fresh = maker.decoder()
     fresh.score(tokens[:6])
     np.testing.assert_array_equal(again, fresh.score(other))
 
 
-def test_only_the_kept_rows_are_computed(directory, tmp_path):
+def test_only_the_kept_rows_are_computed(maker):
     tokens = _tokens(10)
-    decoder = _decoder(directory, tmp_path)
+    decoder = maker.decoder()
     whole = decoder.score(tokens).copy()
     decoder.rewind(0)
     last = decoder.score(tokens, kept=3)
     assert last.shape == (3, decoder.vocab_size)
-    np.testing.assert_allclose(last, whole[-3:], atol=1e-4)
+    np.testing.assert_allclose(last, whole[-3:], atol=1e-4 * np.abs(whole).max())
+
+
+def test_one_call_serves_clients_with_adapters_and_lengths_of_their_own(maker):
+    """The client axis: three contexts with 4, 9 and 6 tokens take one more token each in one call."""
+    layout, lengths = LoraLayout(rank=2, alpha=4.0, shape=maker.shape), (4, 9, 6)
+    adapters, model = [_random(layout, seed) for seed in range(3)], maker.model(rank=2)
+    expected, caches = [], []
+    for adapter, length in zip(adapters, lengths, strict=True):
+        model.adapt(adapter)
+        decoder = OnnxDecoder(model)
+        decoder.score(_tokens(length))
+        caches.append({name: cache.copy() for name, cache in decoder.caches.items()})
+        expected.append(decoder.score([7])[0].copy())
+    feeds = {name: np.concatenate([cache[name] for cache in caches]) for name in caches[0]}
+    feeds |= {name: np.concatenate([fused_lora(a)[name] for a in adapters]) for name in fused_lora(adapters[0])}
+    feeds |= {"tokens": np.full((3, 1), 7), "kept": np.ones(1, np.int64), "total": np.array(10, np.int32)}
+    feeds |= {"past": np.array(lengths, np.int32)[:, None]}
+    (logits,) = model.session.run(["logits"], feeds)
+    np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_hidden_output_is_what_the_head_reads(tiny_model, tmp_path):
+    maker = Maker(tiny_model(tie_word_embeddings=False), tmp_path)
+    decoder = OnnxDecoder(maker.model(rank=2), with_hidden=True)
+    logits = decoder.score(_tokens(5), kept=3)
+    head = read_weights(maker.directory, maker.shape)["lm_head.weight"]
+    np.testing.assert_allclose(decoder.hidden @ head.T, logits, atol=1e-4)
 
 
 @pytest.mark.shared
 def test_a_public_model_decodes(shared_dir, tmp_path):
-    directory, tokens = shared_dir / "models" / "stories260k", _tokens(30)
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    logits = _decoder(directory, tmp_path).score(tokens)
-    np.testing.assert_allclose(logits, _expected(model, tokens), atol=1e-4)
+    maker, tokens = Maker(shared_dir / "models" / "stories260k", tmp_path), _tokens(30)
+    _assert_close(maker.decoder().score(tokens), _expected(maker.dequantised(), tokens), None)
+
+
+def _random(layout: LoraLayout, seed: int) -> LoraAdapter:
+    rng = np.random.default_rng(seed)
+    arrays = {name: (0.1 * rng.standard_normal(size)).astype(np.float32) for name, size in layout.shapes.items()}
+    return LoraAdapter(layout=layout, arrays=arrays)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.chooser import enumerate_outcomes
 from fleetdraft.client.context import Spelling
 from fleetdraft.client.decoder import Decoder, TableDecoder
@@ -18,6 +18,7 @@ from fleetdraft.client.sampling import Probabilities, Sampling, distribution
 from fleetdraft.client.speller import canonical_paths
 from fleetdraft.client.trie import ROOT, Trie
 from fleetdraft.client.walk import walk
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import PromptsError
 from fleetdraft.common.vocabulary import Vocabulary
 from fleetdraft.simulations.bench import acceptance

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from fleetdraft.client.bundle import EMBEDDED
 from fleetdraft.client.continuation import Generation
 from fleetdraft.client.options import Options
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.lora import LoraAdapter
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.weights import read_weights
 from fleetdraft.simulations.bench import context, decoding
-from fleetdraft.simulations.bench.peers import PeerError, llama, merged, open_tokenizers, translator
+from fleetdraft.simulations.bench.peers import PeerError, llama, open_tokenizers, translator
 from fleetdraft.simulations.bench.race import Lap, Run, race
 from fleetdraft.simulations.bench.setting import Setting, open_setting
 from fleetdraft.simulations.bench.stopwatch import DRAFTER, TARGET, BlockTime, Call, block_times, own_share, stopwatch
@@ -57,7 +57,7 @@ def test_the_peers_drafter_with_the_adapter_merged_is_our_drafter_with_the_adapt
     pair.drafter.decoder.rewind(0)
     ours = pair.drafter.decoder.score(TOKENS).copy()
     pair.adapt(initial)
-    assert np.abs(logits_of(llama(shape, merged(weights, adapter))) - ours).max() < 1e-3
+    assert np.abs(logits_of(llama(shape, adapter.merged(weights))) - ours).max() < 1e-3
     assert np.abs(logits_of(llama(shape, weights)) - ours).max() > 0.1
 
 

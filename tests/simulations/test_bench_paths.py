@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.bundle import EMBEDDED
 from fleetdraft.client.ngrams import NgramConfig
 from fleetdraft.client.tokenizer_pair import TokenizerPair
 from fleetdraft.client.trie import Trie
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.simulations.bench import paths
 from fleetdraft.simulations.bench.paths import Way, bounds, costs, every_way, ratio_error

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.trie_cache import cached_trie
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import FleetError
 from fleetdraft.simulations.bench.table import Row, print_rows, run, write_rows
 from fleetdraft.simulations.bench.vocabularies import PROGRAM, main

@@ -12,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fleetdraft.client.bundle import EMBEDDED, Bundle
+from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.measurement import measure
 from fleetdraft.client.options import Options
 from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.cli import main
+from fleetdraft.common.embedded import EMBEDDED
 
 FAULTS = {"asyncio": "nan", "email": "wrong-rank", "http": "silent"}
 SOUND = ("logging", "tkinter", "xml")
