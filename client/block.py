@@ -16,7 +16,7 @@ from .chooser import Chooser
 from .decoder import Decoder, Logits
 from .law import Law
 from .rows import Rows
-from .sampling import Probabilities, Sampling, most_likely, target_probabilities
+from .sampling import Sampling, Weights, most_likely, target_weights
 from .trie import ROOT, Trie
 from .walk import Walk, walk
 
@@ -90,17 +90,14 @@ def draft_block(
       last: target id of the context's last token, where it has one: it tells which tokens hardly come next.
     """
     rows, positions = Rows(drafter, root_row), list[Position]()
-    left = min(budget, drafter.limit - drafter.length)
-    start, after, carry = tuple[int, ...](), ROOT if last is None else trie.node(last), None
-    while left > 0:
-        law = Law(trie=trie, rows=rows, start=start, after=after, budget=left, temperature=sampling.temperature)
-        if not law.possible:
-            break
-        step = walk(law, chooser, carry)
+    after, left = ROOT if last is None else trie.node(last), min(budget, drafter.limit - drafter.length)
+    law = Law(trie=trie, rows=rows, start=(), after=after, budget=left, temperature=sampling.temperature)
+    while law.possible:
+        step = walk(law, chooser)
         positions.append(Position(law=law, walk=step))
         if step.target in ends:
             break
-        start, after, carry, left = start + trie.spelling(step.node), step.node, step.carry, left - step.depth
+        law = law.following(step.node)
     return Draft(positions=tuple(positions), rows=rows)
 
 
@@ -163,26 +160,27 @@ def _greedy(draft: Draft, rows: TargetRows) -> tuple[int, int]:
 
 def _sampled(draft: Draft, rows: TargetRows, sampling: Sampling, chooser: Chooser) -> tuple[int, int]:
     """(accepted proposals, the token after them): coins from the last proposal backwards, until one succeeds."""
-    p, shares = list[Probabilities](), [1.0]
+    p, shares = list[Weights](), [1.0]
     for i, position in enumerate(draft.positions):
-        p.append(target_probabilities(rows[i], sampling))
-        shares.append(min(1.0, shares[i] * p[i][position.walk.target] / max(position.walk.probability, _TINY)))
+        p.append(target_weights(rows[i], sampling))
+        ratio = p[i].probability(position.walk.target) / max(position.walk.probability, _TINY)
+        shares.append(min(1.0, shares[i] * ratio))
         if shares[-1] == 0.0:
             break  # neither this proposal nor one behind it can be accepted
     accepted = len(shares) - 1
     if accepted == len(p) and chooser.accept(shares[accepted]):
-        return accepted, chooser.choose(target_probabilities(rows[accepted], sampling))
+        return accepted, chooser.choose(target_weights(rows[accepted], sampling))
     accepted = len(p) - 1
     while (token := _residual(p[accepted], shares[accepted], draft.positions[accepted], chooser)) is None:
         accepted -= 1  # ends at 0 at the latest: a share of one is never refused
     return accepted, token
 
 
-def _residual(p: Probabilities, share: float, position: Position, chooser: Chooser) -> int | None:
+def _residual(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
     """Draws a token y with weight max(0, share p(y) - r(y)), or None (go on backwards) with weight 1 - share.
 
     Args:
-      p: float64 (V,), the target's, after the proposals before ``position``.
+      p: (V,), the target's, after the proposals before ``position``.
       share: probability that these proposals are accepted; a float in (0, 1].
       position: whose proposal, if any, is not accepted.
       chooser: the only source of randomness.
@@ -191,28 +189,30 @@ def _residual(p: Probabilities, share: float, position: Position, chooser: Choos
         return None
     # The first try of the thinning, by bounds that cost nothing: share p(y), whether r(y) is known or not.
     token = chooser.choose(p)
-    bound = share * p[token]
+    bound = share * p.probability(token)
     if chooser.accept(max(0.0, bound - position.law.probability(token)) / max(bound, _TINY)):
         return token
     return _thinned(p, share, position, chooser)
 
 
-def _thinned(p: Probabilities, share: float, position: Position, chooser: Chooser) -> int | None:
+def _thinned(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
     """The law of ``_residual``, evaluating r only where a draw falls.
 
     Thinning with memory: draws by bounds of the weights, share p(y) where r is not known and the weight itself where
     it is, and accepts with weight over bound. A refused y becomes known, so no y is refused twice, and the number of
     tries is at most that of target tokens with a path.
     """
-    bounds = np.append(share * p, 1.0 - share)  # None comes last
+    bounds, scale = np.empty(len(p.values) + 1), share / p.total
+    np.multiply(p.values, scale, out=bounds[:-1], dtype=np.float64)
+    bounds[-1] = 1.0 - share  # None comes last
     targets, r = position.law.known()
     bounds[targets] = np.maximum(bounds[targets] - r, 0.0)
     bounds[position.walk.target] = 0.0  # not accepted, so share p < r
     while bounds.any():
-        token = chooser.choose(bounds)
-        if token == len(p):
+        token = chooser.choose(Weights(bounds))
+        if token == len(p.values):
             return None
-        weight = max(0.0, share * p[token] - position.law.probability(token))
+        weight = max(0.0, p.values.item(token) * scale - position.law.probability(token))
         if chooser.accept(weight / bounds[token]):
             return token
         bounds[token] = weight

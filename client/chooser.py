@@ -5,22 +5,19 @@ Everything random asks a chooser, so the shipped code can be run over every answ
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from functools import lru_cache
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .sampling import Probabilities
+from .sampling import RUN, Numerators, Probabilities, Weights
 
 Outcome = TypeVar("Outcome", bound=Hashable)
-_RUN = 64
 
 
 class Chooser(Protocol):
     """Answers the two questions of speculative sampling."""
 
-    def choose(self, weights: Probabilities) -> int:
+    def choose(self, weights: Weights) -> int:
         """An index, with probability proportional to its weight; never one of weight zero."""
 
     def accept(self, probability: float) -> bool:
@@ -33,25 +30,20 @@ class RandomChooser:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
 
-    def choose(self, weights: Probabilities) -> int:
-        # First a run of weights, then one of the run: running sums over a whole vocabulary cost more than its softmax.
-        start = _RUN * self._draw(np.add.reduceat(weights, _starts(len(weights))))
-        return start + self._draw(weights[start : start + _RUN])
+    def choose(self, weights: Weights) -> int:
+        first = self._draw(weights.runs)
+        if weights.runs is weights.values:
+            return first
+        return RUN * first + self._draw(weights.values[RUN * first : RUN * (first + 1)])
 
-    def _draw(self, weights: Probabilities) -> int:
+    def _draw(self, weights: Numerators) -> int:
         # random() <= 1 - 2^-53, so the product stays below the last sum even after rounding; with side="right" the
         # index found has a larger sum than its predecessor, hence a positive weight.
-        sums = weights.cumsum()
+        sums = weights.cumsum(dtype=np.float64)
         return int(sums.searchsorted(self._rng.random() * sums[-1], side="right"))
 
     def accept(self, probability: float) -> bool:
         return self._rng.random() < probability
-
-
-@lru_cache(maxsize=64)
-def _starts(length: int) -> NDArray[np.intp]:
-    """Where the runs of an array of ``length`` begin."""
-    return np.arange(0, length, _RUN)
 
 
 def enumerate_outcomes(run: Callable[[Chooser], Outcome]) -> dict[Outcome, float]:
@@ -77,10 +69,12 @@ class _Branch:
         self.probability = 1.0
         self.siblings: list[tuple[int, ...]] = []
 
-    def choose(self, weights: Probabilities) -> int:
-        return self._answer(weights / weights.sum())
+    def choose(self, weights: Weights) -> int:
+        return self._answer(weights.probabilities)
 
     def accept(self, probability: float) -> bool:
+        if not 0.0 <= probability <= 1.0:
+            raise ValueError(f"asked to accept with probability {probability}, expected 0 to 1")
         return self._answer(np.array([1.0 - probability, probability])) == 1
 
     def _answer(self, shares: Probabilities) -> int:

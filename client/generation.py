@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from .decoder import Decoder, Logits
 from .options import Options
 from .pace import BlockCost, FixedPace, MeasuredPace, Pace
 from .paths import DraftPaths
-from .sampling import most_likely, target_probabilities
+from .sampling import most_likely, target_weights
 from .text import TextCodec
 from .trie import Trie
 
@@ -166,7 +166,7 @@ class Generator:
         row = text.rows(rows)[0]
         if options.sampling.greedy:
             return (most_likely(row),), rows
-        return (chooser.choose(target_probabilities(row, options.sampling)),), rows
+        return (chooser.choose(target_weights(row, options.sampling)),), rows
 
     def _drafted(self, text: Continuation, options: Options, side: DrafterSide) -> Iterator[Step]:
         """One block per step, as the pace says with a draft or without."""
@@ -178,13 +178,13 @@ class Generator:
             began = self._clock()
             budget = pace.budget(min(options.draft_tokens, text.remaining - 1))
             if budget:
-                tokens, rows, cost = self._block(text, options, side.decoder, trie, budget, reading, chooser)
+                tokens, rows, cost = self._block(text, options, side.decoder, trie, budget, reading, chooser, began)
             else:
                 tokens, rows = self._single(text, options, chooser)
                 text.count(blocks=1)
                 reading.skip(tokens)
                 cost = BlockCost(draft_tokens=0, proposed=0, accepted=0, target_s=self._clock() - began, rest_s=0.0)
-            pace.note(replace(cost, rest_s=self._clock() - began - cost.target_s))
+            pace.note(cost)
             yield tokens, rows
 
     def _block(
@@ -196,6 +196,7 @@ class Generator:
         budget: int,
         reading: "_Reading",
         chooser: Chooser,
+        began: float,
     ) -> tuple[tuple[int, ...], Logits, BlockCost]:
         """Drafts, scores in one target call, verifies, and rewinds both models to what was emitted."""
         target, sampling = self._target, options.sampling
@@ -214,7 +215,7 @@ class Generator:
             proposed=len(draft.tokens),
             accepted=verdict.accepted,
             target_s=scored - drafted,
-            rest_s=0.0,
+            rest_s=self._clock() - scored + drafted - began,
         )
         return verdict.tokens, rows, cost
 

@@ -15,8 +15,6 @@ ROOT = 0
 #: No vocabulary comes near; what an index by id may cost is bounded by it.
 _LARGEST_ID = (1 << 24) - 1
 
-_NONE: Integers = np.empty(0, dtype=np.intp)
-
 
 class Trie:
     """An immutable trie whose edges are drafter tokens and whose terminal nodes are target tokens.
@@ -60,9 +58,10 @@ class Trie:
         self._levels = _levels(self._first)
         self.target = _view(target)
         """Target id of each node, -1 where the node is not terminal."""
-        roots = self._token[1 : first[1]]
-        self._root_rank = np.full(int(token.max()) + 1, -1, dtype=np.intp)
-        self._root_rank[roots] = np.arange(len(roots))
+        root = np.zeros(int(token.max()) + 1, dtype=np.int32)
+        root[token[1 : first[1]]] = np.arange(1, first[1])
+        self._root, self._masks = root.data, dict[int, NDArray[np.float32]]()
+        self._single_ends = dict[int, tuple[Integers, Integers]]()
         singles = np.flatnonzero(terminal[1 : first[1]]) + 1
         self.single_targets = _read_only(target[singles])
         """The target ids that are one drafter token, in the order of the roots, of which these come first."""
@@ -84,22 +83,47 @@ class Trie:
         first, end = self._first[node], self._first[node + 1]
         return self._token[first : bisect_left(self._height, budget, first, end)]
 
-    def ends(self, node: int, budget: int) -> bool:
-        """Whether ``node`` is terminal and ``budget`` tokens complete no child of it: a walk ends here."""
+    def goes_on(self, node: int, budget: int) -> bool:
+        """Whether ``budget`` tokens complete any child of ``node``."""
         first = self._first[node]
-        return self.target[node] >= 0 and (first == self._first[node + 1] or self._height[first] >= budget)
+        return first < self._first[node + 1] and self._height[first] < budget
 
-    def claimed(self, node: int, budget: int) -> Integers:
-        """Positions in the root's ``child_tokens`` of the tokens that lead from ``node`` into a child too."""
-        tokens = self.child_tokens(node, budget)
-        if node == ROOT or not len(tokens):
-            return _NONE
-        ranks = self._root_rank[tokens]
-        return ranks[(ranks >= 0) & (ranks < len(self.child_tokens(ROOT, budget)))]
+    def root(self, token: int) -> int:
+        """The root's child by a drafter token, ``ROOT`` where it has none."""
+        return self._root[token]
 
-    def single_ends(self, budget: int) -> Integers:
-        """Positions in ``single_targets`` of the tokens that end a walk which has ``budget`` tokens at its start."""
-        return np.flatnonzero(self._single_needs >= budget)
+    def is_root(self, token: int, budget: int) -> bool:
+        """Whether a drafter token is one of the root's ``child_tokens``."""
+        return token < len(self._root) and 0 < self._root[token] <= len(self.child_tokens(ROOT, budget))
+
+    def token(self, node: int) -> int:
+        """The drafter token by which ``node`` is its parent's child."""
+        return self._tokens[node]
+
+    def root_mask(self, budget: int) -> NDArray[np.float32]:
+        """Of the root's ``child_tokens`` in a row of logits.
+
+        Returns:
+          float32 (n,) for the drafter ids below n, which are all in the trie: 0 where one is among them, else minus
+          infinity.
+        """
+        tokens = self.child_tokens(ROOT, budget)
+        mask = self._masks.get(len(tokens))
+        if mask is None:
+            mask = np.full(len(self._root), -np.inf, dtype=np.float32)
+            mask[tokens] = 0.0
+            mask.setflags(write=False)
+            self._masks[len(tokens)] = mask
+        return mask
+
+    def single_ends(self, budget: int) -> tuple[Integers, Integers]:
+        """The single targets that end a walk which has ``budget`` tokens at its start, and their drafter tokens."""
+        budget = min(budget, len(self._levels))  # there is no longer path
+        ends = self._single_ends.get(budget)
+        if ends is None:
+            chosen = np.flatnonzero(self._single_needs >= budget)
+            ends = self._single_ends[budget] = self.single_targets[chosen], self.child_tokens(ROOT, 1)[chosen]
+        return ends
 
     # --- paths ------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from ...client.law import Law
 from ...client.pair import Pair
 from ...client.prompts import read_prompts
 from ...client.rows import Rows
-from ...client.sampling import Probabilities, Sampling, distribution, target_probabilities
+from ...client.sampling import Probabilities, Sampling, distribution, target_probabilities, target_weights
 from ...client.trie import Trie
 from ...common.embedded import EMBEDDED
 from ...common.errors import PromptsError
@@ -243,7 +243,7 @@ def _continued(pair: Pair, tokens: list[int], count: int, sampling: Sampling, ch
     text, ends = list(tokens), pair.target_codec.vocabulary.eos
     row = _row_after(pair.target, text)
     for _ in range(min(count, pair.target.limit - len(text) - 1)):
-        token = chooser.choose(target_probabilities(row, sampling))
+        token = chooser.choose(target_weights(row, sampling))
         if token in ends:
             break
         text.append(token)

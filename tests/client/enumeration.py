@@ -18,7 +18,7 @@ from fleetdraft.client.block import Draft, Position, Verdict, draft_block, verif
 from fleetdraft.client.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.decoder import TableDecoder
 from fleetdraft.client.processors import History, LogitsProcessor, ProcessedRows
-from fleetdraft.client.sampling import Sampling, target_probabilities
+from fleetdraft.client.sampling import Sampling, Weights, target_probabilities
 from fleetdraft.client.speller import canonical_paths
 from fleetdraft.client.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
@@ -134,9 +134,9 @@ def settled_residuals() -> Iterator[None]:
     """
     shipped = block._residual
 
-    def settled(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
+    def settled(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         law = enumerate_outcomes(lambda inner: shipped(p, share, position, inner))
-        return list(law)[chooser.choose(np.array(list(law.values())))]
+        return list(law)[chooser.choose(Weights(np.array(list(law.values()))))]
 
     block._residual = settled
     try:

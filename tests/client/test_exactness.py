@@ -31,8 +31,8 @@ from fleetdraft.client.block import Draft
 from fleetdraft.client.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.law import Law
 from fleetdraft.client.processors import LogitsProcessor, RepetitionPenalty
-from fleetdraft.client.sampling import Sampling
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.sampling import Sampling, Weights
+from fleetdraft.client.trie import ROOT, Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 TEMPERATURES = [0, 0.7, 1]
@@ -100,7 +100,7 @@ def free_worlds(draw: st.DrawFn) -> World:
     width = draw(st.sampled_from([2, 2, 3, 1]))
     path = st.lists(st.integers(0, width - 1), min_size=1, max_size=DEPTH).map(tuple)
     paths = draw(st.lists(path, min_size=2, max_size=5, unique=True))
-    if draw(st.booleans()):  # no gaps: the beginnings of a path are paths, so walks carry tokens over
+    if draw(st.booleans()):  # no gaps: the beginnings of a path are paths, so walks may stop at each
         paths = list(dict.fromkeys(path[:n] for path in paths for n in range(1, len(path) + 1)))[:5]
     targets = draw(st.permutations(range(len(paths) + draw(st.integers(0, 1)))))
     return draw(between(Trie.from_paths(dict(zip(targets, paths, strict=False))), width, len(targets)))
@@ -222,11 +222,18 @@ def is_anywhere(feature: Callable[[Draft], bool]) -> Callable[[World], bool]:
     return lambda world: any(map(feature, drafts(world)))
 
 
+def claimed(trie: Trie, node: int) -> set[int]:
+    """The roots that are children of ``node`` too, with a budget of three."""
+    return set(trie.child_tokens(ROOT, 3).tolist()) & set(trie.child_tokens(node, 3).tolist()) if node else set()
+
+
 FEATURES = {
     "a budget that completes nothing more": is_anywhere(
         lambda d: bool(d.positions) and d.draft_tokens < min(3, d.positions[0].law.budget) and d.tokens[-1] != 2
     ),
-    "a carried token that begins the next proposal": is_anywhere(lambda d: any(p.walk.carry for p in d.positions[:-1])),
+    "a walk that stops where it could go on, and a position behind it": is_anywhere(
+        lambda d: any(p.law.trie.goes_on(p.walk.node, p.law.budget - p.walk.depth) for p in d.positions[:-1])
+    ),
     "a proposal of several drafter tokens": is_anywhere(lambda d: any(p.walk.depth > 1 for p in d.positions)),
     "a path with a gap behind a target token": lambda w: any(
         sorted(ends) != ends
@@ -235,9 +242,9 @@ FEATURES = {
     "a target token without a path": lambda w: 0 < len(w.trie) < w.width,
     "no path at all": lambda w: len(w.trie) == 0,
     "a root that a child claims": lambda w: any(
-        len(w.trie.claimed(n, 3)) and w.trie.target[n] >= 0 for n in range(1, len(w.trie.target))
+        len(claimed(w.trie, n)) and w.trie.target[n] >= 0 for n in range(1, len(w.trie.target))
     ),
-    "a root claimed at the start": lambda w: w.last is not None and len(w.trie.claimed(w.trie.node(w.last), 3)) > 0,
+    "a root claimed at the start": lambda w: w.last is not None and len(claimed(w.trie, w.trie.node(w.last))) > 0,
     "a token that the target forbids": lambda w: any(np.isneginf(row).any() for row in w.target_rows.values()),
     "a context with no room for the whole budget": lambda w: w.room < 3 and len(w.trie) > 0,
     "an end of text that is proposed": lambda w: any(set(d.tokens) & set(w.ends) for d in drafts(w)),
@@ -265,10 +272,11 @@ Blocks = dict[tuple[Context, int], float]
 
 
 def q(world: World, context: Context, temperature: float) -> NDArray[np.float64]:
-    scores = world.drafter_rows[(0, *context)].astype(np.float64)
+    """The softmax of a row with numerators in float32 and their sum in float64."""
+    scores = world.drafter_rows[(0, *context)]
     if temperature == 0:
         return np.eye(len(scores))[scores.argmax()]
-    odds = np.exp((scores - scores.max()) / temperature)
+    odds = np.exp((scores - scores.max()) / np.float32(temperature)).astype(np.float64)
     return odds / odds.sum()
 
 
@@ -319,10 +327,10 @@ class Questions:
     def __init__(self, inner: Chooser) -> None:
         self._inner = inner
         self.accepts: list[float] = []
-        self.weights: list[NDArray[np.float64]] = []
+        self.weights: list[Weights] = []
 
-    def choose(self, weights: NDArray[np.float64]) -> int:
-        self.weights.append(weights.copy())
+    def choose(self, weights: Weights) -> int:
+        self.weights.append(weights)
         return self._inner.choose(weights)
 
     def accept(self, probability: float) -> bool:

@@ -10,13 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from enumeration import EXACT, VOCABULARIES, World, distance, named_world, random_table
-from numpy.typing import NDArray
 
 from fleetdraft.client import block, walk
 from fleetdraft.client.block import Position
 from fleetdraft.client.chooser import Chooser
 from fleetdraft.client.law import Law
-from fleetdraft.client.sampling import Sampling
+from fleetdraft.client.sampling import Sampling, Weights
 from fleetdraft.client.trie import ROOT, Trie
 
 VISIBLE = 1e-3
@@ -53,39 +52,39 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 # --- wrong carry-over -----------------------------------------------------------------------------------------
 
 
-def carried_token_not_renormalised(patch: pytest.MonkeyPatch) -> None:
-    """The carried token keeps its probability among terminal children and roots."""
-    stopped = walk._stopped
+def first_token_behind_a_stop_is_drawn_as_at_a_fresh_start(patch: pytest.MonkeyPatch) -> None:
+    """Claimed roots keep their weight where the walk draws, and r is that of the lowered ones."""
 
-    def mutant(law: Law, node: int, depth: int, probability: float, drawn: walk.Carry) -> walk.Walk:
-        return replace(stopped(law, node, depth, probability, drawn), carry=drawn)
+    def mutant(law: Law, chooser: Chooser) -> tuple[int, float]:
+        fresh = Law(trie=law.trie, rows=law._rows, start=law._start, after=ROOT, budget=law.budget, temperature=1.0)
+        token = chooser.choose(fresh.roots(ROOT))
+        return token, law.roots(ROOT).probability(token)
 
-    patch.setattr(walk, "_stopped", mutant)
-
-
-def claimed_roots_keep_their_weight_behind_a_carried_token(patch: pytest.MonkeyPatch) -> None:
-    """The law of a position with a carried token is that of a fresh one."""
-    known_start = Law.__init__
-
-    def mutant(self: Law, **arguments: object) -> None:
-        known_start(self, **arguments | {"after": ROOT})
-
-    patch.setattr(Law, "__init__", mutant)
+    patch.setattr(walk, "_root", mutant)
 
 
-def claimed_roots_lose_all_weight_behind_a_carried_token(patch: pytest.MonkeyPatch) -> None:
-    """The law of a position with a carried token knows only what lies outside of the children."""
-    shipped = Law._weighted
+def first_token_behind_a_stop_is_drawn_outside_of_the_children_only(patch: pytest.MonkeyPatch) -> None:
+    """Claimed roots lose all their weight where the walk draws."""
 
-    def mutant(self: Law, node: int, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        weighted = shipped(self, node, steps)
-        claimed = self.trie.claimed(self._after, self.budget) if node == ROOT else ()
-        if 0 < len(claimed) < len(weighted):
-            weighted[claimed] = 0.0
-            weighted /= weighted.sum()
-        return weighted
+    def mutant(law: Law, chooser: Chooser) -> tuple[int, float]:
+        roots = law.roots(ROOT)
+        free = roots.values.copy()
+        free[law.trie.child_tokens(law._after, law.budget) if law._after else []] = 0.0
+        token = chooser.choose(Weights(free) if free.any() else roots)
+        return token, roots.probability(token)
 
-    patch.setattr(Law, "_weighted", mutant)
+    patch.setattr(walk, "_root", mutant)
+
+
+def first_token_behind_a_stop_is_drawn_from_the_row_at_the_blocks_start(patch: pytest.MonkeyPatch) -> None:
+    """What was read since the block began is forgotten where the walk draws."""
+
+    def mutant(law: Law, chooser: Chooser) -> tuple[int, float]:
+        early = Law(trie=law.trie, rows=law._rows, start=(), after=law._after, budget=law.budget, temperature=1.0)
+        token = chooser.choose(early.roots(ROOT))
+        return token, law.roots(ROOT).probability(token)
+
+    patch.setattr(walk, "_root", mutant)
 
 
 def roots_that_the_budget_cannot_complete_in_the_law_only(patch: pytest.MonkeyPatch) -> None:
@@ -111,23 +110,42 @@ def roots_that_the_budget_cannot_complete_in_the_law_only(patch: pytest.MonkeyPa
 
 def stop_left_out_of_the_law(patch: pytest.MonkeyPatch) -> None:
     """r is the product of the steps alone, wherever it is asked for."""
-    patch.setattr(Law, "stop", lambda self, node: 1.0)
+    whole = Law.probability
+
+    def mutant(self: Law, target: int) -> float:
+        r = whole(self, target)
+        return r / self.stop(self.trie.node(target)) if r else 0.0
+
+    patch.setattr(Law, "probability", mutant)
 
 
 def stop_left_out_of_the_proposed_token(patch: pytest.MonkeyPatch) -> None:
     """What is accepted is weighed without it, what replaces a refused token with it."""
-    stopped = walk._stopped
+    shipped = walk.walk
 
-    def mutant(law: Law, node: int, depth: int, probability: float, drawn: walk.Carry) -> walk.Walk:
-        return replace(stopped(law, node, depth, probability, drawn), probability=probability)
+    def mutant(law: Law, chooser: Chooser) -> walk.Walk:
+        done = shipped(law, chooser)
+        return replace(done, probability=done.probability / law.stop(done.node))
 
-    patch.setattr(walk, "_stopped", mutant)
+    patch.setattr(block, "walk", mutant)
+
+
+def going_on_left_out_of_the_law(patch: pytest.MonkeyPatch) -> None:
+    """A step behind a terminal node counts as if no walk stopped there."""
+    shipped = Law.step
+
+    def mutant(self: Law, node: int, child: int) -> float:
+        if node == ROOT:
+            return shipped(self, node, child)
+        return self.children(node).probability(child - self.trie.first_child(node))
+
+    patch.setattr(Law, "step", mutant)
 
 
 def last_step(law: Law, node: int) -> float:
     """Probability of the last of several steps to ``node``; 1 where there are not several."""
     branch = law.trie.branch(node)
-    return float(law.steps(branch[-2])[branch[-1] - law.trie.first_child(branch[-2])]) if len(branch) > 1 else 1.0
+    return law.step(branch[-2], branch[-1]) if len(branch) > 1 else 1.0
 
 
 def last_step_left_out_of_the_law(patch: pytest.MonkeyPatch) -> None:
@@ -144,8 +162,8 @@ def last_step_left_out_of_the_proposed_token(patch: pytest.MonkeyPatch) -> None:
     """The first step alone is what a proposal of several steps is accepted by."""
     shipped = walk.walk
 
-    def mutant(law: Law, chooser: Chooser, carry: walk.Carry | None = None) -> walk.Walk:
-        done = shipped(law, chooser, carry)
+    def mutant(law: Law, chooser: Chooser) -> walk.Walk:
+        done = shipped(law, chooser)
         return replace(done, probability=done.probability / last_step(law, done.node))
 
     patch.setattr(block, "walk", mutant)
@@ -157,7 +175,7 @@ def last_step_left_out_of_the_proposed_token(patch: pytest.MonkeyPatch) -> None:
 def residual_is_p(patch: pytest.MonkeyPatch) -> None:
     """A refused token is replaced by one of the target's own law."""
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         return chooser.choose(p)
 
     patch.setattr(block, "_residual", mutant)
@@ -166,10 +184,10 @@ def residual_is_p(patch: pytest.MonkeyPatch) -> None:
 def residual_of_p_without_the_refused_token(patch: pytest.MonkeyPatch) -> None:
     """Any other token, by p: right at temperature 0 only."""
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
-        weights = p.copy()
-        weights[position.walk.target] = 0.0
-        return chooser.choose(weights)
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
+        values = p.values.copy()
+        values[position.walk.target] = 0.0
+        return chooser.choose(Weights(values))
 
     patch.setattr(block, "_residual", mutant)
 
@@ -178,7 +196,7 @@ def residual_by_the_law_of_the_blocks_start(patch: pytest.MonkeyPatch) -> None:
     """r of a later position is taken at the first one's start, with the budget that is left."""
     shipped = block._residual
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         law = position.law
         first = Law(trie=law.trie, rows=law._rows, start=(), after=ROOT, budget=law.budget, temperature=1.0)
         return shipped(p, share, replace(position, law=first), chooser)
@@ -190,7 +208,7 @@ def residual_by_the_law_of_the_whole_budget(patch: pytest.MonkeyPatch) -> None:
     """r of a later position is taken as if no drafter token had been used."""
     shipped = block._residual
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         law = position.law
         whole = Law(trie=law.trie, rows=law._rows, start=law._start, after=law._after, budget=BUDGET, temperature=1.0)
         return shipped(p, share, replace(position, law=whole), chooser)
@@ -205,7 +223,7 @@ def residual_without_the_share(patch: pytest.MonkeyPatch) -> None:
     """The residual of a refused position is that of a position that was reached for certain."""
     shipped = block._residual
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         return shipped(p, 1.0, position, chooser) if chooser.accept(share) else None
 
     patch.setattr(block, "_residual", mutant)
@@ -214,20 +232,22 @@ def residual_without_the_share(patch: pytest.MonkeyPatch) -> None:
 def coin_of_the_share(patch: pytest.MonkeyPatch) -> None:
     """A beginning is accepted with its share although a later coin was to fail first."""
 
-    def mutant(p: NDArray[np.float64], share: float, position: Position, chooser: Chooser) -> int | None:
-        weights = np.array([max(0.0, share * p[y] - position.law.probability(y)) for y in range(len(p))])
-        return chooser.choose(weights if weights.any() else p) if chooser.accept(share) else None
+    def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
+        r = np.array([position.law.probability(y) for y in range(len(p.values))])
+        weights = np.maximum(share * p.probabilities - r, 0.0)
+        return chooser.choose(Weights(weights) if weights.any() else p) if chooser.accept(share) else None
 
     patch.setattr(block, "_residual", mutant)
 
 
 MUTANTS: list[Patch] = [
-    carried_token_not_renormalised,
-    claimed_roots_keep_their_weight_behind_a_carried_token,
-    claimed_roots_lose_all_weight_behind_a_carried_token,
+    first_token_behind_a_stop_is_drawn_as_at_a_fresh_start,
+    first_token_behind_a_stop_is_drawn_outside_of_the_children_only,
+    first_token_behind_a_stop_is_drawn_from_the_row_at_the_blocks_start,
     roots_that_the_budget_cannot_complete_in_the_law_only,
     stop_left_out_of_the_law,
     stop_left_out_of_the_proposed_token,
+    going_on_left_out_of_the_law,
     last_step_left_out_of_the_law,
     last_step_left_out_of_the_proposed_token,
     residual_is_p,
@@ -242,4 +262,9 @@ MUTANTS: list[Patch] = [
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_mutant_is_caught(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    assert max(distances(worlds)) > VISIBLE
+    try:
+        found = max(distances(worlds))
+    except ValueError as error:  # the enumeration refuses a coin above one, which would pass as a negative mass
+        assert "asked to accept with probability" in str(error)
+    else:
+        assert found > VISIBLE

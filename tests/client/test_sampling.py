@@ -1,5 +1,7 @@
 """Logits to distributions."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from fleetdraft.client.sampling import Sampling, distribution, target_probabilities
+from fleetdraft.client.sampling import Sampling, distribution, target_probabilities, target_weights
 from fleetdraft.common.errors import ConfigError, ModelError
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
@@ -95,6 +97,31 @@ def _far_from_edges(logits: np.ndarray, sampling: Sampling) -> bool:
     p = target_probabilities(logits, Sampling(temperature=sampling.temperature, top_k=sampling.top_k))
     mass = np.cumsum(np.sort(p)[::-1])
     return bool(abs(mass - sampling.top_p).min() > 1e-5 and abs(p / p.max() - sampling.min_p).min() > 1e-5)
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float32, 300, elements=st.floats(-90, 90, width=32) | st.just(float("-inf"))),
+    st.sampled_from([0.3, 1.0, 2.0]),
+)
+def test_numerators_are_near_the_softmax_in_float64_and_are_summed_in_it(logits: np.ndarray, heat: float) -> None:
+    """Float32 rounds the exponent by 2^-24 of at most 600, and the numerator by 2^-22; below e^-87 it loses digits."""
+    assume(np.isfinite(logits.max()))
+    weights = target_weights(logits, Sampling(temperature=heat))
+    exact = np.exp((logits.astype(np.float64) - logits.max()) / heat)
+    assert weights.values.dtype == np.float32
+    assert weights.values == pytest.approx(exact, rel=1e-4, abs=1e-37)
+    assert weights.total == pytest.approx(math.fsum(weights.values.tolist()), rel=1e-14)
+    assert weights.probabilities.tolist() == [weights.probability(i) for i in range(len(logits))]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 0.7, 1.0, 5.0, 1e300])
+@pytest.mark.parametrize("masked", [-np.inf, np.finfo(np.float32).min])
+def test_masked_tokens_have_no_mass_at_any_temperature_but_the_hottest(temperature: float, masked: float) -> None:
+    p = target_probabilities(np.array([20, masked, 18], np.float32), Sampling(temperature=temperature))
+    assert p[1] == 0.0 or (temperature == 1e300 and masked > -np.inf)
+    assert p.sum() == pytest.approx(1.0, abs=1e-12)
+    assert p[0] >= p[2]
 
 
 def test_restriction_comes_before_normalising() -> None:

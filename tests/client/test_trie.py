@@ -38,7 +38,7 @@ def test_children_are_those_that_the_budget_completes(paths: dict[int, tuple[int
         tokens = trie.child_tokens(node, budget)
         assert len(set(tokens.tolist())) == len(tokens)
         assert set(tokens.tolist()) == completions(paths, trie.spelling(node), budget)
-        assert trie.ends(node, budget) == (trie.target[node] >= 0 and not len(tokens))
+        assert trie.goes_on(node, budget) == (len(tokens) > 0)
 
 
 @settings(deadline=None)
@@ -63,13 +63,13 @@ def test_depth_is_the_length_of_the_spelling(paths: dict[int, tuple[int, ...]]) 
 
 @settings(deadline=None)
 @given(paths_of, budgets)
-def test_claimed_roots_are_the_children_that_are_roots_too(paths: dict[int, tuple[int, ...]], budget: int) -> None:
+def test_roots_are_told_by_token_and_masked_by_budget(paths: dict[int, tuple[int, ...]], budget: int) -> None:
     trie = Trie.from_paths(paths)
-    roots = trie.child_tokens(ROOT, budget)
-    for node in range(1, len(trie.target)):
-        claimed = roots[trie.claimed(node, budget)].tolist()
-        assert sorted(claimed) == sorted(set(roots.tolist()) & set(trie.child_tokens(node, budget).tolist()))
-    assert len(trie.claimed(ROOT, budget)) == 0
+    roots, mask = completions(paths, (), budget), trie.root_mask(budget)
+    assert {token for token in range(8) if trie.is_root(token, budget)} == roots
+    assert {token for token, logit in enumerate(mask) if logit == 0} == roots
+    assert all(logit in (0, -np.inf) for logit in mask)
+    assert all(trie.spelling(trie.root(token)) == (trie.token(trie.root(token)),) == (token,) for token in roots)
 
 
 @settings(deadline=None)
@@ -81,8 +81,9 @@ def test_single_targets_come_in_the_order_of_the_roots_and_end_where_the_rest_of
     singles = trie.single_targets.tolist()
     assert [trie.path(t) for t in singles] == [(token,) for token in trie.child_tokens(ROOT, 1)]
     assert set(singles) == {t for t, path in paths.items() if len(path) == 1}
-    ends = [t for t in singles if trie.ends(trie.node(t), budget - 1)]
-    assert [singles[i] for i in trie.single_ends(budget)] == ends
+    targets, tokens = trie.single_ends(budget)
+    assert targets.tolist() == [t for t in singles if not trie.goes_on(trie.node(t), budget - 1)]
+    assert [trie.path(t) for t in targets] == [(token,) for token in tokens]
 
 
 @settings(deadline=None)
