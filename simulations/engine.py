@@ -20,6 +20,8 @@ from ..common.errors import FleetError
 OBJECT_STORE_BYTES = 256 * 2**20
 
 _EXIT_S = 3.0
+_STARTS = 2
+"""Ray gives its processes half a minute to come up, which a busy machine may exceed once."""
 
 _ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -66,19 +68,27 @@ def end_workers() -> None:
 
 
 def _start(workers: int, scratch: Path) -> None:
-    try:
-        ray.init(
-            address="local",  # whatever RAY_ADDRESS says
-            num_cpus=workers,
-            num_gpus=0,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(scratch),
-        )
-    except Exception as error:  # Ray documents no error of its own here
-        raise FleetError(f"Ray does not start: {error}") from error
+    for left in reversed(range(_STARTS)):
+        try:
+            _init(workers, scratch)
+            return
+        except Exception as error:  # Ray documents no error of its own here
+            if not left:
+                raise FleetError(f"Ray does not start: {error}") from error
+            ray.shutdown()
+
+
+def _init(workers: int, scratch: Path) -> None:
+    ray.init(
+        address="local",  # whatever RAY_ADDRESS says
+        num_cpus=workers,
+        num_gpus=0,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(scratch),
+    )
 
 
 class _Processes:

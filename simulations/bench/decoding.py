@@ -42,9 +42,9 @@ from .arguments import (
     TokensOption,
 )
 from .peers import Peers, llama, open_tokenizers
-from .race import Lap, Result, Run, race
+from .race import Lap, Result, Run, race, timed
 from .setting import Setting, open_setting, read_some
-from .stopwatch import block_times, own_share, stopwatch
+from .stopwatch import own_share
 from .table import Row, run, write_rows
 
 PROGRAM = "python -m fleetdraft.simulations.bench.decoding"
@@ -95,14 +95,8 @@ def _drafted(pair: Pair, mode: PathKind) -> Generator:
 
 
 def _ours(pair: Pair, open_generator: Callable[[], Generator], adaptive: bool = False) -> Run:
-    generator = open_generator()
-
-    def lap(prompt: str, options: Options) -> Lap:
-        with stopwatch(pair) as calls:
-            generation = generator.run(prompt, replace(options, adaptive=adaptive))
-        return Lap(generation=generation, blocks=block_times(calls))
-
-    return lap
+    run = timed(pair, open_generator())
+    return lambda prompt, options: run(prompt, replace(options, adaptive=adaptive))
 
 
 def _peers(generate: Callable[[str, Options], Generation]) -> Run:

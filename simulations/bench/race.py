@@ -1,4 +1,4 @@
-"""Several ways to generate, in turns on the same prompts. It knows no model and no table."""
+"""Several ways to generate, in turns on the same prompts. It knows no table."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,13 @@ from statistics import median
 import numpy as np
 
 from ...client.continuation import Generation
+from ...client.generation import Generator
 from ...client.options import Options
+from ...client.pair import Pair
 from ...common.metrics import DraftCounters
 from ...common.progress import Advance
 from .peers import PeerError
-from .stopwatch import BlockTime
+from .stopwatch import BlockTime, block_times, stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,27 @@ class Lap:
     blocks: Sequence[BlockTime] = ()
 
 
-_REST_S = 0.05
-"""Before each lap: worker threads of whoever ran before spin for a while, and would take a core from the next."""
-
 Run = Callable[[str, Options], Lap]
 """Generates one text behind a prompt."""
+
+
+def timed(pair: Pair, generator: Generator) -> Run:
+    """Our engine as a contestant, whose laps say where the time went.
+
+    Args:
+      generator: one of the pair's, which it logs.
+    """
+
+    def lap(prompt: str, options: Options) -> Lap:
+        with stopwatch(pair) as calls:
+            generation = generator.run(prompt, options)
+        return Lap(generation=generation, blocks=block_times(calls))
+
+    return lap
+
+
+_REST_S = 0.05
+"""Before each lap: worker threads of whoever ran before spin for a while, and would take a core from the next."""
 
 Contestants = Mapping[str, Callable[[], Run]]
 """Ways to generate by name; each is opened before each pass, so that what learns from texts begins each pass anew."""

@@ -1,0 +1,71 @@
+"""One device's life in a process of its own: import, open, decode, learn. Prints what each stage took as JSON.
+
+It imports nothing that the base install has not, so that it measures a device and not a workstation. ``device.py`` runs
+it and shows what it found.
+"""
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+#: ru_maxrss is in KiB on Linux and in bytes on macOS.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def probe(bundle: str, target: str | None, threads: int, prompts: int, new_tokens: int) -> dict[str, Any]:
+    """Lives one life.
+
+    Args:
+      bundle, target: as for ``Bundle.open`` and ``Bundle.pair``.
+      threads: of the target.
+      prompts, new_tokens: how many texts to generate, and again to learn from, and their length in target tokens.
+
+    Returns:
+      Seconds of ``import_s``, ``open_s`` (from the files to a pair that can draft), ``first_text_s``; peak resident
+      bytes after each stage, ``imported_bytes``, ``opened_bytes``, ``decoded_bytes`` and ``learned_bytes``.
+    """
+    import_s, _ = _timed(lambda: __import__("fleetdraft.client.bundle"))
+    from fleetdraft.client.bundle import Bundle
+    from fleetdraft.client.options import Options
+
+    found = {"import_s": import_s, "imported_bytes": _peak()}
+    opened = Bundle.open(Path(bundle))
+    found["open_s"], pair = _timed(lambda: opened.pair(target, threads))
+    found["opened_bytes"] = _peak()
+    texts = [f"Question {number}: how does a device learn to draft?\nAnswer:" for number in range(prompts)]
+    options = Options(max_new_tokens=new_tokens)
+    found["first_text_s"], _ = _timed(lambda: pair.drafted.run(texts[0], options))
+    for text in texts[1:]:
+        pair.drafted.run(text, options)
+    found["decoded_bytes"] = _peak()
+    _learn(pair, opened.adapter(), texts, options)
+    found["learned_bytes"] = _peak()
+    found["torch_loaded"] = "torch" in sys.modules
+    return found
+
+
+def _learn(pair: Any, adapter: Any, texts: list[str], options: Any) -> None:
+    from fleetdraft.client.adaptation import adapt_online
+    from fleetdraft.client.learner import LearnerConfig
+    from fleetdraft.client.prompts import Prompt
+
+    learner = pair.learner(adapter, LearnerConfig(), seed=0)
+    adapt_online(pair, learner, [Prompt(text=text, task="probe") for text in texts], options)
+
+
+def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
+    start = perf_counter()
+    value = action()
+    return perf_counter() - start, value
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe(**json.loads(sys.argv[1]))))
