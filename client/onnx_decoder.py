@@ -34,10 +34,10 @@ class OnnxDecoder:
         self._length, self._rows = 0, 0
         self.caches = {name: np.empty((1, heads, 0, size), np.float32) for name, (heads, size) in model.caches.items()}
         self._lora: LoraValues | None = None
-        self._all_tokens = _Rows(np.empty((1, 0), np.int64))
-        self._all_logits = _Rows(np.empty((1, 0, model.vocab_size), np.float32))
-        self._tokens, self._logits = self._all_tokens.empty, self._all_logits.empty
-        self._all_hidden = _Rows(np.empty((1, 0, model.hidden_size), np.float32)) if with_hidden else None
+        self._all_tokens = _Rows(np.empty(0, np.int64))
+        self._all_logits = _Rows(np.empty((0, model.vocab_size), np.float32))
+        self._tokens, self._logits = np.empty(0, np.int64), np.empty((0, model.vocab_size), np.float32)
+        self._all_hidden = _Rows(np.empty((0, model.hidden_size), np.float32)) if with_hidden else None
         self._hidden = np.empty((0, model.hidden_size), np.float32)
         self._kept, self._past, self._total = np.zeros(1, np.int64), np.zeros((1, 1), np.int32), np.zeros((), np.int32)
         for name, array in (("kept", self._kept), ("past", self._past), ("total", self._total)):
@@ -131,21 +131,20 @@ class OnnxDecoder:
 
 
 class _Rows:
-    """A buffer (1, n, …) that grows. Its first n rows are made an ONNX Runtime value once, the dear part of binding."""
+    """A buffer that grows. Its first n rows are made an ONNX Runtime value once, which is the dear part of binding."""
 
     def __init__(self, empty: NDArray[Any]) -> None:
-        self.empty = empty[0]
         self._buffer = empty
         self._views: dict[int, tuple[NDArray[Any], ort.OrtValue]] = {}
 
     def first(self, count: int) -> tuple[NDArray[Any], ort.OrtValue]:
-        """The first ``count`` rows, as an array (count, …) and as a value (1, count, …) over the same memory."""
-        if count > self._buffer.shape[1]:
-            self._buffer = np.empty((1, count, *self._buffer.shape[2:]), self._buffer.dtype)
+        """The first ``count`` rows, as an array and as a value over the same memory."""
+        if count > len(self._buffer):
+            self._buffer = np.empty((count, *self._buffer.shape[1:]), self._buffer.dtype)
             self._views.clear()
         if count not in self._views:
-            view = self._buffer[:, :count]
-            self._views[count] = view[0], _shared(view)
+            view = self._buffer[:count]
+            self._views[count] = view, _shared(view)
         return self._views[count]
 
 

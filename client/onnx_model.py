@@ -50,13 +50,13 @@ class OnnxModel:
         self.limit, self.threads = limit, threads
         inputs = {value.name: value.shape for value in self.session.get_inputs()}
         outputs = {value.name: value.shape for value in self.session.get_outputs()}
-        self.vocab_size = int(outputs["logits"][2])
-        self.hidden_size = int(outputs["hidden"][2]) if "hidden" in outputs else 0
+        self.vocab_size = int(outputs["logits"][1])
+        self.hidden_size = int(outputs["hidden"][1]) if "hidden" in outputs else 0
         self.caches = {
             name: (int(heads), int(size))
             for name, (_, heads, _, size) in ((n, s) for n, s in inputs.items() if n.startswith(("key.", "value.")))
         }
-        self._lora_sizes = {name: (1, *shape[1:]) for name, shape in inputs.items() if name.startswith("lora.")}
+        self._lora_sizes = {name: tuple(shape) for name, shape in inputs.items() if name.startswith("lora.")}
         self.lora: LoraValues = {n: _value(np.zeros(size, np.float32)) for n, size in self._lora_sizes.items()}
 
     def adapt(self, adapter: LoraAdapter) -> None:

@@ -73,20 +73,20 @@ def train_tensors(tensors: Tensors) -> Tensors:
     }
 
 
-def fused_lora_sizes(shape: DecoderShape, rank: int) -> dict[str, tuple[int, int, int]]:
-    """Name and size of the decode graph's adapter inputs for one client: A (1, parts * rank, in), B (1, out, …)."""
-    sizes: dict[str, tuple[int, int, int]] = {}
+def fused_lora_sizes(shape: DecoderShape, rank: int) -> dict[str, tuple[int, int]]:
+    """Name and size of the decode graph's adapter inputs: A (parts * rank, in) and B (out, parts * rank)."""
+    sizes: dict[str, tuple[int, int]] = {}
     for layer in range(shape.layers):
         for group, parts in GROUPS.items():
             outputs = [shape.projection_size(part)[0] for part in parts]
             columns = shape.projection_size(parts[0])[1]
-            sizes[f"lora.{layer}.{group}.A"] = (1, len(parts) * rank, columns)
-            sizes[f"lora.{layer}.{group}.B"] = (1, sum(outputs), len(parts) * rank)
+            sizes[f"lora.{layer}.{group}.A"] = (len(parts) * rank, columns)
+            sizes[f"lora.{layer}.{group}.B"] = (sum(outputs), len(parts) * rank)
     return sizes
 
 
 def fused_lora(adapter: LoraAdapter) -> Arrays:
-    """An adapter as the decode graph takes it, for one client.
+    """An adapter as the decode graph takes it.
 
     The As of a group are stacked, its Bs are blocks on a diagonal, and B holds LoRA's scaling, so that the graph adds
     ``(x A^T) B^T`` and nothing else.
@@ -97,9 +97,9 @@ def fused_lora(adapter: LoraAdapter) -> Arrays:
         _, layer, group, factor = name.split(".")
         parts = [adapter.arrays[f"lora.{layer}.{part}.{factor}"] for part in GROUPS[group]]
         if factor == "A":
-            arrays[name] = np.concatenate(parts)[None]
+            arrays[name] = np.concatenate(parts)
         else:
-            arrays[name] = _diagonal(parts, size[1:])[None] * np.float32(layout.scaling)
+            arrays[name] = _diagonal(parts, size) * np.float32(layout.scaling)
     return arrays
 
 

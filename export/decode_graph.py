@@ -1,20 +1,24 @@
 """The decode graph of a Llama-type decoder: tokens in, logits out, with KV buffers that can be rolled back.
 
 The graph holds no weights: every weight is an external initializer, which the runtime binds (``common/fusion.py`` names
-them). So a graph is a few kB whatever the model's size, and drafting and training share one file of weights. A leading
-axis of *clients* lets one call serve many contexts, each with its own adapter; a device has one.
+them). So a graph is a few kB whatever the model's size, and drafting and training share one file of weights.
 
-Inputs (C clients, S tokens each)
-  tokens        int64 (C, S)              the tokens to feed
+Inputs
+  tokens        int64 (S,)                the tokens to feed
   kept          int64 (1,)                how many last rows of logits to return, 1..S
-  past          int32 (C, 1)              position of the last token fed = past length + S - 1 (GroupQueryAttention)
-  total         int32 ()                  the longest past length + S; clients may differ in length where S is 1
-  key.{l}, value.{l}  float32 (C, kv_heads, limit, padded head)   KV buffers, bound as past *and* present
-  lora.{l}.{group}.A  float32 (C, parts * rank, in)  and  .B  (C, out, parts * rank)    only in a graph with a rank
+  past          int32 (1, 1)              position of the last token fed = past length + S - 1 (GroupQueryAttention)
+  total         int32 ()                  past length + S
+  key.{l}, value.{l}  float32 (1, kv_heads, limit, padded head)   KV buffers, bound as past *and* present
+  lora.{l}.{group}.A  float32 (parts * rank, in)  and  .B  (out, parts * rank)    only in a graph with a rank
 Outputs
-  logits        float32 (C, kept, vocab)
-  hidden        float32 (C, kept, hidden)   what the head reads, only in a graph with a rank; unbound it costs nothing
+  logits        float32 (kept, vocab)
+  hidden        float32 (kept, hidden)    what the head reads, only in a graph with a rank; unbound it costs nothing
   key_out.{l}, value_out.{l}              the same buffers
+
+A graph for *clients* has a leading axis C on tokens, the LoRA inputs, logits and hidden, and C instead of 1 elsewhere,
+so that one call serves many contexts, each with an adapter of its own; they may differ in length where S is 1, and
+``total`` is the longest. A device has one context, and there a product adds the adapter's change as it goes, which
+saves an operation for each: a tenth of a small drafter's step.
 
 Rollback is a smaller length on the next call: rows beyond it are never read. Head sizes that are no multiple of 16,
 which GroupQueryAttention refuses, are padded with zeros around the attention only; the weights stay as they are.
@@ -39,7 +43,9 @@ _HEAD_MULTIPLE = 16
 _INTEGERS = 4
 
 
-def decode_graph(shape: DecoderShape, rank: int | None = None, bits: int | None = None) -> onnx.ModelProto:
+def decode_graph(
+    shape: DecoderShape, rank: int | None = None, bits: int | None = None, clients: bool = False
+) -> onnx.ModelProto:
     """Builds the graph.
 
     Args:
@@ -47,15 +53,17 @@ def decode_graph(shape: DecoderShape, rank: int | None = None, bits: int | None 
       rank: LoRA rank of the adapter inputs on all projections; None for a graph without an adapter.
       bits: 4 or 8: matrices are blocks of integers (``common/blocks.py``), multiplied in integers, so inputs are
         rounded on the fly and logits differ from those of float32 by about a hundredth. None: float32.
+      clients: with the axis of clients.
     """
-    return _Builder(shape, rank, bits).build()
+    return _Builder(shape, rank, bits, clients).build()
 
 
 class _Builder:
     """Collects nodes in order; each method adds one block and returns its output's name."""
 
-    def __init__(self, shape: DecoderShape, rank: int | None, bits: int | None) -> None:
-        self.shape, self.rank, self.bits = shape, rank, bits
+    def __init__(self, shape: DecoderShape, rank: int | None, bits: int | None, clients: bool) -> None:
+        self.shape, self.rank, self.bits, self.clients = shape, rank, bits, clients
+        self.axis: list[int | str] = ["C"] if clients else []
         self.sizes = fused_sizes(shape)
         self.lora = fused_lora_sizes(shape, rank) if rank else {}
         self.padded_head = -(-shape.head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
@@ -100,7 +108,7 @@ class _Builder:
         shape = self.shape
         self._declare_kv(layer)
         out = f"attended.{layer}"
-        qkv = self._padded_heads(self._linear(layer, "qkv_proj", normed))
+        qkv = self._padded_heads(self._batched(self._linear(layer, "qkv_proj", normed)))
         names = [*qkv, f"key.{layer}", f"value.{layer}", "past", "total", *self._rotary_tables()]
         self.nodes.append(
             helper.make_node(
@@ -114,7 +122,7 @@ class _Builder:
                 scale=shape.head_dim**-0.5,
             )
         )
-        return self._linear(layer, "o_proj", self._unpadded_heads(out))
+        return self._linear(layer, "o_proj", self._flat(self._unpadded_heads(out)))
 
     def _linear(self, layer: int, group: str, x: str) -> str:
         """x W^T, plus the bias if there is one, plus (x A^T) B^T where the graph has an adapter."""
@@ -126,7 +134,10 @@ class _Builder:
             return total
         a, b = (f"lora.{layer}.{group}.{factor}" for factor in "AB")
         for factor in (a, b):
-            self._input(factor, TensorProto.FLOAT, ["C", *self.lora[factor][1:]])
+            self._input(factor, TensorProto.FLOAT, [*self.axis, *self.lora[factor]])
+        if not self.clients:
+            low = self._op("Gemm", [x, a], f"{name}.low", transB=1)
+            return self._op("Gemm", [low, b, total], f"{name}.lora", transB=1)
         low = self._op("FusedMatMul", [x, a], f"{name}.low", domain=_MS, transB=1)
         change = self._op("FusedMatMul", [low, b], f"{name}.change", domain=_MS, transB=1)
         return self._op("Add", [total, change], f"{name}.lora")
@@ -134,7 +145,8 @@ class _Builder:
     def _product(self, x: str, weight: str, output: str) -> str:
         """x W^T."""
         if self.bits is None:
-            return self._op("FusedMatMul", [x, self._weight(weight)], output, domain=_MS, transB=1)
+            kind, domain = ("FusedMatMul", _MS) if self.clients else ("Gemm", "")
+            return self._op(kind, [x, self._weight(weight)], output, domain=domain, transB=1)
         rows, columns = self.sizes[weight]
         blocks = -(-columns // BLOCK)
         packed = self._external(weight + PACKED, (rows, blocks, BLOCK * self.bits // 8), TensorProto.UINT8)
@@ -173,14 +185,22 @@ class _Builder:
 
     def _head(self, normed: str) -> None:
         start = self._op("Neg", ["kept"], "kept.start")
-        ends = [self._integers(n, [v]) for n, v in (("end", np.iinfo(np.int64).max), ("axis1", 1))]
+        ends = [self._integers(n, [v]) for n, v in (("end", np.iinfo(np.int64).max), ("rows", len(self.axis)))]
         rows = self._op("Slice", [normed, start, *ends], "hidden" if self.rank else "kept.rows")
         self._product(rows, EMBEDDING if self.shape.tied else "lm_head.weight", "logits")
-        self._output("logits", TensorProto.FLOAT, ["C", "kept", self.shape.vocab_size])
+        self._output("logits", TensorProto.FLOAT, [*self.axis, "kept", self.shape.vocab_size])
         if self.rank:
-            self._output("hidden", TensorProto.FLOAT, ["C", "kept", self.shape.hidden_size])
+            self._output("hidden", TensorProto.FLOAT, [*self.axis, "kept", self.shape.hidden_size])
 
     # --- heads whose size GroupQueryAttention refuses ----------------------------------------------------------
+
+    def _batched(self, x: str) -> str:
+        """(C, S, features), as GroupQueryAttention takes it."""
+        return x if self.clients else self._op("Unsqueeze", [x, self._integers("axis0", [0])], f"{x}.batch")
+
+    def _flat(self, x: str) -> str:
+        """The reverse of ``_batched``."""
+        return x if self.clients else self._op("Squeeze", [x, self._integers("axis0", [0])], f"{x}.flat")
 
     def _padded_heads(self, qkv: str) -> tuple[str, str, str]:
         """What GroupQueryAttention takes for q, k and v: all in one, or each with heads of the padded size d'."""
@@ -207,7 +227,7 @@ class _Builder:
             return x
         sizes = self._integers("heads", [0, -1, heads, self.padded_head])
         cut = self._columns(self._op("Reshape", [x, sizes], f"{x}.heads"), d)
-        return self._op("Reshape", [cut, self._integers("flat", [0, -1, heads * d])], f"{x}.flat")
+        return self._op("Reshape", [cut, self._integers("flat", [0, -1, heads * d])], f"{x}.joined")
 
     def _columns(self, x: str, count: int) -> str:
         """The first ``count`` entries of the last axis."""
@@ -242,13 +262,13 @@ class _Builder:
     # --- declarations -----------------------------------------------------------------------------------------
 
     def _declare_inputs(self) -> None:
-        self._input("tokens", TensorProto.INT64, ["C", "S"])
+        self._input("tokens", TensorProto.INT64, [*self.axis, "S"])
         self._input("kept", TensorProto.INT64, [1])
-        self._input("past", TensorProto.INT32, ["C", 1])
+        self._input("past", TensorProto.INT32, [*(self.axis or [1]), 1])
         self._input("total", TensorProto.INT32, [])
 
     def _declare_kv(self, layer: int) -> None:
-        dims: list[int | str] = ["C", self.shape.kv_heads, "limit", self.padded_head]
+        dims: list[int | str] = [*(self.axis or [1]), self.shape.kv_heads, "limit", self.padded_head]
         for kind in ("key", "value"):
             self._input(f"{kind}.{layer}", TensorProto.FLOAT, dims)
             self._output(f"{kind}_out.{layer}", TensorProto.FLOAT, dims)

@@ -125,7 +125,7 @@ def _separated(fused: Arrays, layout: LoraLayout) -> Arrays:
     for name in layout.shapes:
         _, layer, projection, factor = name.split(".")
         group, before = _place(projection)
-        value = fused[f"lora.{layer}.{group}.{factor}"][0]
+        value = fused[f"lora.{layer}.{group}.{factor}"]
         ranks = slice(len(before) * layout.rank, (len(before) + 1) * layout.rank)
         if factor == "A":
             arrays[name] = value[ranks].copy()

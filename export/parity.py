@@ -105,7 +105,7 @@ def _decode_error(
     model = Llama(shape=layout.shape, weights=_torch(weights), lora=lora, scaling=layout.scaling)
     with torch.no_grad():
         expected = model.logits(torch.as_tensor(tokens)[None]).numpy()
-    return _relative(logits[0], expected)
+    return _relative(logits, expected)
 
 
 def _train_error(
@@ -122,7 +122,7 @@ def _decode_inputs(session: ort.InferenceSession, tokens: NDArray[np.int64], lor
     """One call on an empty context: every row of logits, KV buffers of zeros."""
     count = len(tokens)
     given: Inputs = {
-        "tokens": tokens[None],
+        "tokens": tokens,
         "kept": np.array([count]),
         "past": np.array([[count - 1]], np.int32),
         "total": np.array(count, np.int32),
@@ -130,7 +130,7 @@ def _decode_inputs(session: ort.InferenceSession, tokens: NDArray[np.int64], lor
     }
     declared = {value.name: value.shape for value in session.get_inputs()}
     caches = [name for name in declared if name.startswith(("key.", "value."))]
-    buffers = {n: np.zeros([{"C": 1, "limit": count}.get(d, d) for d in declared[n]], np.float32) for n in caches}
+    buffers = {n: np.zeros([count if isinstance(d, str) else d for d in declared[n]], np.float32) for n in caches}
     return {name: value for name, value in (given | buffers).items() if name in declared}
 
 

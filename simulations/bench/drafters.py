@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...client.onnx_decoder import OnnxDecoder
 from ...client.onnx_model import OnnxModel
-from ...client.runtime import bind_weights
+from ...client.runtime import BoundWeights, bind_weights, open_session
 from ...common.fusion import decode_tensors, fused, fused_lora
 from ...common.lora import LoraAdapter, LoraLayout
 from ...common.shape import DecoderShape
@@ -37,36 +37,35 @@ def steps(folder: str, rank: int, threads: int, context: int, count: int) -> Wor
 def many(folder: str, rank: int, threads: int, context: int, count: int, clients: int, together: bool) -> Work:
     """A lap is ``count`` tokens of each of many contexts with adapters of their own; its value a sum of all logits."""
     model, layout = _opened(folder, rank, threads)
-    decoders = []
-    for client in range(clients):
-        model.adapt(_adapter(layout, client))
+    adapters, decoders = [_adapter(layout, client) for client in range(clients)], []
+    for adapter in adapters:
+        model.adapt(adapter)
         decoders.append(decoder := OnnxDecoder(model))
         decoder.score(_tokens(context), 1)
-    cohort = _Cohort(model, decoders, [fused_lora(_adapter(layout, client)) for client in range(clients)], context)
-
-    def one_call() -> float:
-        return sum(_size(cohort.score(token, at)) for at, token in enumerate(_tokens(count)))
+    if together:
+        session = open_session(Path(folder, "clients.onnx"), _weights(Path(folder), layout.shape), threads)
+        cohort = _Cohort(session, decoders, adapters)
+        return lambda: sum(_size(cohort.score(token, at)) for at, token in enumerate(_tokens(count)))
 
     def one_by_one() -> float:
         for decoder in decoders:
             decoder.rewind(context)
         return sum(_size(decoder.score((token,), 1)) for token in _tokens(count) for decoder in decoders)
 
-    return one_call if together else one_by_one
+    return one_by_one
 
 
 class _Cohort:
     """Contexts of one length in one call, each with its adapter."""
 
-    def __init__(
-        self, model: OnnxModel, decoders: list[OnnxDecoder], loras: list[dict[str, NDArray[np.float32]]], context: int
-    ) -> None:
-        self._session, self._binding, self._context = model.session, model.session.io_binding(), context
-        clients = len(decoders)
+    def __init__(self, session: ort.InferenceSession, decoders: list[OnnxDecoder], adapters: list[LoraAdapter]) -> None:
+        self._session, self._binding, self._context = session, session.io_binding(), decoders[0].length
+        clients, width = len(decoders), decoders[0].vocab_size
         self._tokens, self._past = np.zeros((clients, 1), np.int64), np.zeros((clients, 1), np.int32)
-        self._total, self._logits = np.zeros((), np.int32), np.zeros((clients, 1, model.vocab_size), np.float32)
-        caches = {name: np.concatenate([d.caches[name] for d in decoders]) for name in model.caches}
-        lora = {name: np.concatenate([one[name] for one in loras]) for name in loras[0]}
+        self._total, self._logits = np.zeros((), np.int32), np.zeros((clients, 1, width), np.float32)
+        caches = {name: np.concatenate([d.caches[name] for d in decoders]) for name in decoders[0].caches}
+        loras = [fused_lora(adapter) for adapter in adapters]
+        lora = {name: np.stack([one[name] for one in loras]) for name in loras[0]}
         numbers = {"tokens": self._tokens, "past": self._past, "total": self._total, "kept": np.ones(1, np.int64)}
         for name, array in (caches | lora | numbers).items():
             value = ort.OrtValue.ortvalue_from_numpy(array)
@@ -90,10 +89,13 @@ def _size(logits: NDArray[np.float32]) -> float:
 def _opened(folder: str, rank: int, threads: int) -> tuple[OnnxModel, LoraLayout]:
     directory = Path(folder)
     shape = DecoderShape.from_directory(directory)
-    weights = bind_weights(decode_tensors(fused(read_stored(directory, shape), shape), shape.tied))
     graph = directory / ("decode.onnx" if rank else "bare.onnx")
     layout = LoraLayout(rank=max(rank, 1), alpha=2.0 * max(rank, 1), shape=shape)
-    return OnnxModel(graph, weights, shape.context_limit, threads), layout
+    return OnnxModel(graph, _weights(directory, shape), shape.context_limit, threads), layout
+
+
+def _weights(directory: Path, shape: DecoderShape) -> BoundWeights:
+    return bind_weights(decode_tensors(fused(read_stored(directory, shape), shape), shape.tied))
 
 
 def _adapter(layout: LoraLayout, seed: int) -> LoraAdapter:

@@ -12,7 +12,7 @@ from .table import Row
 from .worker import contest
 
 PEER = "transformers, fp32"
-CONTEXT, TOKENS = 64, 64
+CONTEXT, TOKENS = 64, 192
 
 
 def step_rows(
@@ -44,18 +44,24 @@ def step_rows(
 
 
 def many_rows(
-    drafter: Drafter, clients: int, threads: int, laps: int, seed: int, done: Advance = lambda remark: None
+    drafter: Drafter,
+    precision: str,
+    clients: int,
+    threads: int,
+    laps: int,
+    seed: int,
+    done: Advance = lambda remark: None,
 ) -> list[Row]:
-    """Contexts with adapters of their own in one call, beside one at a time, on the int4 base."""
+    """Contexts with adapters of their own in one call, beside one at a time."""
     with TemporaryDirectory() as scratch:
-        folder = write_material(drafter, PRECISIONS["int4"], Path(scratch))
+        folder = write_material(drafter, PRECISIONS[precision], Path(scratch))
         work = {"folder": str(folder), "rank": drafter.rank, "threads": threads, "context": CONTEXT, "count": 4}
         work |= {"clients": clients}
         modes = {"one call": True, "one by one": False}
         entries = {name: (drafters.many, work | {"together": together}) for name, together in modes.items()}
         results = contest(entries, laps, seed, done)
     call, single = results["one call"], results["one by one"]
-    title = f"int4: {clients} adapters, a token each"
+    title = f"{precision}: {clients} adapters, a token each"
     difference = max(abs(a.value / b.value - 1) for a, b in zip(call.laps, single.laps, strict=True))
     tokens = 4 * clients
     return [

@@ -49,7 +49,7 @@ def random_drafter(shape: DecoderShape, seed: int) -> Drafter:
 
 
 def write_material(drafter: Drafter, bits: int | None, folder: Path) -> Path:
-    """What contestants read: our graphs (``bare`` has no adapter), our weights and the peer's, an adapter's start."""
+    """Writes our graphs (``bare`` without an adapter, ``clients`` for many), both sides' weights, and an adapter."""
     shape, layout = drafter.shape, drafter.layout
     stored = drafter.weights if bits is None else quantise(drafter.weights, bits)
     config = json.dumps(_config(shape))
@@ -58,6 +58,7 @@ def write_material(drafter: Drafter, bits: int | None, folder: Path) -> Path:
     (folder / "peer" / "config.json").write_text(config)
     (folder / "train.onnx").write_bytes(train_graph(layout, bits).SerializeToString())
     (folder / "decode.onnx").write_bytes(decode_graph(shape, layout.rank, bits).SerializeToString())
+    (folder / "clients.onnx").write_bytes(decode_graph(shape, layout.rank, bits, clients=True).SerializeToString())
     (folder / "bare.onnx").write_bytes(decode_graph(shape, None, bits).SerializeToString())
     save_file(dict(stored), folder / "model.safetensors")
     save_file(read_weights(folder, shape), folder / "peer" / "model.safetensors", metadata={"format": "pt"})

@@ -15,7 +15,8 @@ def steps(folder: str, threads: int, context: int, count: int) -> Work:
 
     @torch.inference_mode()
     def lap() -> float:
-        cache.crop(context)
+        if more := cache.get_seq_length() - context:
+            cache.crop(-more)
         for token in _tokens(count)[0]:
             logits = model(token.reshape(1, 1), past_key_values=cache, use_cache=True, logits_to_keep=1).logits
         return float(logits[0, 0, 0])

@@ -53,8 +53,9 @@ def _decoding(sample: Drafter, precisions: list[str], threads: int, laps: int, c
     with progress("decode step", (laps + 1) * (2 * len(precisions) + 1)) as done:
         rows = drafting.step_rows(sample, precisions, threads, laps, seed, done)
     print_rows(f"Decoding, {_named(sample)}, behind {drafting.CONTEXT} tokens, {threads} threads", rows)
-    with progress("many adapters", (laps + 1) * 2) as done:
-        more = drafting.many_rows(sample, clients, threads, laps, seed, done)
+    with progress("many adapters", (laps + 1) * 2 * len(precisions)) as done:
+        many = [drafting.many_rows(sample, name, clients, threads, laps, seed, done) for name in precisions]
+    more = [row for found in many for row in found]
     print_rows(f"Decoding with many adapters, {_named(sample)}, {threads} threads", more)
     return [*rows, *more]
 

@@ -82,6 +82,6 @@ def test_a_stacked_adapter_changes_what_the_adapter_changes(shape):
     assert {name: value.shape for name, value in stacked.items()} == fused_lora_sizes(shape, 3)
     for group, parts in GROUPS.items():
         x = rng.standard_normal(shape.projection_size(parts[0])[1])
-        a, b = (stacked[f"lora.1.{group}.{factor}"][0] for factor in "AB")
+        a, b = (stacked[f"lora.1.{group}.{factor}"] for factor in "AB")
         each = [4.0 * arrays[f"lora.1.{part}.B"] @ (arrays[f"lora.1.{part}.A"] @ x) for part in parts]
         np.testing.assert_allclose(b @ (a @ x), np.concatenate(each), rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from fleetdraft.client.onnx_decoder import OnnxDecoder
 from fleetdraft.client.onnx_model import OnnxModel
-from fleetdraft.client.runtime import bind_weights
+from fleetdraft.client.runtime import BoundWeights, bind_weights, open_session
 from fleetdraft.common.blocks import quantise
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.fusion import decode_tensors, fused, fused_lora
@@ -52,11 +52,17 @@ class Maker:
     def shape(self) -> DecoderShape:
         return DecoderShape.from_directory(self.directory)
 
-    def model(self, rank: int | None = None) -> OnnxModel:
-        path = self.scratch / "decode.onnx"
-        path.write_bytes(decode_graph(self.shape, rank, self.bits).SerializeToString())
+    def weights(self) -> BoundWeights:
         tensors = fused(read_stored(self.stored(), self.shape), self.shape)
-        return OnnxModel(path, bind_weights(decode_tensors(tensors, self.shape.tied)), LIMIT)
+        return bind_weights(decode_tensors(tensors, self.shape.tied))
+
+    def graph(self, rank: int | None, clients: bool = False) -> Path:
+        path = self.scratch / "decode.onnx"
+        path.write_bytes(decode_graph(self.shape, rank, self.bits, clients).SerializeToString())
+        return path
+
+    def model(self, rank: int | None = None) -> OnnxModel:
+        return OnnxModel(self.graph(rank), self.weights(), LIMIT)
 
     def decoder(self, rank: int | None = None) -> OnnxDecoder:
         return OnnxDecoder(self.model(rank))
@@ -118,7 +124,7 @@ def test_an_adapter_of_another_rank_is_refused_and_the_old_one_stays(tiny_model,
     maker = Maker(tiny_model(), tmp_path)
     model = maker.model(rank=3)
     held = model.lora
-    with pytest.raises(ModelError, match=r"the adapter has \(1, 6, 32\) for lora.0.qkv_proj.A, expected \(1, 9, 32\)"):
+    with pytest.raises(ModelError, match=r"the adapter has \(6, 32\) for lora.0.qkv_proj.A, expected \(9, 32\)"):
         model.adapt(random_adapter(LoraLayout(rank=2, alpha=4.0, shape=maker.shape)))
     assert model.lora is held
 
@@ -164,10 +170,11 @@ def test_one_call_serves_clients_with_adapters_and_lengths_of_their_own(maker):
         caches.append({name: cache.copy() for name, cache in decoder.caches.items()})
         expected.append(decoder.score([7])[0].copy())
     feeds = {name: np.concatenate([cache[name] for cache in caches]) for name in caches[0]}
-    feeds |= {name: np.concatenate([fused_lora(a)[name] for a in adapters]) for name in fused_lora(adapters[0])}
+    feeds |= {name: np.stack([fused_lora(a)[name] for a in adapters]) for name in fused_lora(adapters[0])}
     feeds |= {"tokens": np.full((3, 1), 7), "kept": np.ones(1, np.int64), "total": np.array(10, np.int32)}
     feeds |= {"past": np.array(lengths, np.int32)[:, None]}
-    (logits,) = model.session.run(["logits"], feeds)
+    session = open_session(maker.graph(2, clients=True), maker.weights(), threads=1)
+    (logits,) = session.run(["logits"], feeds)
     np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4 * np.abs(expected).max())
 
 

@@ -81,7 +81,7 @@ def test_many_adapters_in_one_call_learn_what_they_learn_one_by_one(drafter: Dra
 
 
 def test_many_adapters_in_one_call_decode_what_they_decode_one_by_one(drafter: Drafter) -> None:
-    *_, difference = drafting.many_rows(drafter, clients=3, threads=1, laps=2, seed=0)
+    *_, difference = drafting.many_rows(drafter, "int8", clients=3, threads=1, laps=2, seed=0)
     assert difference.value < 1e-5
 
 
