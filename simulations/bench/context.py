@@ -12,9 +12,7 @@ from statistics import mean, median
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ...client.options import Options
 from ...client.pair import Pair
@@ -35,10 +33,11 @@ from .arguments import (
 )
 from .setting import open_setting, read_some
 from .stopwatch import block_times, stopwatch
-from .table import Row, run, write_rows
+from .table import Row, figures, run, write_rows
 
 PROGRAM = "python -m fleetdraft.simulations.bench.context"
 LENGTHS = (100, 250, 500, 1000, 1500)
+_HEADINGS = ("context", "own", "least - most", "over shortest", "target", "drafter", "tokens a block", "own a block")
 _WIDTH = 100
 """Columns of the table where the output is no terminal."""
 
@@ -150,32 +149,17 @@ def _texts(prompts: Sequence[str], codec: TextCodec, length: int, count: int) ->
     return texts
 
 
-def _table(rows: Sequence[ContextRow], temperature: float) -> Table:
-    title = f"temperature {temperature:g}: microseconds a token"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (
-        "context",
-        "own",
-        "least - most",
-        "over shortest",
-        "target",
-        "drafter",
-        "tokens a block",
-        "own a block",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            f"{row.context:,}",
-            f"{row.value:,.0f}",
-            f"{row.own_low:,.0f} - {row.own_high:,.0f}",
-            f"{row.ratio:.2f}x" if row.ratio else "-",
-            f"{row.target_us:,.0f}",
-            f"{row.drafter_us:,.0f}",
-            f"{row.mean_acceptance_length:.2f}",
-            f"{row.own_block_us:,.0f}",
-        )
-    return table
+def _cells(row: ContextRow) -> tuple[str, ...]:
+    return (
+        f"{row.context:,}",
+        f"{row.value:,.0f}",
+        f"{row.own_low:,.0f} - {row.own_high:,.0f}",
+        f"{row.ratio:.2f}x" if row.ratio else "-",
+        f"{row.target_us:,.0f}",
+        f"{row.drafter_us:,.0f}",
+        f"{row.mean_acceptance_length:.2f}",
+        f"{row.own_block_us:,.0f}",
+    )
 
 
 def main(
@@ -214,7 +198,7 @@ def main(
     rows: list[ContextRow] = []
     for heat in dict.fromkeys((0.0, temperature)):
         found = _rows(costs(pair, texts, lengths, replace(options, sampling=Sampling(temperature=heat))), heat)
-        console.print(_table(found, heat))
+        console.print(figures(_HEADINGS, map(_cells, found), f"temperature {heat:g}: microseconds a token"))
         rows += found
     if json_file is not None:
         write_rows(json_file, rows)

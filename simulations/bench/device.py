@@ -133,6 +133,8 @@ def main(
       python -m fleetdraft.simulations.bench.device --install .
     """
     check_file(json_file)
+    if install is not None and not (install / "pyproject.toml").is_file():
+        raise ConfigError(f"{install} is not a source tree: no pyproject.toml in it")
     opened = Bundle.open(bundle)
     opened.entry(target)  # a wrong name is told before an installation
     life = {

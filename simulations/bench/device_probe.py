@@ -5,15 +5,13 @@ it and shows what it found.
 """
 
 import json
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-#: ru_maxrss is in KiB on Linux and in bytes on macOS.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+from .memory import peak_bytes
 
 
 def probe(bundle: str, target: str | None, threads: int, prompts: int, new_tokens: int) -> dict[str, Any]:
@@ -32,18 +30,18 @@ def probe(bundle: str, target: str | None, threads: int, prompts: int, new_token
     from fleetdraft.client.bundle import Bundle
     from fleetdraft.client.options import Options
 
-    found = {"import_s": import_s, "imported_bytes": _peak()}
+    found = {"import_s": import_s, "imported_bytes": peak_bytes()}
     opened = Bundle.open(Path(bundle))
     found["open_s"], pair = _timed(lambda: opened.pair(target, threads))
-    found["opened_bytes"] = _peak()
+    found["opened_bytes"] = peak_bytes()
     texts = [f"Question {number}: how does a device learn to draft?\nAnswer:" for number in range(prompts)]
     options = Options(max_new_tokens=new_tokens)
     found["first_text_s"], _ = _timed(lambda: pair.drafted.run(texts[0], options))
     for text in texts[1:]:
         pair.drafted.run(text, options)
-    found["decoded_bytes"] = _peak()
+    found["decoded_bytes"] = peak_bytes()
     _learn(pair, opened.adapter(), texts, options)
-    found["learned_bytes"] = _peak()
+    found["learned_bytes"] = peak_bytes()
     found["torch_loaded"] = "torch" in sys.modules
     return found
 
@@ -61,10 +59,6 @@ def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
     start = perf_counter()
     value = action()
     return perf_counter() - start, value
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from statistics import mean
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from ...client.options import Options
 from ...client.prompts import Prompt
@@ -38,10 +36,23 @@ from .arguments import (
 from .race import Result, race, timed
 from .setting import Setting, open_setting, read_some
 from .stopwatch import own_share
-from .table import Row, run, write_rows
+from .table import Row, figures, run, write_rows
 
 PROGRAM = "python -m fleetdraft.simulations.bench.speedup"
 ALONE, DRAFTED = "alone", "drafted"
+_HEADINGS = (
+    "target",
+    "hidden\nsize",
+    "alone\nms/token",
+    "tau",
+    "gamma",
+    "c",
+    "ideal",
+    "measured",
+    "of the\nideal",
+    "target call\nover alone",
+    "outside\nONNX R.",
+)
 _WIDTH = 110
 """Columns of the table where the output is no terminal."""
 
@@ -106,37 +117,20 @@ def _measured(setting: Setting, prompts: Sequence[Prompt], options: Options, pas
     return speedup_row(setting, options, results[ALONE], results[DRAFTED])
 
 
-def _table(rows: Sequence[SpeedupRow]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in (
-        "target",
-        "hidden\nsize",
-        "alone\nms/token",
-        "tau",
-        "gamma",
-        "c",
-        "ideal",
-        "measured",
-        "of the\nideal",
-        "target call\nover alone",
-        "outside\nONNX R.",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            f"{row.parameters / 1e6:,.0f} M",
-            f"{row.hidden_size:,}",
-            f"{row.target_us / 1e3:.2f}",
-            f"{row.mean_acceptance_length:.2f}",
-            f"{row.drafter_calls:.2f}",
-            f"{row.drafter_cost:.3f}",
-            f"{row.peer_value:.2f}x",
-            f"{row.value:.2f}x",
-            f"{row.ratio:.0%}",
-            f"{row.target_cost:.2f}x",
-            f"{row.own_share:.1%}",
-        )
-    return table
+def _cells(row: SpeedupRow) -> tuple[str, ...]:
+    return (
+        f"{row.parameters / 1e6:,.0f} M",
+        f"{row.hidden_size:,}",
+        f"{row.target_us / 1e3:.2f}",
+        f"{row.mean_acceptance_length:.2f}",
+        f"{row.drafter_calls:.2f}",
+        f"{row.drafter_cost:.3f}",
+        f"{row.peer_value:.2f}x",
+        f"{row.value:.2f}x",
+        f"{row.ratio:.0%}",
+        f"{row.target_cost:.2f}x",
+        f"{row.own_share:.1%}",
+    )
 
 
 def main(
@@ -165,7 +159,9 @@ def main(
         setting = open_setting(bundle, target, adapter, threads, size)
         print(setting.models)
         rows.append(_measured(setting, read_some(prompts, setting, count, max_new_tokens), options, repeats))
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(_table(rows))
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _WIDTH).print(
+        figures(_HEADINGS, map(_cells, rows))
+    )
     if json_file is not None:
         write_rows(json_file, rows)
 

@@ -51,6 +51,16 @@ def print_rows(title: str, rows: Iterable[Row], console: Console | None = None) 
     (console or Console(markup=False, highlight=False)).print(table)
 
 
+def figures(headings: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table of numbers, all to the right."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes ``{"schema": 1, "rows": [{name, value, unit, peer, peer_value, ratio}, ...]}``, atomically."""
     write_json(path, {"schema": 1, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]})

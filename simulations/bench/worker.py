@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import IO, Any
 
 from ...common.errors import FleetdraftError
 from ...common.progress import Advance
+from .memory import peak_bytes
 
 Work = Callable[[], float]
 """One lap. What it returns, a loss for example, is told beside the time."""
@@ -134,17 +134,6 @@ class Worker:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines() or ["no message"]
         return f"a contestant ended with exit code {self._process.returncode}: {lines[-1]}"
-
-
-def peak_bytes() -> int:
-    """The most memory that this process had resident.
-
-    Not ``ru_maxrss``: it survives exec, so that a child would begin with the size of the one who started it.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise WorkerError("the peak of resident memory is not known on this system, expected Linux")
 
 
 def serve(name: str, arguments: Mapping[str, Any]) -> None:
