@@ -134,9 +134,18 @@ class BundleManifest:
         try:
             shape = DecoderShape.from_json(value["shape"])
             targets = tuple(BundleTarget.from_json(target) for target in value["targets"])
-            return cls(**{**value, "shape": shape, "targets": targets})
+            manifest = cls(**{**value, "shape": shape, "targets": targets})
         except (KeyError, TypeError) as error:
             raise ModelError(f"{path}: missing or unknown field: {error}; build the bundle again") from error
+        for name, kind in (("rank", int), ("alpha", (int, float)), ("base", str), ("files", dict)):
+            if not isinstance(getattr(manifest, name), kind):
+                raise ModelError(
+                    f"{path}: {name} is {getattr(manifest, name)!r}, which is damaged; build the bundle again"
+                )
+        if manifest.precision not in PRECISION_BITS:
+            known = ", ".join(PRECISION_BITS)
+            raise ModelError(f"{path}: precision is {manifest.precision!r}, expected one of {known}")
+        return manifest
 
 
 def base_fingerprint(drafter: Path) -> str:

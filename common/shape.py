@@ -79,9 +79,13 @@ class DecoderShape:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "DecoderShape":
         try:
-            return cls(**value)
+            shape = cls(**value)
         except TypeError as error:
             raise ModelError(f"not a decoder shape: {error}") from error
+        for name, given in shape.to_json().items():
+            if not isinstance(given, (int, float)) or given < 0:
+                raise ModelError(f"not a decoder shape: {name} is {given!r}, expected a number")
+        return shape
 
     @classmethod
     def from_directory(cls, directory: Path) -> "DecoderShape":

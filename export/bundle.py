@@ -31,13 +31,16 @@ from ..common.weights import Weights, read_weights
 from .decode_graph import decode_graph
 from .train_graph import train_graph
 
+_MOST_RANK, _MOST_ALPHA = 1024, 1e6
+"""Far beyond any adapter in use: a slip of the finger is told before it costs memory."""
 _REQUIRED = ("config.json", "tokenizer.json")
 _OPTIONAL = ("tokenizer_config.json", "generation_config.json")
 
 
 def _halves(weights: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.generic]]:
     """Matrices as float16; vectors, which cost nothing, stay float32."""
-    return {name: value.astype(np.float16 if value.ndim == 2 else np.float32) for name, value in weights.items()}
+    with np.errstate(over="ignore"):  # told by _check_finite
+        return {name: value.astype(np.float16 if value.ndim == 2 else np.float32) for name, value in weights.items()}
 
 
 def stored(weights: Weights, precision: str) -> Mapping[str, NDArray[Any]]:
@@ -70,10 +73,10 @@ class BundleRecipe:
     def __post_init__(self) -> None:
         if self.precision not in PRECISION_BITS:
             raise ConfigError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISION_BITS)}")
-        if self.rank < 1:
-            raise ConfigError(f"rank is {self.rank}, expected at least 1")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}, expected more than 0")
+        if not 1 <= self.rank <= _MOST_RANK:
+            raise ConfigError(f"rank is {self.rank}, expected 1 to {_MOST_RANK}")
+        if not 0 < self.alpha <= _MOST_ALPHA:
+            raise ConfigError(f"alpha is {self.alpha}, expected more than 0 and at most {_MOST_ALPHA:g}")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}, expected at least 0")
 
@@ -106,7 +109,7 @@ def build_bundle(
     shapes = [_checked_shape(directory) for directory in (drafter, *targets)]
     layout = LoraLayout(rank=recipe.rank, alpha=recipe.alpha, shape=shapes[0])
     with directory_written_whole(out, MANIFEST) as scratch:
-        # Targets first: they take no time, and a broken one is told before the train graph is traced.
+        # Targets first: they take no time, and a broken one is told before the drafter is quantised.
         entries = [_write_target(*pair, scratch, recipe, done) for pair in zip(targets, shapes[1:], strict=True)]
         base = _write_drafter(drafter, scratch / "drafter", layout, recipe, done)
         manifest = BundleManifest(
@@ -122,6 +125,12 @@ def build_bundle(
     return manifest
 
 
+def _check_finite(source: Path, tensors: Mapping[str, NDArray[Any]], how: str) -> None:
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ModelError(f"{source}: tensor {name} holds values that are not finite {how}")
+
+
 def vocabulary_family(tokenizer: Path) -> str:
     """Kind and size of a ``tokenizer.json``'s vocabulary: ``bbpe-N`` for byte-level ones, ``spm-N`` for all others."""
     value = read_json(tokenizer)
@@ -132,7 +141,10 @@ def vocabulary_family(tokenizer: Path) -> str:
 def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: BundleRecipe, done: Advance) -> str:
     """Writes ``drafter/`` and returns the base fingerprint."""
     _copy_description(source, folder)
-    tensors = stored(read_weights(source, layout.shape), recipe.precision)
+    weights = read_weights(source, layout.shape)
+    _check_finite(source, weights, "as they are")
+    tensors = stored(weights, recipe.precision)
+    _check_finite(source, tensors, f"in {recipe.precision}")
     write_atomic(folder / "model.safetensors", save(dict(tensors), metadata={"format": "pt"}))
     done("weights")
     graph = decode_graph(layout.shape, layout.rank, PRECISION_BITS[recipe.precision])

@@ -34,7 +34,7 @@ _INSTALLERS = ("pip", "setuptools", "wheel")
 
 
 def lives(python: Path, life: dict[str, Any], times: int) -> dict[str, float]:
-    """The medians of ``device_probe.probe`` in so many processes.
+    """The medians of ``device_probe.probe`` in so many processes, and ``first_open_s``: with an empty cache of tries.
 
     Args:
       python: the interpreter, with fleetdraft in it.
@@ -43,12 +43,16 @@ def lives(python: Path, life: dict[str, Any], times: int) -> dict[str, float]:
     Raises:
       ConfigError: the process fails or takes too long.
     """
-    found: list[dict[str, float]] = []
-    with progress("devices", total=times) as advance:
+    first, again = list[dict[str, float]](), list[dict[str, float]]()
+    with progress("devices", total=2 * times) as advance:
         for _ in range(times):
-            found.append(json.loads(_output(python, ["-m", device_probe.__name__, json.dumps(life)])))
-            advance("")
-    return {name: median(one[name] for one in found) for name in found[0]}
+            with tempfile.TemporaryDirectory() as cache:
+                for found in (first, again):
+                    words = ["-m", device_probe.__name__, json.dumps(life)]
+                    found.append(json.loads(_output(python, words, cache=cache)))
+                    advance("")
+    medians = {name: median(one[name] for one in again) for name in again[0]}
+    return medians | {"first_open_s": median(one["open_s"] for one in first)}
 
 
 def installed(source: Path, folder: Path) -> Path:
@@ -75,8 +79,9 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _output(python: Path, words: Sequence[str], timeout_s: float = _PROBE_TIMEOUT_S) -> str:
+def _output(python: Path, words: Sequence[str], timeout_s: float = _PROBE_TIMEOUT_S, cache: str = "") -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"FLEETDRAFT_CACHE": cache} if cache else {}
     command = [str(python), *words]
     try:
         done = subprocess.run(
@@ -94,8 +99,9 @@ def _life_rows(found: dict[str, float], bundle_bytes: int) -> list[Row]:
     mebibytes = {name: value / _MIB for name, value in found.items() if name.endswith("_bytes")}
     return [
         Row(name="bundle on disk", value=bundle_bytes / _MIB, unit="MiB"),
-        Row(name="import fleetdraft.client", value=found["import_s"] * 1e3, unit="ms"),
-        Row(name="open the bundle and a pair", value=found["open_s"] * 1e3, unit="ms"),
+        Row(name="import fleetdraft.client.bundle", value=found["import_s"] * 1e3, unit="ms"),
+        Row(name="open the bundle and a pair, the first time", value=found["first_open_s"] * 1e3, unit="ms"),
+        Row(name="open the bundle and a pair, again", value=found["open_s"] * 1e3, unit="ms"),
         Row(name="first text", value=found["first_text_s"] * 1e3, unit="ms"),
         Row(name="peak resident, imported", value=mebibytes["imported_bytes"], unit="MiB"),
         Row(name="peak resident, opened", value=mebibytes["opened_bytes"], unit="MiB"),

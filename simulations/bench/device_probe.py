@@ -31,8 +31,7 @@ def probe(bundle: str, target: str | None, threads: int, prompts: int, new_token
     from fleetdraft.client.options import Options
 
     found = {"import_s": import_s, "imported_bytes": peak_bytes()}
-    opened = Bundle.open(Path(bundle))
-    found["open_s"], pair = _timed(lambda: opened.pair(target, threads))
+    found["open_s"], (opened, pair) = _timed(lambda: _opened(Bundle.open(Path(bundle)), target, threads))
     found["opened_bytes"] = peak_bytes()
     texts = [f"Question {number}: how does a device learn to draft?\nAnswer:" for number in range(prompts)]
     options = Options(max_new_tokens=new_tokens)
@@ -44,6 +43,10 @@ def probe(bundle: str, target: str | None, threads: int, prompts: int, new_token
     found["learned_bytes"] = peak_bytes()
     found["torch_loaded"] = "torch" in sys.modules
     return found
+
+
+def _opened(bundle: Any, target: str | None, threads: int) -> tuple[Any, Any]:
+    return bundle, bundle.pair(target, threads)
 
 
 def _learn(pair: Any, adapter: Any, texts: list[str], options: Any) -> None:

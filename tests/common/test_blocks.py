@@ -39,6 +39,13 @@ def test_four_bits_are_no_worse_in_sum_than_cutting_nothing(matrix):
     assert error <= np.square(plain - np.abs(matrix)).sum() * (1 + 1e-5) + 1e-12
 
 
+def test_cutting_the_peaks_of_a_bell_curve_costs_less_than_it_gives(monkeypatch):
+    matrix = np.random.default_rng(0).standard_normal((64, 4 * BLOCK)).astype(np.float32)
+    cut = np.square(_read_back(matrix, 4) - matrix).mean()
+    monkeypatch.setattr("fleetdraft.common.blocks._CUTS", {4: (1.0,)})
+    assert cut < 0.95 * np.square(_read_back(matrix, 4) - matrix).mean()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_values_on_the_grid_come_back_exactly(bits):
     """Half the range, so that any block's peak, whatever its sign, keeps the rest on the grid."""

@@ -80,6 +80,27 @@ def test_a_manifest_reads_back_equal(bundle):
     assert BundleManifest.read(directory) == manifest
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "int2"}, "precision is 'int2', expected one of fp32, fp16, int8, int4"),
+        ({"files": [1]}, "files is .*damaged"),
+        ({"rank": "8"}, "rank is '8'.*damaged"),
+    ],
+)
+def test_a_manifest_with_a_damaged_field_is_refused_with_its_name(bundle, change, message):
+    directory, manifest = bundle
+    (directory / MANIFEST).write_text(json.dumps(manifest.to_json() | change))
+    with pytest.raises(ModelError, match=message):
+        BundleManifest.read(directory)
+
+
+def test_a_shape_with_a_size_that_is_no_number_is_refused(bundle):
+    value = bundle[1].shape.to_json() | {"hidden_size": "72"}
+    with pytest.raises(ModelError, match="hidden_size is '72', expected a number"):
+        DecoderShape.from_json(value)
+
+
 def test_a_target_is_found_by_shape_and_tokenizer(bundle, target, tmp_path):
     _, manifest = bundle
     assert manifest.target_for(target).name == "t"

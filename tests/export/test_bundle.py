@@ -183,6 +183,17 @@ def test_a_failed_build_leaves_nothing(models, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(("value", "precision"), [(np.nan, "int4"), (np.inf, "fp32"), (1e5, "fp16")])
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_written(models, tmp_path, value, precision):
+    broken = Path(shutil.copytree(models[0], tmp_path / "broken"))
+    weights = read_weights(broken, DecoderShape.from_directory(broken))
+    weights[EMBEDDING][3, 4] = value
+    save_file(weights, broken / "model.safetensors")
+    with pytest.raises(ModelError, match=f"{EMBEDDING} holds values that are not finite"):
+        build_bundle(broken, [models[1]], tmp_path / "b", BundleRecipe(precision=precision))
+    assert not (tmp_path / "b").exists()
+
+
 def test_models_that_cannot_be_used_are_named(models, tmp_path):
     drafter, target = models
     bare = Path(shutil.copytree(target, tmp_path / "bare"))
@@ -204,7 +215,16 @@ def test_two_targets_of_one_name_are_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("precision", "int3"), ("rank", 0), ("alpha", 0.0), ("alpha", float("nan")), ("seed", -1)]
+    ("field", "value"),
+    [
+        ("precision", "int3"),
+        ("rank", 0),
+        ("alpha", 0.0),
+        ("alpha", float("nan")),
+        ("alpha", float("inf")),
+        ("rank", 2000),
+        ("seed", -1),
+    ],
 )
 def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
     with pytest.raises(ConfigError, match=f"{field} is .*{value}.*, expected"):
