@@ -224,7 +224,8 @@ def evaluate(
     prompts: PromptsOption,
     bundle: BundleOption = EMBEDDED,
     target: Annotated[
-        list[str] | None, typer.Option("--target", metavar="DIR", help="As in generate; repeat for several targets.")
+        list[str] | None,
+        typer.Option("--target", metavar="DIR", help="As in generate, by default the first; repeat for several."),
     ] = None,
     adapter: AdapterOption = None,
     temperature: TemperatureOption = 0.0,
@@ -256,6 +257,8 @@ def evaluate(
     by_task = _by_task(read_prompts(prompts))
     rows = []
     names: Sequence[str | None] = target or [None]
+    for name in names:  # a wrong name is told before the first is measured
+        Bundle.open(bundle).entry(name)
     for name in names:
         opened = _open(bundle, name, threads, adapter, paths)
         for chosen in by_task.values():

@@ -45,7 +45,7 @@ class MissingExtraError(UserError):
     def __init__(self, command: str, extra: str, module: str) -> None:
         super().__init__(
             f"'{command}' needs the extra [{extra}] (module '{module}' is not installed); "
-            f"run: pip install 'fleetdraft[{extra}]'"
+            f"run in the source tree: pip install '.[{extra}]'"
         )
 
 

@@ -162,6 +162,8 @@ def _write_target(source: Path, shape: DecoderShape, bundle: Path, recipe: Bundl
     name = _name(source)
     folder = bundle / "targets" / name
     _copy_description(source, folder)
+    if not list(source.glob("*.safetensors")):
+        raise ModelError(f"{source} holds no *.safetensors file, which a device runs the target from")
     (folder / "decode.onnx").write_bytes(decode_graph(shape).SerializeToString())
     if recipe.include_targets:
         _copy_weights(source, folder)
@@ -183,10 +185,7 @@ def _copy_description(source: Path, folder: Path) -> None:
 
 
 def _copy_weights(source: Path, folder: Path) -> None:
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{source} holds no *.safetensors file, which --include-targets would copy")
-    for file in files:
+    for file in sorted(source.glob("*.safetensors")):
         shutil.copyfile(file, folder / file.name)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ..common.errors import ConfigError
-from ..common.files import directory_written_whole, read_json, write_json
+from ..common.files import directory_written_whole, read_json, write_atomic, write_json
 
 MARKER = "fleetdraft_merged.json"
 """What tells a merged checkpoint, which may be replaced, from a model directory of another origin."""
@@ -38,7 +38,7 @@ def write_merged(
     """
     with directory_written_whole(out, MARKER) as scratch:
         tensors = {name: _stored(name, value, storage) for name, value in weights.items()}
-        save_file(tensors, scratch / "model.safetensors", metadata={"format": "pt"})
+        write_atomic(scratch / "model.safetensors", save(tensors, metadata={"format": "pt"}))
         for name in _COMPANIONS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, scratch / name)

@@ -29,7 +29,7 @@ def demo(
     """Runs the embedded fleet offline: twelve clients, three targets, one drafter for all.
 
     Each client drafts with the shared drafter, learns online from what its target accepts and sends only a LoRA
-    update; a Flower server aggregates. It ends with a table and report.html, in about three minutes on two cores.
+    update; a Flower server aggregates. It ends with a table and report.html, in about four minutes on two cores.
 
     Example:
 

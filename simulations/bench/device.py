@@ -124,12 +124,17 @@ def main(
     target: Annotated[str | None, typer.Option("--target", metavar="DIR", help="Default: the bundle's first.")] = None,
     install: Annotated[
         Path | None,
-        typer.Option("--install", metavar="SOURCE", help="Install this source tree without extras, and live in it."),
+        typer.Option(
+            "--install",
+            metavar="SOURCE",
+            help="Install this source tree without extras into a new environment, and measure that.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Of the target; the drafter has one.")] = 2,
     texts: Annotated[int, typer.Option("--texts", min=1, help="To generate, and again to learn from.")] = 16,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Of a text.")] = 48,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Lives; figures are their medians.")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Processes; figures are their medians.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Two texts of 8 tokens, one process.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Measures a device: opening, memory by stage, and the disk of the base install.
@@ -138,6 +143,8 @@ def main(
 
       python -m fleetdraft.simulations.bench.device --install .
     """
+    if quick:
+        texts, max_new_tokens, repeats = min(texts, 2), min(max_new_tokens, 8), 1
     check_file(json_file)
     if install is not None and not (install / "pyproject.toml").is_file():
         raise ConfigError(f"{install} is not a source tree: no pyproject.toml in it")
@@ -155,7 +162,8 @@ def main(
         rows = _life_rows(found := lives(python, life, repeats), _size(opened.directory))
         if install is not None:
             rows += _install_rows(python)
-    print_rows(f"{life['bundle']}, {threads} threads, {texts} texts of {max_new_tokens} tokens", rows)
+    print(f"{bundle}, {threads} threads, {texts} texts of {max_new_tokens} tokens")
+    print_rows("", rows)
     print("torch was loaded" if found["torch_loaded"] else "torch was not loaded")
     if json_file is not None:
         write_rows(json_file, rows)

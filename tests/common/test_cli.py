@@ -157,7 +157,7 @@ def test_help_of_one_command_goes_to_stdout(site, capsys):
         (["refuse"], 2, "fleetdraft: error: rank is 0, expected at least 1"),
         (["tear"], 1, "fleetdraft: error: release 7 is torn"),
         (["read", "/no/such/file"], 2, "fleetdraft: error: /no/such/file: No such file or directory"),
-        (["need"], 2, "pip install 'fleetdraft[export]'"),
+        (["need"], 2, "pip install '.[export]'"),
         (["interrupt"], 130, "fleetdraft: interrupted"),
     ],
 )  # fmt: skip
