@@ -13,10 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..common.embedded import EMBEDDED
+from ..common.bundle import check_outside
+from ..common.embedded import EMBEDDED, located
 from ..common.errors import ConfigError
 from ..common.files import check_file, check_replaceable, write_json
-from ..common.lora import LoraAdapter
+from ..common.lora import ABOUT, LoraAdapter
 from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
@@ -183,7 +184,8 @@ def adapt(
     """
     if draft_tokens < 1:
         raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: what is not drafted teaches nothing")
-    check_replaceable(out, "adapter_config.json")
+    check_replaceable(out, ABOUT)
+    check_outside(out, located(bundle))
     check_file(json_file)
     loss, optimizer = (
         HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),

@@ -42,6 +42,10 @@ class LearnerConfig:
             raise ConfigError(f"factors is {self.factors}, expected A, B or both")
 
 
+#: The newest steps whose losses are remembered: enough to see a run's course, bounded where prompts never end.
+LOSSES_KEPT = 4096
+
+
 class OnlineLearner:
     """A witness of generation that trains between prompts.
 
@@ -61,6 +65,7 @@ class OnlineLearner:
         """Starts from ``adapter``; ``on_change`` puts each improved one in force."""
         self.adapter = adapter
         self.losses: list[float] = []
+        """Of the newest ``LOSSES_KEPT`` steps."""
         self.training = TrainCounters()
         self._step, self._writer, self._config = step, writer, config
         self._on_change = on_change
@@ -90,24 +95,36 @@ class OnlineLearner:
             self.train()
 
     def train(self) -> None:
-        """Runs the configured number of steps on the replay and puts the result in force."""
+        """Runs the configured number of steps on the replay and puts the result in force.
+
+        All or nothing: if a step fails, ``adapter`` stays the one in force, and optimiser, losses and counters stay as
+        before the first; lessons stay too.
+
+        Raises:
+          TrainingError: a loss or gradient is not finite.
+        """
         self._since = 0
         if not len(self._replay):
             return
+        adapter, optimizer, losses, done = self.adapter, self._optimizer.copy(), list[float](), TrainCounters()
         try:
             for _ in range(self._config.steps):
-                self._improve()
+                gradient = self._gradient(adapter)
+                adapter = optimizer.update(adapter, self._allowed(gradient))
+                losses.append(gradient.loss)
+                done += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
         finally:
             # Until the next time the device has the memory of a step for other things; opening is quick.
             self._step.close()
-        self._on_change(self.adapter)
+        self._on_change(adapter)
+        self.adapter, self._optimizer = adapter, optimizer
+        self.losses = (self.losses + losses)[-LOSSES_KEPT:]
+        self.training += done
 
-    def _improve(self) -> None:
-        gradient = self._step(self.adapter.arrays, self._replay.batch(self._config.batch_size))
+    def _gradient(self, adapter: LoraAdapter) -> Gradient:
+        gradient = self._step(adapter.arrays, self._replay.batch(self._config.batch_size))
         _check_finite(gradient)
-        self.losses.append(gradient.loss)
-        self.training += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
-        self.adapter = self._optimizer.update(self.adapter, self._allowed(gradient))
+        return gradient
 
     def _allowed(self, gradient: Gradient) -> dict[str, np.ndarray]:
         return {n: g for n, g in gradient.arrays.items() if n.rpartition(".")[2] in self._config.factors}

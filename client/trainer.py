@@ -69,6 +69,7 @@ class TrainStep:
           lessons: the batch; padded to the longest.
 
         Raises:
+          ConfigError: there is no lesson.
           ModelError: the graph is missing or cannot be opened.
         """
         return self.each([adapter], [lessons])[0]
@@ -79,7 +80,12 @@ class TrainStep:
         """Runs many adapters in one call, each on its own batch: the same numbers as one at a time.
 
         Memory grows with the sum of all positions, not with the number of adapters.
+
+        Raises:
+          ConfigError: there is no batch, or one without lessons.
+          ModelError: as for one.
         """
+        _check_batches(batches)
         if self._session is None:
             self._session = open_session(self._graph, {}, self._threads, varying=True)
         names = [output.name for output in self._session.get_outputs()]
@@ -115,6 +121,14 @@ class TrainStep:
                 self._buffers[name] = np.empty(size, np.float32)
             np.stack([adapter[name] for adapter in adapters], out=self._buffers[name])
         return self._buffers
+
+
+def _check_batches(batches: Sequence[Sequence[Lesson]]) -> None:
+    sizes = [len(lessons) for lessons in batches]
+    if not sizes or not all(sizes):
+        raise ConfigError(
+            f"batches of {sizes} lessons, expected at least one batch and a lesson in each; leave out clients without"
+        )
 
 
 def collate(batches: Sequence[Sequence[Lesson]], loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
@@ -184,6 +198,13 @@ class AdamW:
         self._step = 0
         self._mean: Arrays = {}
         self._square: Arrays = {}
+
+    def copy(self) -> "AdamW":
+        """Another that has seen the same; what either sees from now on is its own."""
+        other = AdamW(self._config)
+        # Averages are replaced and never written into.
+        other._step, other._mean, other._square = self._step, dict(self._mean), dict(self._square)
+        return other
 
     def update(self, adapter: LoraAdapter, gradient: Mapping[str, NDArray[np.float32]]) -> LoraAdapter:
         """One step on the tensors that ``gradient`` names; its norm over all of them is bounded first."""

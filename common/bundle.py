@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .errors import FingerprintError, ModelError
+from .errors import ConfigError, FingerprintError, ModelError
 from .files import read_json, sha256_file, write_json
 from .lora import LoraLayout
 from .shape import DecoderShape
@@ -146,6 +146,16 @@ class BundleManifest:
             known = ", ".join(PRECISION_BITS)
             raise ModelError(f"{path}: precision is {manifest.precision!r}, expected one of {known}")
         return manifest
+
+
+def check_outside(out: Path, bundle: Path) -> None:
+    """Returns if what is written at ``out`` does not change a bundle.
+
+    Raises:
+      ConfigError: it lies in the bundle's directory.
+    """
+    if out.resolve().is_relative_to(bundle.resolve()):
+        raise ConfigError(f"--out {out} is in the bundle {bundle}, whose digests would fail; choose another place")
 
 
 def base_fingerprint(drafter: Path) -> str:

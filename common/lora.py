@@ -18,7 +18,18 @@ from safetensors.numpy import save
 from .errors import FingerprintError, ModelError
 from .files import directory_written_whole, write_atomic, write_json
 from .low_rank import LowRank
-from .peft_format import CONFIG, TENSORS, Projection, module_name, plain_config, read_object, read_tensors, tensor_name
+from .peft_format import (
+    CONFIG,
+    TENSORS,
+    PeftConfig,
+    Projection,
+    float_matrix,
+    module_name,
+    plain_config,
+    read_object,
+    read_tensors,
+    tensor_name,
+)
 from .shape import PROJECTIONS, DecoderShape
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -112,12 +123,12 @@ class LoraAdapter:
         """Writes a PEFT directory, atomically as a whole.
 
         Args:
-          directory: replaced if it exists.
+          directory: replaced if it exists and this project wrote it.
           base_fingerprint: of the drafter's weights that the adapter was trained on; checked by ``load``.
           extra: further keys for ``fleetdraft.json``.
           base_model: name or path of the base for those who open the directory with PEFT.
         """
-        with directory_written_whole(Path(directory), CONFIG) as scratch:
+        with directory_written_whole(Path(directory), ABOUT) as scratch:
             tensors = {_peft_name(n): np.ascontiguousarray(v) for n, v in self.arrays.items()}
             write_atomic(scratch / TENSORS, save(tensors, metadata={"format": "pt"}))
             write_json(scratch / CONFIG, plain_config(self.layout.rank, self.layout.alpha, base_model))
@@ -129,7 +140,7 @@ class LoraAdapter:
         """Reads a directory that ``save`` wrote and that fits ``layout``.
 
         Raises:
-          ModelError: not such a directory, or a torn one.
+          ModelError: not such a directory, a torn one, or its settings ask for something else than plain LoRA.
           FingerprintError: made for another base, rank, alpha or shape.
         """
         directory = Path(directory)
@@ -140,6 +151,7 @@ class LoraAdapter:
             )
         tensors = read_tensors(directory)
         about = read_object(directory / ABOUT)
+        _check_settings(PeftConfig.read(directory), directory, layout)
         _check_fingerprints(directory, about, layout, base_fingerprint)
         adapter = cls(layout=layout, arrays=_from_peft(tensors, layout, directory))
         _check_content(adapter, about, directory)
@@ -158,18 +170,25 @@ def _from_peft(tensors: Mapping[str, NDArray[Any]], layout: LoraLayout, director
         if value is None or value.shape != size:
             given = "nothing" if value is None else value.shape
             raise FingerprintError(f"{directory}: tensor {_peft_name(name)} is {given}, expected {size}")
-        arrays[name] = value.astype(np.float32)
+        arrays[name] = float_matrix(_peft_name(name), value, directory)
     return arrays
 
 
+def _check_settings(config: PeftConfig, directory: Path, layout: LoraLayout) -> None:
+    """PEFT would compute what this project does: every projection adapted, with the layout's rank and scaling."""
+    for projection in ((layer, name) for layer in range(layout.shape.layers) for name in PROJECTIONS):
+        where = f"{directory}/{CONFIG}: {module_name(projection)}"
+        if not config.adapts(projection):
+            raise FingerprintError(f"{where} is left out, expected every projection; write the settings as saved")
+        rank, scaling = config.rank_of(projection), config.scaling(projection)
+        if (rank, scaling) != (layout.rank, layout.scaling):
+            raise FingerprintError(
+                f"{where} has rank {rank} and scaling {scaling:g}, expected rank {layout.rank} and scaling "
+                f"{layout.scaling:g}; 'fleetdraft adapter import' converts an adapter whose settings are as saved"
+            )
+
+
 def _check_fingerprints(directory: Path, about: Mapping[str, Any], layout: LoraLayout, base_fingerprint: str) -> None:
-    config = read_object(directory / CONFIG)
-    if (config.get("r"), config.get("lora_alpha")) != (layout.rank, layout.alpha):
-        raise FingerprintError(
-            f"{directory}: adapter has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "
-            f"this bundle expects rank {layout.rank} and alpha {layout.alpha}; "
-            "'fleetdraft adapter import' converts it"
-        )
     for key, expected in (("base", base_fingerprint), ("layout", layout.fingerprint)):
         if about.get(key) != expected:
             raise FingerprintError(
@@ -182,5 +201,3 @@ def _check_content(adapter: LoraAdapter, about: Mapping[str, Any], directory: Pa
     expected = about.get("digest")
     if expected != adapter.digest:
         raise ModelError(f"{directory}: content does not match its digest {str(expected)[:12]}…; the files are damaged")
-    if not all(np.isfinite(value).all() for value in adapter.arrays.values()):
-        raise ModelError(f"{directory}: the adapter holds values that are not finite")

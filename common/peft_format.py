@@ -38,7 +38,9 @@ _HARMLESS = {
 }  # fmt: skip
 #: Initialisations that leave the base as it is. The others (PiSSA, OLoRA, LoftQ …) adapt a base that they changed.
 _INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-_NAME = re.compile(r"base_model\.model\.(model\.layers\.(\d+)\.(\w+)\.(\w+))\.lora_([AB])\.weight")
+#: Of a rank or an alpha: with more, no scaling is a float32.
+_LARGEST = float(np.finfo(np.float32).max)
+_NAME = re.compile(r"base_model\.model\.model\.layers\.(0|[1-9][0-9]{0,5})\.(\w+)\.(\w+)\.lora_([AB])\.weight")
 
 
 def module_name(projection: Projection) -> str:
@@ -72,7 +74,7 @@ def plain_config(rank: int, alpha: float, base_model: str) -> dict[str, Any]:
 class PeftConfig:
     """The settings that say what the factors compute.
 
-    rank, alpha: where ``ranks`` and ``alphas`` (by pattern of module names) say nothing else.
+    rank, alpha: where ``ranks`` and ``alphas`` (by pattern of whole module names) say nothing else.
     rslora: scaling is alpha / sqrt(rank) instead of alpha / rank.
     targets: a regular expression of whole module names, or ends of them; excluded likewise.
     layers: the adapted ones; None for all. base_model: name or path of the base, as its author wrote it.
@@ -119,14 +121,14 @@ class PeftConfig:
                 rank=_positive(config["r"], int),
                 alpha=_positive(config["lora_alpha"], float),
                 rslora=bool(config.get("use_rslora")),
-                ranks={_pattern(k): _positive(v, int) for k, v in (config.get("rank_pattern") or {}).items()},
-                alphas={_pattern(k): _positive(v, float) for k, v in (config.get("alpha_pattern") or {}).items()},
+                ranks={_end_of_name(k): _positive(v, int) for k, v in (config.get("rank_pattern") or {}).items()},
+                alphas={_end_of_name(k): _positive(v, float) for k, v in (config.get("alpha_pattern") or {}).items()},
                 targets=_modules(config["target_modules"]),
                 excluded=_modules(config.get("exclude_modules") or []),
                 layers=_layers(config.get("layers_to_transform")),
                 base_model=str(config.get("base_model_name_or_path") or ""),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
             raise ModelError(f"{path}: missing or malformed setting: {error}") from error
 
 
@@ -153,7 +155,7 @@ class PeftAdapter:
             projection, factor = _parse(name, directory)
             if not config.adapts(projection):
                 raise ModelError(f"{directory}: tensor {name} is of a module that target_modules leaves out")
-            pairs.setdefault(projection, {})[factor] = _checked(name, value, directory)
+            pairs.setdefault(projection, {})[factor] = float_matrix(name, value, directory)
         if not pairs:
             raise ModelError(f"{directory}/{TENSORS} holds no tensors")
         changes = {key: _change(key, pairs[key], config, directory) for key in sorted(pairs, key=_order)}
@@ -175,6 +177,21 @@ def read_tensors(directory: Path) -> dict[str, NDArray[np.generic]]:
             "save it again with save_pretrained(…, safe_serialization=True)"
         )
     raise ModelError(f"{directory} is not an adapter directory: no {TENSORS} in it")
+
+
+def float_matrix(name: str, value: NDArray[np.generic], directory: Path) -> NDArray[np.float32]:
+    """A tensor of ``directory`` as a float32 matrix.
+
+    Raises:
+      ModelError: it is none, or holds a value that float32 has not.
+    """
+    if value.ndim != 2 or not np.issubdtype(value.dtype, np.floating):
+        raise ModelError(f"{directory}: tensor {name} is {value.dtype} {value.shape}, expected a matrix of floats")
+    with np.errstate(over="ignore"):  # an overflow is told below
+        matrix = value.astype(np.float32)
+    if not np.isfinite(matrix).all():
+        raise ModelError(f"{directory}: tensor {name} holds values that are not finite in float32")
+    return matrix
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -202,13 +219,18 @@ def _refuse_other_than_lora(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _positive(value: Any, kind: type[int] | type[float]) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value < math.inf:
-        raise ValueError(f"{value!r} where a positive {kind.__name__} is expected")
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not 0 < value <= _LARGEST:
+        raise ValueError(f"{repr(value)[:60]} where a positive {kind.__name__} that float32 holds is expected")
     return kind(value)
 
 
 def _pattern(text: str) -> str:
     return re.compile(text).pattern
+
+
+def _end_of_name(text: str) -> str:
+    """The expression that PEFT makes of a key of ``rank_pattern`` or ``alpha_pattern``; flags such as (?i) break it."""
+    return _pattern(rf"(.*\.)?({text})$")
 
 
 def _modules(value: Any) -> str | tuple[str, ...]:
@@ -235,27 +257,19 @@ def _matches(modules: str | tuple[str, ...], name: str) -> bool:
 
 
 def _by_pattern(values: Mapping[str, Any], projection: Projection, default: Any) -> Any:
-    """The value of the first pattern that matches an end of the module's name."""
+    """The value of the first pattern that matches the module's name."""
     name = module_name(projection)
-    return next((v for key, v in values.items() if re.match(rf"(.*\.)?({key})$", name)), default)
+    return next((v for key, v in values.items() if re.match(key, name)), default)
 
 
 def _parse(name: str, directory: Path) -> tuple[Projection, str]:
     match = _NAME.fullmatch(name)
-    if match is None or PROJECTIONS.get(match[4]) != match[3]:
+    if match is None or PROJECTIONS.get(match[3]) != match[2]:
         raise ModelError(
-            f"{directory}: tensor {name} is no LoRA factor of a decoder's projection; "
+            f"{directory}: tensor {name[:100]!r} is no LoRA factor of a decoder's projection; "
             f"only {', '.join(PROJECTIONS)} can be adapted"
         )
-    return (int(match[2]), match[4]), match[5]
-
-
-def _checked(name: str, value: NDArray[np.generic], directory: Path) -> NDArray[np.float32]:
-    if value.ndim != 2 or not np.issubdtype(value.dtype, np.floating):
-        raise ModelError(f"{directory}: tensor {name} is {value.dtype} {value.shape}, expected a matrix of floats")
-    if not np.isfinite(value).all():
-        raise ModelError(f"{directory}: tensor {name} holds values that are not finite")
-    return value.astype(np.float32)
+    return (int(match[1]), match[3]), match[4]
 
 
 def _change(

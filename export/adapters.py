@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ..common.bundle import BundleManifest, base_fingerprint
-from ..common.errors import ConfigError, FingerprintError
+from ..common.errors import ConfigError, FingerprintError, ModelError
 from ..common.lora import ABOUT, LoraAdapter, LoraLayout
 from ..common.low_rank import LowRank
 from ..common.peft_format import PeftAdapter, PeftConfig, Projection, module_name, read_object
@@ -89,6 +89,7 @@ def judge_base(found: Found, bundle: Path, manifest: BundleManifest, original: P
     )
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused at the end
 def fit(changes: Mapping[Projection, LowRank], layout: LoraLayout, truncate: bool = False) -> Fitted:
     """Brings changes to a layout.
 
@@ -99,9 +100,11 @@ def fit(changes: Mapping[Projection, LowRank], layout: LoraLayout, truncate: boo
     Raises:
       FingerprintError: a change is of a matrix that the decoder does not have.
       ConfigError: a rank is above the layout's, and ``truncate`` is not set.
+      ModelError: float32 cannot hold the result.
     """
     for projection, change in changes.items():
         _check_size(projection, change, layout)
+        _check_finite(projection, change)
     wide = {projection for projection, change in changes.items() if change.rank > layout.rank}
     if not wide:
         return Fitted(adapter=_filled(changes, layout), truncated=0, loss=0.0)
@@ -125,7 +128,20 @@ def _filled(changes: Mapping[Projection, LowRank], layout: LoraLayout) -> LoraAd
         arrays[f"lora.{layer}.{name}.A"][: change.rank] = change.a
         scale = np.float64(change.scaling / layout.scaling)
         arrays[f"lora.{layer}.{name}.B"][:, : change.rank] = scale * change.b
-    return LoraAdapter(layout=layout, arrays=arrays)
+    adapter = LoraAdapter(layout=layout, arrays=arrays)
+    for projection, change in adapter.changes.items():  # B took the ratio of the scalings
+        _check_finite(projection, change)
+    return adapter
+
+
+def _check_finite(projection: Projection, change: LowRank) -> None:
+    """No value of the factors, of their product or of its partial sums overflows (Cauchy and Schwarz)."""
+    a, b = (float(np.linalg.norm(factor.astype(np.float64))) for factor in (change.a, change.b))
+    if not all(size < np.finfo(np.float32).max for size in (a, b, a * b, change.scaling * a * b)):
+        raise ModelError(
+            f"the adapter changes {module_name(projection)} by values that are not finite in float32; "
+            "its alpha or its factors are too large"
+        )
 
 
 def _check_size(projection: Projection, change: LowRank, layout: LoraLayout) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common.bundle import BundleManifest
+from ..common.bundle import BundleManifest, check_outside
 from ..common.embedded import EMBEDDED, located
 from ..common.errors import ConfigError, UserError
 from ..common.files import check_replaceable
@@ -69,6 +69,7 @@ def import_adapter(
     _check_output(out, path)
     bundle = located(bundle)
     manifest = BundleManifest.read(bundle)
+    check_outside(out, bundle)
     found = find_adapter(path, manifest)
     fitted = fit(found.changes, manifest.layout, truncate)
     verdict = judge_base(found, bundle, manifest, base)
@@ -135,6 +136,7 @@ def export(
     _check_distinct(out, source)
     bundle = located(bundle)
     manifest = BundleManifest.read(bundle)
+    check_outside(out, bundle)
     job = _Export(
         out=out,
         adapter=LoraAdapter.load(source, manifest.layout, manifest.base),

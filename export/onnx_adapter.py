@@ -47,7 +47,7 @@ class OnnxAdapterFile:
                 adapter_version=file.get_adapter_version(),
                 parameters=file.get_parameters(),
             )
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the second of a tensor's name
             raise ModelError(f"{path} is not a readable .onnx_adapter file") from error
 
     def adapter(self, path: Path, layout: LoraLayout, base: str) -> LoraAdapter:

@@ -67,5 +67,5 @@ def many_rows(
     return [
         Row(name=title, value=tokens / call.seconds, unit="tokens/s", peer="one by one",
             peer_value=tokens / single.seconds),
-        Row(name=f"{title}: difference of the summed logits", value=difference, unit="of the sum"),
+        Row(name=f"{title}: difference of the last logits, summed", value=difference, unit="of the sum"),
     ]  # fmt: skip

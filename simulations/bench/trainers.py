@@ -1,6 +1,6 @@
 """Our contestants of the training benchmark, each made in a process of its own (``worker.py``). No torch is imported.
 
-A folder holds what ``training.write_material`` put there.
+A folder holds what ``material.write_material`` put there.
 """
 
 from collections.abc import Iterator

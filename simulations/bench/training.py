@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -44,18 +45,24 @@ def loss_rows(
     steps: int,
     done: Advance = lambda remark: None,
 ) -> list[Row]:
-    """The loss at the end of a run from the same start, the peer's on the dequantised weights."""
+    """Mean loss of the first and the last tenth of a run from the same start, the peer's on the dequantised weights.
+
+    The losses at the start say whether the two at the end agree because both learned, or because neither did.
+    """
     rows = []
     for name in precisions:
         with TemporaryDirectory() as scratch:
             folder = write_material(drafter, PRECISIONS[name], Path(scratch))
-            ours = (trainers.steps, _ours(drafter, folder, curriculum, threads, steps))
-            peer = (peer_trainer.steps, _peers(folder, curriculum, threads, steps))
+            ours = (trainers.steps, _ours(drafter, folder, curriculum, threads, 1))
+            peer = (peer_trainer.steps, _peers(folder, curriculum, threads, 1))
             with Worker(*ours) as worker, Worker(*peer) as other:
-                found, expected = worker.lap().value, other.lap().value
+                found, expected = (_ends([w.lap().value for _ in range(steps)]) for w in (worker, other))
         done(name)
-        title = f"{name}: loss at the end of {steps} steps"
-        rows.append(Row(name=title, value=found, unit="nats", peer=PEER, peer_value=expected))
+        rows += [
+            Row(name=f"{name}: loss at the {end} of {steps} steps", value=found[end], unit="nats", peer=PEER,
+                peer_value=expected[end])
+            for end in ("start", "end")
+        ]  # fmt: skip
     return rows
 
 
@@ -80,6 +87,11 @@ def many_rows(
             peer_value=single.peak_mib),
         Row(name=f"{title}: largest difference of the losses", value=difference, unit="of the loss"),
     ]  # fmt: skip
+
+
+def _ends(losses: Sequence[float]) -> dict[str, float]:
+    tenth = max(1, len(losses) // 10)
+    return {"start": mean(losses[:tenth]), "end": mean(losses[-tenth:])}
 
 
 def _ours(drafter: Drafter, folder: Path, curriculum: Curriculum, threads: int, count: int) -> dict[str, Any]:

@@ -106,6 +106,23 @@ def test_another_directory_is_not_replaced_by_an_adapter(
     assert thesis.read_text() == "chapter 1"
 
 
+def test_an_adapter_of_somebody_else_is_not_replaced(prompts_file: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "peft"
+    out.mkdir()
+    (out / "adapter_config.json").write_text("{}")
+    assert main(["adapt", "--prompts", str(prompts_file), "--out", str(out)]) == 2
+    assert "no fleetdraft.json in it" in capsys.readouterr().err
+    assert (out / "adapter_config.json").read_text() == "{}"
+
+
+def test_an_adapter_is_not_written_into_the_bundle(prompts_file: Path, bundle: Bundle, capsys) -> None:
+    before = (bundle.directory / "drafter/initial/adapter_model.safetensors").read_bytes()
+    out = bundle.directory / "drafter/initial"
+    assert main(["adapt", "--prompts", str(prompts_file), "--out", str(out)]) == 2
+    assert "is in the bundle" in capsys.readouterr().err
+    assert (out / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_a_prompt_too_long_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "long.jsonl"
     path.write_text('{"prompt": "x = 1"}\n' + json.dumps({"prompt": "word " * 5000}) + "\n")

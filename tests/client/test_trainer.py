@@ -11,7 +11,7 @@ from fleetdraft.client.runtime import bind_weights
 from fleetdraft.client.trainer import AdamW, AdamWConfig, HybridLoss, TrainStep, collate
 from fleetdraft.common.bundle import BundleManifest
 from fleetdraft.common.embedded import EMBEDDED, located
-from fleetdraft.common.errors import ModelError
+from fleetdraft.common.errors import ConfigError, ModelError
 from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.shape import DecoderShape
@@ -63,6 +63,16 @@ def test_two_steps_are_those_of_pytorch(max_grad_norm: float) -> None:
         adapter = optimizer.update(adapter, step)
     for name, expected in torch_steps(start.arrays, steps, config).items():
         np.testing.assert_allclose(adapter.arrays[name], expected, atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_a_copied_optimiser_and_its_original_go_on_apart() -> None:
+    start, first, second = LAYOUT.initial(seed=0), gradients(1, seed=1), gradients(0.1, seed=2)
+    optimizer, expected = AdamW(AdamWConfig()), AdamW(AdamWConfig())
+    adapter = optimizer.update(start, first)
+    copy = optimizer.copy()
+    copied = copy.update(adapter, second)
+    expected.update(start, first)
+    assert copied.digest == expected.update(adapter, second).digest == optimizer.update(adapter, second).digest
 
 
 def test_tensors_without_a_gradient_stay() -> None:
@@ -162,6 +172,13 @@ def test_many_adapters_in_one_call_have_the_gradients_of_one_call_each(step: Tra
         assert gradient.loss == pytest.approx(alone.loss, rel=1e-5)
         for name, value in alone.arrays.items():
             np.testing.assert_allclose(gradient.arrays[name], value, atol=1e-4 * np.abs(value).max(), rtol=0)
+
+
+@pytest.mark.parametrize("batches", [[], [[]], [BATCHES[0], []]])
+def test_a_batch_without_lessons_is_told(step: TrainStep, layout: LoraLayout, batches: list[list[Lesson]]) -> None:
+    sizes = ", ".join(str(len(lessons)) for lessons in batches)
+    with pytest.raises(ConfigError, match=rf"batches of \[{sizes}\] lessons, expected at least one batch"):
+        step.each(adapters(layout, len(batches)), batches)
 
 
 def test_lessons_that_teach_nothing_have_no_loss_and_no_gradient(step: TrainStep, layout: LoraLayout) -> None:

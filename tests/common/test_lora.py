@@ -75,8 +75,8 @@ def test_saving_replaces_the_adapter_as_a_whole(adapter, tmp_path) -> None:
     ("layout", "base", "reason"),
     [
         (LAYOUT, "another", "base fingerprint is"),
-        (replace(LAYOUT, rank=4), "base", "rank 3 and alpha 6.0, this bundle expects rank 4"),
-        (replace(LAYOUT, alpha=8.0), "base", "alpha 8.0"),
+        (replace(LAYOUT, rank=4), "base", "rank 3 and scaling 2, expected rank 4 and scaling 1.5"),
+        (replace(LAYOUT, alpha=8.0), "base", "scaling 2, expected rank 3 and scaling 2.66667"),
         (replace(LAYOUT, shape=replace(SHAPE, layers=3)), "base", "layout fingerprint is"),
     ],
 )
@@ -84,6 +84,36 @@ def test_an_adapter_for_something_else_is_refused(adapter, tmp_path, layout, bas
     adapter.save(tmp_path / "adapter", "base")
     with pytest.raises(FingerprintError, match=reason):
         LoraAdapter.load(tmp_path / "adapter", layout, base)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "reason"),
+    [
+        ({"use_rslora": True}, FingerprintError, "q_proj has rank 3 and scaling 3.4641, expected rank 3 and scaling 2"),
+        ({"rank_pattern": {"layers.1.mlp.up_proj": 2}}, FingerprintError, r"1\.mlp\.up_proj has rank 2 and scaling 3"),
+        ({"alpha_pattern": {"v_proj": 3}}, FingerprintError, "v_proj has rank 3 and scaling 1"),
+        ({"exclude_modules": ["o_proj"]}, FingerprintError, "o_proj is left out, expected every projection"),
+        ({"layers_to_transform": [0]}, FingerprintError, r"layers\.1\.self_attn\.q_proj is left out"),
+        ({"target_modules": ["q_proj"]}, FingerprintError, "k_proj is left out"),
+        ({"use_dora": True}, ModelError, "use_dora is 'True', expected none"),
+        ({"bias": "all"}, ModelError, "bias is 'all'"),
+    ],
+)
+def test_settings_with_which_peft_would_compute_something_else_are_refused(adapter, tmp_path, settings, error, reason):
+    adapter.save(tmp_path / "adapter", "base")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(error, match=reason) as caught:
+        LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_say_the_same_in_other_words_are_read(adapter, tmp_path) -> None:
+    adapter.save(tmp_path / "adapter", "base")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    words = {"target_modules": "all-linear", "rank_pattern": {".*_proj": 3}, "use_rslora": False}
+    path.write_text(json.dumps(json.loads(path.read_text()) | words))
+    assert LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base").digest == adapter.digest
 
 
 def test_an_adapter_that_does_not_say_what_it_was_trained_on_is_refused(adapter, tmp_path) -> None:

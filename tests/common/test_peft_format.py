@@ -91,11 +91,17 @@ def test_modules_are_targeted_as_in_peft(directory, settings, adapted):
         ({"rank_pattern": {"q_proj": 4}}, r"q_proj has factors .*, expected A \(4, in\) and B \(out, 4\)"),
         ({"rank_pattern": ["q_proj"]}, "missing or malformed setting"),
         ({"alpha_pattern": {"[": 4}}, "missing or malformed setting"),
+        ({"alpha_pattern": {"(?i)q_proj": 8}}, "missing or malformed setting: global flags"),
+        ({"rank_pattern": {"a{99999999999999999999}": 8}}, "missing or malformed setting"),
         ({"layers_to_transform": "all"}, "missing or malformed setting"),
-        ({"r": 0}, "0 where a positive int is expected"),
+        ({"r": 0}, "0 where a positive int that"),
         ({"r": "8"}, "'8' where a positive int"),
         ({"r": True}, "True where a positive int"),
+        ({"r": 10**400}, "0 where a positive int"),
         ({"lora_alpha": math.nan}, "nan where a positive float"),
+        ({"lora_alpha": 10**400}, "0 where a positive float that float32 holds"),
+        ({"lora_alpha": 1e300}, r"1e\+300 where a positive float that float32 holds"),
+        ({"alpha_pattern": {"q_proj": 10**400}}, "0 where a positive float"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused_by_name(directory, settings, message):
@@ -124,13 +130,17 @@ def test_a_setting_that_is_missing_is_named(directory, missing):
         (lambda t: t | {tensor_name(Q, "A"): np.ones(6, np.float32)}, "expected a matrix of floats"),
         (lambda t: t | {tensor_name(Q, "A"): np.ones((2, 6), np.int8)}, "expected a matrix of floats"),
         (lambda t: t | {tensor_name(Q, "A"): np.full((2, 6), np.inf, np.float32)}, "not finite"),
+        (lambda t: t | {tensor_name(Q, "A"): np.full((2, 6), 1e300)}, "not finite in float32"),
+        (lambda t: t | {tensor_name(("9" * 5000, "q_proj"), "A"): t[tensor_name(Q, "A")]}, "is no LoRA factor"),
+        (lambda t: t | {tensor_name(("00", "q_proj"), "A"): t[tensor_name(Q, "A")]}, "is no LoRA factor"),
         (lambda t: {}, "holds no tensors"),
     ],
 )
 def test_tensors_that_are_not_two_factors_of_a_projection_are_refused(directory, change, message):
     save_file(change(tensors_of(Q, UP)), directory / TENSORS)
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as caught:
         PeftAdapter.read(directory)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_pickle_is_never_opened(directory):

@@ -76,6 +76,10 @@ def refusal(*words: object) -> str:
     return str(caught.value)
 
 
+def contents(*places: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for place in places for path in place.rglob("*") if path.is_file()}
+
+
 def load(directory: Path, bundle: Path) -> LoraAdapter:
     manifest = BundleManifest.read(bundle)
     return LoraAdapter.load(directory, manifest.layout, manifest.base)
@@ -162,6 +166,10 @@ def test_a_peft_export_names_its_base_so_that_peft_finds_it(own, bundle, model, 
         ("import M --bundle B --out X", "is not an adapter directory"),
         ("import NOTE --bundle B --out X", "is not a readable .onnx_adapter file"),
         ("import FOREIGN --bundle B --base B --truncate --out X", "is not a Hugging Face model directory"),
+        ("export --bundle B --adapter OWN --format peft --out INSIDE", "is in the bundle"),
+        ("export --bundle B --adapter OWN --format onnx --out INSIDE", "is in the bundle"),
+        ("export --bundle B --adapter OWN --format merged --out INSIDE", "is in the bundle"),
+        ("import FOREIGN --bundle B --truncate --out INSIDE", "is in the bundle"),
         ("show M", "is not an adapter directory"),
         ("show ABSENT", "is not an adapter directory"),
         ("show NOTE", "is not a readable .onnx_adapter file"),
@@ -171,13 +179,12 @@ def test_bad_input_is_one_line_and_destroys_nothing(words, message, own, foreign
     (tmp_path / "note").write_text("mine")
     places = {
         "B": bundle, "OWN": own, "FOREIGN": foreign, "M": model, "X": tmp_path / "x", "NOTE": tmp_path / "note",
-        "ABSENT": tmp_path / "absent",
+        "ABSENT": tmp_path / "absent", "INSIDE": tmp_path / "link" / "initial",
     }  # fmt: skip
-    before = {path: path.read_bytes() for place in (tmp_path, model) for path in place.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(bundle / "drafter")
+    before = contents(tmp_path, model, bundle)
     assert message in refusal(*(places.get(word, word) for word in words.split()))
-    assert {path: path.read_bytes() for place in (tmp_path, model) for path in place.rglob("*") if path.is_file()} == (
-        before
-    )
+    assert contents(tmp_path, model, bundle) == before
 
 
 def test_the_commands_load_nothing_heavy(own, foreign, bundle, tmp_path):

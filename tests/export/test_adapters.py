@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from fleetdraft.common.bundle import BundleManifest, base_fingerprint, file_digests
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError, UserError
 from fleetdraft.common.lora import LoraAdapter
+from fleetdraft.common.low_rank import LowRank
 from fleetdraft.common.peft_format import TENSORS, PeftAdapter
 from fleetdraft.common.shape import DecoderShape
 from fleetdraft.common.weights import read_weights
@@ -164,6 +165,35 @@ def test_only_projections_above_the_rank_are_cut(model, bundle, tmp_path):
     fitted = fit(changes, bundle[1].layout, truncate=True)
     assert fitted.truncated == 2
     np.testing.assert_array_equal(fitted.adapter.arrays["lora.0.q_proj.A"][:2], changes[0, "q_proj"].a)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "scaling"),
+    [
+        (1.0, 1e30, 1e30),  # B times the scaling
+        (1e30, 1e30, 1.0),  # the product of the factors
+        (1.0, np.inf, 1.0),
+        (np.nan, 1.0, 1.0),
+    ],
+)
+@pytest.mark.parametrize("rank", [RANK, RANK + 2])
+@pytest.mark.filterwarnings("error")
+def test_a_change_that_float32_cannot_hold_is_refused(bundle, a, b, scaling, rank):
+    layout = bundle[1].layout
+    out, features = layout.shape.projection_size("q_proj")
+    factors = {"a": np.full((rank, features), a, np.float32), "b": np.full((out, rank), b, np.float32)}
+    change = LowRank(**factors, scaling=scaling)
+    with pytest.raises(ModelError, match="q_proj by values that are not finite in float32"):
+        fit({(1, "q_proj"): change}, layout, truncate=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_small_change_whose_b_cannot_hold_the_scaling_is_refused(bundle):
+    layout = bundle[1].layout
+    out, features = layout.shape.projection_size("q_proj")
+    a, b = np.full((RANK, features), 1e-30, np.float32), np.full((out, RANK), 1e30, np.float32)
+    with pytest.raises(ModelError, match="q_proj by values that are not finite in float32"):
+        fit({(1, "q_proj"): LowRank(a=a, b=b, scaling=1e30)}, layout)
 
 
 def test_an_adapter_of_the_bundle_comes_back_as_it_is(adapter, bundle, tmp_path):
@@ -325,6 +355,14 @@ def test_an_onnx_adapter_that_was_changed_is_refused(adapter, bundle, tmp_path):
         path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         with pytest.raises(ModelError, match=message):
             OnnxAdapterFile.read(path).adapter(path, layout, base)
+
+
+def test_a_name_in_an_onnx_adapter_that_is_no_utf8_is_damage(adapter, bundle, tmp_path):
+    path = tmp_path / "a.onnx_adapter"
+    write_onnx_adapter(path, adapter, bundle[1].base)
+    path.write_bytes(path.read_bytes().replace(b"lora.0.", b"lora\xff0.", 1))
+    with pytest.raises(ModelError, match="not a readable"):
+        OnnxAdapterFile.read(path)
 
 
 def test_an_onnx_adapter_replaces_only_its_kind(adapter, bundle, tmp_path):

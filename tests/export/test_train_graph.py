@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fleetdraft.common.losses import FLOOR, HybridTerms, hybrid_loss
 from fleetdraft.common.shape import DecoderShape
 from fleetdraft.common.weights import read_stored, read_weights
 from fleetdraft.export import head_loss
+from fleetdraft.export.torch_step import torch_step
 from fleetdraft.export.train_graph import train_graph
 
 Batch = dict[str, np.ndarray]
@@ -189,6 +191,54 @@ def test_padded_rows_alone_teach_nothing(quantised):
     empty = {name: np.zeros_like(batch[name]) for name in ("kl_weight", "nll_weight", "teacher_probs")}
     outputs = quantised.run(batch | empty | {"rows": np.full((1, 2), -1)})
     assert not any(value.any() for value in outputs.values())
+
+
+def _steep_tensors(layout: LoraLayout) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Weights with a head so steep that most rows are all but certain, and an adapter."""
+    rng = np.random.default_rng(0)
+    scales = {name: 6.0 if name == "lm_head.weight" else 0.3 for name in layout.shape.weights}
+    weights = {
+        name: (scales[name] * rng.standard_normal(size) if len(size) == 2 else np.ones(size)).astype(np.float32)
+        for name, size in layout.shape.weights.items()
+    }
+    lora = {name: (0.05 * rng.standard_normal((1, *size))).astype(np.float32) for name, size in layout.shapes.items()}
+    return weights, lora
+
+
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_a_tail_at_its_floor_has_the_gradient_of_torchs_clamp(mix):
+    # The reference is in float32 too: the tail of float64 would not be at its floor in the same rows. The seed is one
+    # where no tail is so near to it that rounding decides.
+    shape = DecoderShape(
+        vocab_size=8, hidden_size=32, layers=1, heads=2, kv_heads=2, head_dim=16, intermediate_size=32,
+        context_limit=64, rope_theta=1e4, rms_eps=1e-5, tied=False,
+    )  # fmt: skip
+    layout = LoraLayout(rank=2, alpha=4.0, shape=shape)
+    weights, lora = _steep_tensors(layout)
+    batch = _batch(8, (1, 1, 12), 12, listed=7, mix=mix, seed=4) | {"nll_weight": np.zeros((1, 12), np.float32)}
+    session = ort.InferenceSession(train_graph(layout).SerializeToString())
+    names = [value.name for value in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, batch | lora | train_tensors(fused(weights, shape))), strict=True))
+    tensors = ({n: torch.as_tensor(v) for n, v in given.items()} for given in (weights, lora, batch))
+    expected = torch_step(layout, *tensors)
+    for name in layout.shapes:
+        wanted = expected[f"grad.{name}"].numpy()
+        assert np.abs(outputs[f"grad.{name}"] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 23])
+def test_no_chunk_has_more_rows_than_fit(quantised, rows, monkeypatch):
+    monkeypatch.setattr(head_loss, "CHUNK_VALUES", 4 * quantised.shape.vocab_size + 1)
+    graph = train_graph(quantised.layout, quantised.bits)
+    (scan,) = (node for node in graph.graph.node if node.op_type == "Scan")
+    gradients = scan.output[-1]  # (chunks, rows of a chunk, hidden)
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(gradients, onnx.TensorProto.FLOAT, None))
+    lora = {name: value[None] for name, value in quantised.adapter.arrays.items()}
+    batch = _batch(quantised.shape.vocab_size, (1, 2, 12), rows, 4)
+    (found,) = ort.InferenceSession(graph.SerializeToString()).run([gradients], batch | lora | quantised.bound)
+    chunks, held, _ = found.shape
+    assert held <= 4
+    assert (chunks - 1) * 4 < rows <= chunks * held
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 23])

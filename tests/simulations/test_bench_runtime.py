@@ -97,15 +97,17 @@ def test_the_peers_model_has_our_shape(folder: Path) -> None:
     assert DecoderShape.from_directory(folder / "peer") == TINY
 
 
-def test_a_quick_run_has_every_figure_and_ends_at_the_peers_loss(
+def test_a_quick_run_has_every_figure_and_learns_down_to_the_peers_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "rows.json"
     assert run(main, PROGRAM, ["--quick", "--threads", "1", "--json", str(file)]) == 0
     rows = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
     assert {"int4: training step", "int4, LoRA r = 8: token", "int4: peak memory"} <= rows.keys()
-    (loss,) = (row for name, row in rows.items() if "loss at the end" in name)
-    assert loss["ratio"] == pytest.approx(1, rel=1e-3)
+    start, end = (rows[f"int4: loss at the {place} of 5 steps"] for place in ("start", "end"))
+    assert end["ratio"] == pytest.approx(1, rel=1e-3)
+    assert end["value"] < start["value"]
+    assert end["peer_value"] < start["peer_value"]
     assert all(row["value"] > 0 for name, row in rows.items() if "difference" not in name)
     assert "transformers + peft" in capsys.readouterr().out
 
