@@ -262,8 +262,11 @@ class AdamW:
         return fresh if old is None else old * np.float32(beta) + fresh
 
 
+_NO_OPTIMIZER = "not an optimiser's state; delete it to start afresh"
+
+
 def _optimizer_tensors(data: bytes) -> dict[str, NDArray[Any]]:
-    """Reads what ``AdamW.to_bytes`` wrote: a step, and the two averages of each tensor in pairs."""
+    """Reads what ``AdamW.to_bytes`` wrote: a step, and the two averages of each tensor."""
     try:
         tensors: dict[str, NDArray[Any]] = load(data)
     except SafetensorError as error:
@@ -271,21 +274,16 @@ def _optimizer_tensors(data: bytes) -> dict[str, NDArray[Any]]:
     step = tensors.get("step", np.zeros(0))
     if step.shape != (1,) or step.dtype != np.int64 or step[0] < 0:
         raise ModelError(f"{_NO_OPTIMIZER}: there is no number of steps in it")
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if name != "step" and not (kind in _OTHER and _alike(value, tensors.get(f"{_OTHER[kind]}.{rest}"))):
-            raise ModelError(f"{_NO_OPTIMIZER}: {name} is not one of two finite float32 averages of a tensor")
+    averaged = {name.removeprefix("mean.") for name in tensors if name.startswith("mean.")}
+    if set(tensors) != {"step", *(f"{kind}.{name}" for kind in ("mean", "square") for name in averaged)}:
+        raise ModelError(f"{_NO_OPTIMIZER}: the averages in it are not two of each tensor")
+    for name in averaged:
+        if not _are_averages(tensors[f"mean.{name}"], tensors[f"square.{name}"]):
+            raise ModelError(f"{_NO_OPTIMIZER}: its averages of {name} are none")
     return tensors
 
 
-_NO_OPTIMIZER = "not an optimiser's state; delete it to start afresh"
-_OTHER = {"mean": "square", "square": "mean"}
-
-
-def _alike(value: NDArray[Any], other: NDArray[Any] | None) -> bool:
-    return (
-        other is not None
-        and value.dtype == np.float32
-        and value.shape == other.shape
-        and bool(np.isfinite(value).all())
-    )
+def _are_averages(mean: NDArray[Any], square: NDArray[Any]) -> bool:
+    if mean.shape != square.shape or not mean.dtype == square.dtype == np.float32:
+        return False
+    return bool(np.isfinite(mean).all() and np.isfinite(square).all() and (square >= 0).all())
