@@ -18,6 +18,7 @@ from ..common.embedded import EMBEDDED, located
 from ..common.errors import ConfigError
 from ..common.files import check_file, check_replaceable, write_json
 from ..common.lora import ABOUT, LoraAdapter
+from ..common.losses import DIVERGENCES
 from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
@@ -25,12 +26,13 @@ from .bundle import Bundle
 from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
 from .ngrams import NgramCache
+from .objective import Objective
 from .options import Options
 from .pair import Pair
 from .prompts import Prompt, check_lengths, is_text, read_prompts
 from .sampling import Sampling
 from .tokenizer_pair import path_kind
-from .trainer import AdamWConfig, HybridLoss
+from .trainer import AdamWConfig
 
 BundleOption = Annotated[
     Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory; 'embedded' is the one shipped inside.")
@@ -165,10 +167,10 @@ def adapt(
     ] = LearnerConfig().every_prompts,
     ngram_weight: Annotated[
         float, typer.Option("--ngram-weight", help="Lambda of the hybrid loss.")
-    ] = HybridLoss().ngram_weight,
-    forward_mix: Annotated[
-        float, typer.Option("--forward-mix", help="1 forward KL, 0 reverse KL.")
-    ] = HybridLoss().forward_mix,
+    ] = Objective().ngram_weight,
+    divergence: Annotated[
+        str, typer.Option("--divergence", help=f"From the target's distribution: {', '.join(DIVERGENCES)}.")
+    ] = Objective().divergence,
     threads: ThreadsOption = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
@@ -187,11 +189,9 @@ def adapt(
     check_replaceable(out, ABOUT)
     check_outside(out, located(bundle))
     check_file(json_file)
-    loss, optimizer = (
-        HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),
-        AdamWConfig(learning_rate=learning_rate),
-    )
-    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, loss=loss, optimizer=optimizer)
+    objective = Objective(divergence=divergence, ngram_weight=ngram_weight)
+    optimizer = AdamWConfig(learning_rate=learning_rate)
+    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, objective=objective, optimizer=optimizer)
     sampling = Sampling(temperature=temperature)
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
     stream = read_prompts(prompts)

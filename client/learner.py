@@ -11,8 +11,9 @@ from ..common.lora import LoraAdapter
 from ..common.messages import TrainCounters, l2_norm
 from .decoder import Logits
 from .lesson import PROJECTIONS, LessonWriter, Projection
+from .objective import Objective
 from .replay import Replay
-from .trainer import AdamW, AdamWConfig, Gradient, HybridLoss, TrainStep
+from .trainer import AdamW, AdamWConfig, Gradient, TrainStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class LearnerConfig:
     batch_size: int = 8
     replay_capacity: int = 64
     max_lesson_tokens: int = 192
-    loss: HybridLoss = HybridLoss()
+    objective: Objective = Objective()
     optimizer: AdamWConfig = AdamWConfig()
     projection: Projection = "prefix"
     """How the target's distribution is seen in drafter tokens (``lesson.py``)."""
@@ -70,6 +71,7 @@ class OnlineLearner:
         self._step, self._writer, self._config = step, writer, config
         self._on_change = on_change
         self._optimizer = AdamW(config.optimizer)
+        self._draws = np.random.default_rng([seed, 1])
         self._replay = Replay(config.replay_capacity, np.random.default_rng(seed))
         self._prompt: Sequence[int] = ()
         self._since = 0
@@ -109,7 +111,7 @@ class OnlineLearner:
         adapter, optimizer, losses, done = self.adapter, self._optimizer.copy(), list[float](), TrainCounters()
         try:
             for _ in range(self._config.steps):
-                gradient = self._gradient(adapter)
+                gradient = self._gradient(adapter, self.training.steps + done.steps)
                 adapter = optimizer.update(adapter, self._allowed(gradient))
                 losses.append(gradient.loss)
                 done += TrainCounters(steps=1, positions=gradient.rows, loss=gradient.loss * gradient.rows)
@@ -121,8 +123,9 @@ class OnlineLearner:
         self.losses = (self.losses + losses)[-LOSSES_KEPT:]
         self.training += done
 
-    def _gradient(self, adapter: LoraAdapter) -> Gradient:
-        gradient = self._step(adapter.arrays, self._replay.batch(self._config.batch_size))
+    def _gradient(self, adapter: LoraAdapter, step: int) -> Gradient:
+        lessons = self._replay.batch(self._config.batch_size)
+        gradient = self._step(adapter.arrays, lessons, self._config.objective.at(step), self._draws)
         _check_finite(gradient)
         return gradient
 

@@ -49,6 +49,8 @@ class Lesson:
     """(L,)"""
     ngram: NDArray[np.bool_]
     """(L,) rows that the n-gram likelihood is taken on"""
+    label_probs: NDArray[np.float32]
+    """(L,) the target's probability of the n-gram's token, on the rows of its path; else 0"""
 
     @property
     def judged(self) -> NDArray[np.bool_]:
@@ -120,6 +122,7 @@ def _blank(tokens: Sequence[int]) -> Lesson:
         taught=np.zeros(length, np.bool_),
         labels=np.zeros(length, np.int64),
         ngram=np.zeros(length, np.bool_),
+        label_probs=np.zeros(length, np.float32),
     )
 
 

@@ -88,7 +88,7 @@ class Pair:
         self.adapt(adapter)
         drafter = self.drafter
         return OnlineLearner(
-            step=TrainStep(drafter.train_graph, drafter.weights, config.loss, drafter.model.threads),
+            step=TrainStep(drafter.train_graph, drafter.weights, drafter.model.threads),
             writer=LessonWriter(self.spelling, self.trie, config.projection),
             adapter=adapter,
             config=config,

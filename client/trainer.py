@@ -7,31 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, ModelError
 from ..common.lora import Arrays, LoraAdapter
 from ..common.messages import clipped
 from .lesson import Lesson
+from .objective import Objective
 from .runtime import BoundWeights, open_session
-
-
-@dataclass(frozen=True, kw_only=True)
-class HybridLoss:
-    """Weights of the hybrid loss (ALGORITHMS §3): divergence on direct rows + ``ngram_weight`` x n-gram NLL."""
-
-    ngram_weight: float = 0.2
-    forward_mix: float = 0.0
-    """1 is forward KL(p‖q), 0 reverse KL(q‖p), linear between."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ngram_weight < math.inf:
-            raise ConfigError(f"ngram_weight is {self.ngram_weight}, expected a finite number >= 0")
-        if not 0 <= self.forward_mix <= 1:
-            raise ConfigError(f"forward_mix is {self.forward_mix}, expected 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +29,8 @@ class Gradient:
 
     loss: float
     rows: int
+    overlap: float
+    """Mean Σ min(p, q) of the rows with a teacher, an upper bound of the share of drafts accepted there; NaN if none"""
     arrays: Arrays
 
 
@@ -49,7 +40,7 @@ class TrainStep:
     Its session, with the memory of a step, is opened by the first call and kept until ``close``.
     """
 
-    def __init__(self, graph: Path, weights: BoundWeights, loss: HybridLoss, threads: int = 1) -> None:
+    def __init__(self, graph: Path, weights: BoundWeights, threads: int = 1) -> None:
         """Opens nothing yet.
 
         Args:
@@ -57,27 +48,39 @@ class TrainStep:
           weights: as ``fusion.train_tensors`` names them; each run reads them where they are.
           threads: intra-op threads; 1 runs on the caller's thread.
         """
-        self._graph, self._weights, self._loss, self._threads = graph, weights, loss, threads
+        self._graph, self._weights, self._threads = graph, weights, threads
         self._session: ort.InferenceSession | None = None
         self._buffers: Arrays = {}
 
-    def __call__(self, adapter: Mapping[str, NDArray[np.float32]], lessons: Sequence[Lesson]) -> Gradient:
+    def __call__(
+        self,
+        adapter: Mapping[str, NDArray[np.float32]],
+        lessons: Sequence[Lesson],
+        objective: Objective,
+        rng: np.random.Generator,
+    ) -> Gradient:
         """Runs forward and backward on one batch.
 
         Args:
           adapter: LoRA tensors by name.
           lessons: the batch; padded to the longest.
+          objective: of this step.
+          rng: for a loss that draws tokens; others leave it alone.
 
         Raises:
           ConfigError: there is no lesson.
           ModelError: the graph is missing or cannot be opened.
         """
-        return self.each([adapter], [lessons])[0]
+        return self.each([adapter], [lessons], objective, rng)[0]
 
     def each(
-        self, adapters: Sequence[Mapping[str, NDArray[np.float32]]], batches: Sequence[Sequence[Lesson]]
+        self,
+        adapters: Sequence[Mapping[str, NDArray[np.float32]]],
+        batches: Sequence[Sequence[Lesson]],
+        objective: Objective,
+        rng: np.random.Generator,
     ) -> list[Gradient]:
-        """Runs many adapters in one call, each on its own batch: the same numbers as one at a time.
+        """Runs many adapters in one call, each on its own batch: the same numbers as one at a time, but for draws.
 
         Memory grows with the sum of all positions, not with the number of adapters.
 
@@ -89,13 +92,16 @@ class TrainStep:
         if self._session is None:
             self._session = open_session(self._graph, {}, self._threads, varying=True)
         names = [output.name for output in self._session.get_outputs()]
-        feeds = {**self._weights, **self._together(adapters), **collate(batches, self._loss)}
+        batch = collate(batches, objective, rng)
+        feeds = {**self._weights, **self._together(adapters), **batch}
         values = dict(zip(names, self._session.run(names, feeds), strict=True))
+        taught = batch["kl_weight"].sum(axis=1)
         gradients = {name.removeprefix("grad."): value for name, value in values.items() if name.startswith("grad.")}
         return [
             Gradient(
                 loss=float(values["loss"][client]),
                 rows=sum(lesson.rows for lesson in lessons),
+                overlap=float(values["overlap"][client] / taught[client]) if taught[client] else math.nan,
                 arrays={name: value[client] for name, value in gradients.items()},
             )
             for client, lessons in enumerate(batches)
@@ -131,26 +137,34 @@ def _check_batches(batches: Sequence[Sequence[Lesson]]) -> None:
         )
 
 
-def collate(batches: Sequence[Sequence[Lesson]], loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
+def collate(
+    batches: Sequence[Sequence[Lesson]], objective: Objective, rng: np.random.Generator
+) -> dict[str, NDArray[Any]]:
     """Inputs of the train graph but adapters and weights, for one batch of lessons a client.
 
     Texts are padded on the right, judged rows too; a client's weights are divided by its own rows that teach.
     """
     length = max(len(lesson.tokens) for lessons in batches for lesson in lessons)
-    clients = [_inputs(lessons, length, loss) for lessons in batches]
+    clients = [_inputs(lessons, length, objective) for lessons in batches]
     feeds = {name: _stacked([client[name] for client in clients], -1 if name == "rows" else 0) for name in clients[0]}
-    return feeds | {"mix": np.array(loss.forward_mix, dtype=np.float32)}
+    return feeds | {
+        "uniforms": objective.uniforms(feeds["rows"].shape, rng),
+        "divergences": objective.weights,
+        "beta": np.array(objective.beta, np.float32),
+        "eta": np.array(objective.eta, np.float32),
+    }
 
 
-def _inputs(lessons: Sequence[Lesson], length: int, loss: HybridLoss) -> dict[str, NDArray[np.generic]]:
+def _inputs(lessons: Sequence[Lesson], length: int, objective: Objective) -> dict[str, NDArray[Any]]:
     """One client's inputs; a position is its text times ``length`` plus its place in it."""
     places = [np.flatnonzero(lesson.judged) for lesson in lessons]
 
-    def judged(field: str) -> NDArray[np.generic]:
+    def judged(field: str) -> NDArray[Any]:
         return np.concatenate([getattr(lesson, field)[at] for lesson, at in zip(lessons, places, strict=True)])
 
     rows = np.concatenate([text * length + at for text, at in enumerate(places)])
     share = np.float32(1 / max(1, len(rows)))
+    likelihood = judged("ngram").astype(np.float32) * np.float32(objective.ngram_weight) * share
     return {
         "tokens": _stacked([lesson.tokens for lesson in lessons]),
         "rows": rows.astype(np.int64),
@@ -158,11 +172,11 @@ def _inputs(lessons: Sequence[Lesson], length: int, loss: HybridLoss) -> dict[st
         "teacher_probs": judged("teacher_probs"),
         "kl_weight": judged("taught").astype(np.float32) * share,
         "labels": judged("labels"),
-        "nll_weight": judged("ngram").astype(np.float32) * np.float32(loss.ngram_weight) * share,
+        "nll_weight": likelihood * judged("label_probs") if objective.dynamic else likelihood,
     }
 
 
-def _stacked(arrays: Sequence[NDArray[np.generic]], fill: int = 0) -> NDArray[np.generic]:
+def _stacked(arrays: Sequence[NDArray[Any]], fill: int = 0) -> NDArray[Any]:
     """Stacks arrays after filling each up to the largest size and to 1 at least, at the end of every axis."""
     most = np.max([array.shape for array in arrays], axis=0).clip(min=1)
     return np.stack(
@@ -206,6 +220,27 @@ class AdamW:
         other._step, other._mean, other._square = self._step, dict(self._mean), dict(self._square)
         return other
 
+    def to_bytes(self) -> bytes:
+        """All that it has seen, in the safetensors format; the config is not in it."""
+        averages = {"mean": self._mean, "square": self._square}
+        tensors = {f"{kind}.{name}": value for kind, arrays in averages.items() for name, value in arrays.items()}
+        return save({"step": np.array([self._step], np.int64), **tensors})
+
+    @classmethod
+    def from_bytes(cls, config: AdamWConfig, data: bytes) -> "AdamW":
+        """The optimiser that ``to_bytes`` was called on, to the bit; it goes on under ``config``.
+
+        Raises:
+          ModelError: the bytes are not those of an optimiser.
+        """
+        tensors = _optimizer_tensors(data)
+        found = cls(config)
+        found._step = int(tensors.pop("step")[0])
+        for name, value in tensors.items():
+            kind, _, name = name.partition(".")
+            (found._mean if kind == "mean" else found._square)[name] = value
+        return found
+
     def update(self, adapter: LoraAdapter, gradient: Mapping[str, NDArray[np.float32]]) -> LoraAdapter:
         """One step on the tensors that ``gradient`` names; its norm over all of them is bounded first."""
         self._step += 1
@@ -225,3 +260,30 @@ class AdamW:
     def _average(old: NDArray[np.float32] | None, new: NDArray[np.float32], beta: float) -> NDArray[np.float32]:
         fresh = new * np.float32(1 - beta)
         return fresh if old is None else old * np.float32(beta) + fresh
+
+
+_NO_OPTIMIZER = "not an optimiser's state; delete it to start afresh"
+
+
+def _optimizer_tensors(data: bytes) -> dict[str, NDArray[Any]]:
+    """Reads what ``AdamW.to_bytes`` wrote: a step, and the two averages of each tensor."""
+    try:
+        tensors: dict[str, NDArray[Any]] = load(data)
+    except SafetensorError as error:
+        raise ModelError(f"{_NO_OPTIMIZER}: {str(error).splitlines()[0]}") from error
+    step = tensors.get("step", np.zeros(0))
+    if step.shape != (1,) or step.dtype != np.int64 or step[0] < 0:
+        raise ModelError(f"{_NO_OPTIMIZER}: there is no number of steps in it")
+    averaged = {name.removeprefix("mean.") for name in tensors if name.startswith("mean.")}
+    if set(tensors) != {"step", *(f"{kind}.{name}" for kind in ("mean", "square") for name in averaged)}:
+        raise ModelError(f"{_NO_OPTIMIZER}: the averages in it are not two of each tensor")
+    for name in averaged:
+        if not _are_averages(tensors[f"mean.{name}"], tensors[f"square.{name}"]):
+            raise ModelError(f"{_NO_OPTIMIZER}: its averages of {name} are none")
+    return tensors
+
+
+def _are_averages(mean: NDArray[Any], square: NDArray[Any]) -> bool:
+    if mean.shape != square.shape or not mean.dtype == square.dtype == np.float32:
+        return False
+    return bool(np.isfinite(mean).all() and np.isfinite(square).all() and (square >= 0).all())

@@ -16,6 +16,7 @@ from ..common.bundle import BundleManifest, BundleTarget
 from ..common.errors import ModelError
 from ..common.fusion import decode_tensors, fused, fused_lora, fused_sizes, train_tensors
 from ..common.lora import Arrays, LoraAdapter, LoraLayout
+from ..common.losses import DIVERGENCES
 from ..common.progress import Advance
 from ..common.shape import DecoderShape
 from ..common.weights import Weights, read_stored, read_weights
@@ -152,7 +153,10 @@ def _random_batch(shape: DecoderShape, rng: np.random.Generator) -> Inputs:
         "kl_weight": weight,
         "labels": rng.integers(0, shape.vocab_size, rows),
         "nll_weight": weight,
-        "mix": np.array(0.5, np.float32),
+        "uniforms": rng.random((*rows, 3), np.float32),
+        "divergences": np.full(len(DIVERGENCES), 1 / len(DIVERGENCES), np.float32),
+        "beta": np.array(0.5, np.float32),
+        "eta": np.array(3.0, np.float32),
     }
 
 

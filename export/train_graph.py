@@ -4,7 +4,7 @@ Forward and backward are written node by node. Like the decode graph it holds no
 ONNX Runtime reads where they are; it would copy external initializers. Optimiser and clipping stay outside, in NumPy. A
 leading axis of *clients* lets one call train many adapters, each on a batch of its own; a device has one.
 
-Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teacher tokens a row; all are free)
+Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teacher tokens a row, S draws; all are free)
   tokens         int64   (C, B, L)    positions 0..L-1; padding on the right is harmless: no judged row sees it
   rows           int64   (C, R)       judged positions of the client's texts, b * L + l, each once; -1 is padding
   teacher_ids    int64   (C, R, K)    drafter tokens
@@ -12,12 +12,15 @@ Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teache
   kl_weight      float32 (C, R)       factor of each row's divergence, already normalised; 0 where rows is -1
   labels         int64   (C, R)
   nll_weight     float32 (C, R)       factor of each row's -log q(label), already normalised; 0 where rows is -1
-  mix            float32 ()           1 is KL(p‖q), 0 is KL(q‖p), linear between
+  uniforms       float32 (C, R, S)    in [0, 1), one for each token that tvd++sampled draws; read by that alone
+  divergences    float32 (7,)         weights of the losses.DIVERGENCES; those of weight 0 still run, in little time
+  beta, eta      float32 ()           of the JSD and of LK
   lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank)
   and the frozen weights that all clients share, as ``fusion.train_tensors`` names them
 Outputs
-  loss, kl, nll  float32 (C,)         loss = kl + nll
-  grad.lora.{l}.{projection}.A, .B    gradient of the client's loss, in the shape of the input
+  loss, kl, nll  float32 (C,)         loss = kl + nll; kl is the sum of the divergences
+  overlap        float32 (C,)         sum of kl_weight * sum of min(p, q): the expected acceptance
+  grad.lora.{l}.{projection}.A, .B    gradient of the client's loss (tvd++: its policy gradient), shaped as the input
 
 The logits of row b * L + l, the law of the token after tokens[b, : l + 1], are compared with the teacher's row;
 ``common/losses.py`` is the same loss in float64.
@@ -27,6 +30,7 @@ import onnx
 from onnx import TensorProto
 
 from ..common.lora import LoraLayout
+from ..common.losses import DIVERGENCES
 from ..common.shape import EMBEDDING
 from .backbone import Back, Backbone
 from .head_loss import Judged, head_loss
@@ -41,7 +45,10 @@ BATCH_INPUTS: dict[str, tuple[int, Dims]] = {
     "kl_weight": (TensorProto.FLOAT, ["C", "R"]),
     "labels": (TensorProto.INT64, ["C", "R"]),
     "nll_weight": (TensorProto.FLOAT, ["C", "R"]),
-    "mix": (TensorProto.FLOAT, []),
+    "uniforms": (TensorProto.FLOAT, ["C", "R", "S"]),
+    "divergences": (TensorProto.FLOAT, [len(DIVERGENCES)]),
+    "beta": (TensorProto.FLOAT, []),
+    "eta": (TensorProto.FLOAT, []),
 }
 _HEAD = "lm_head.weight"
 
@@ -70,7 +77,8 @@ def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
     judged = Judged(**{name: name for name in list(BATCH_INPUTS)[2:]})
     loss = head_loss(n, normed, head, judged, layout.shape.vocab_size)
     backbone_back(rows_back(norm_back(loss.gradient)))
-    for name, value in (("loss", n.op("Add", loss.kl, loss.nll)), ("kl", loss.kl), ("nll", loss.nll)):
+    sums = {"loss": n.op("Add", loss.kl, loss.nll), "kl": loss.kl, "nll": loss.nll, "overlap": loss.overlap}
+    for name, value in sums.items():
         n.output(value, name, ["C"])
     for name, size in layout.shapes.items():
         n.output(backbone.gradients[name], f"grad.{name}", ["C", *size])

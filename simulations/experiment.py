@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..client.learner import LearnerConfig
+from ..client.objective import Objective
 from ..client.options import Options
 from ..client.sampling import Sampling
-from ..client.trainer import AdamWConfig, HybridLoss
+from ..client.trainer import AdamWConfig
 from ..common.errors import ConfigError
 from ..server.config import ServerConfig
 from .faults import FAULTS
@@ -49,8 +50,8 @@ class LearningTable:
     replay_capacity: int = LearnerConfig().replay_capacity
     learning_rate: float = AdamWConfig().learning_rate
     weight_decay: float = AdamWConfig().weight_decay
-    ngram_weight: float = HybridLoss().ngram_weight
-    forward_mix: float = HybridLoss().forward_mix
+    ngram_weight: float = Objective().ngram_weight
+    divergence: str = Objective().divergence
 
     def __post_init__(self) -> None:
         if self.prompts_per_round < 1:
@@ -63,7 +64,7 @@ class LearningTable:
             steps=self.steps,
             batch_size=self.batch_size,
             replay_capacity=self.replay_capacity,
-            loss=HybridLoss(ngram_weight=self.ngram_weight, forward_mix=self.forward_mix),
+            objective=Objective(ngram_weight=self.ngram_weight, divergence=self.divergence),
             optimizer=AdamWConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay),
         )
 

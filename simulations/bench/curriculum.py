@@ -47,4 +47,5 @@ def _lesson(tokens: np.ndarray, ids: np.ndarray, probs: np.ndarray) -> Lesson:
         taught=np.ones(len(tokens), np.bool_),
         labels=ids[:, 0],
         ngram=np.ones(len(tokens), np.bool_),
+        label_probs=np.ascontiguousarray(probs[:, 0]),
     )

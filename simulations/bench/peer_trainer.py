@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ...client.lesson import Lesson
-from ...export.torch_step import hybrid_loss
+from ...client.objective import Objective
+from ...export.torch_losses import hybrid_loss
 from .curriculum import Curriculum
 from .worker import Work
 
@@ -20,8 +21,7 @@ def steps(
     threads: int,
     count: int,
     curriculum: dict[str, Any],
-    ngram_weight: float,
-    forward_mix: float,
+    objective: dict[str, Any],
     learning_rate: float,
     max_grad_norm: float,
 ) -> Work:
@@ -34,9 +34,10 @@ def steps(
     batches = Curriculum(**curriculum).batches()
 
     def step() -> float:
-        batch = _batch(next(batches), ngram_weight, forward_mix)
+        batch = _batch(next(batches), Objective(**objective))
         logits = model(batch.pop("tokens"), use_cache=False).logits.flatten(0, 1)
-        loss = torch.stack(hybrid_loss(logits, batch)).sum()
+        kl, nll, _ = hybrid_loss(logits, batch)
+        loss = kl + nll
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
         optimizer.step()
@@ -51,7 +52,7 @@ def steps(
     return lap
 
 
-def _batch(lessons: list[Lesson], ngram_weight: float, forward_mix: float) -> dict[str, Tensor]:
+def _batch(lessons: list[Lesson], objective: Objective) -> dict[str, Tensor]:
     """Every row of every lesson, which all teach in both ways."""
     rows = sum(len(lesson.tokens) for lesson in lessons)
     fields = {name: np.concatenate([getattr(lesson, name) for lesson in lessons]) for name in _FIELDS}
@@ -59,8 +60,11 @@ def _batch(lessons: list[Lesson], ngram_weight: float, forward_mix: float) -> di
         "tokens": torch.as_tensor(np.stack([lesson.tokens for lesson in lessons])),
         **{name: torch.as_tensor(value) for name, value in fields.items()},
         "kl_weight": torch.full((rows,), 1 / rows),
-        "nll_weight": torch.full((rows,), ngram_weight / rows),
-        "mix": torch.tensor(forward_mix),
+        "nll_weight": torch.full((rows,), objective.ngram_weight / rows),
+        "uniforms": torch.zeros((rows, 1)),
+        "divergences": torch.as_tensor(objective.weights),
+        "beta": torch.tensor(objective.beta),
+        "eta": torch.tensor(objective.eta),
     }
 
 

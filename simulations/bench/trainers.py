@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...client.lesson import Lesson
+from ...client.objective import Objective
 from ...client.runtime import bind_weights
-from ...client.trainer import AdamW, AdamWConfig, HybridLoss, TrainStep
+from ...client.trainer import AdamW, AdamWConfig, TrainStep
 from ...common.fusion import fused, train_tensors
 from ...common.lora import LoraAdapter, LoraLayout
 from ...common.shape import DecoderShape
@@ -17,8 +20,10 @@ from ...common.weights import read_stored
 from .curriculum import Curriculum
 from .worker import Work
 
-LOSS = HybridLoss(ngram_weight=0.2, forward_mix=0.0)
+OBJECTIVE = Objective(divergence="reverse-kl", ngram_weight=0.2)
 OPTIMIZER = AdamWConfig(learning_rate=1e-3)
+#: The objective draws no tokens.
+_UNUSED = np.random.default_rng(0)
 
 
 def steps(folder: str, rank: int, alpha: float, threads: int, count: int, curriculum: dict[str, Any]) -> Work:
@@ -45,7 +50,7 @@ def many(
         if not together:
             return sum(learner.learn(step) for learner in learners)
         batches = [next(learner.batches) for learner in learners]
-        gradients = step.each([learner.adapter.arrays for learner in learners], batches)
+        gradients = step.each([learner.adapter.arrays for learner in learners], batches, OBJECTIVE, _UNUSED)
         for learner, gradient in zip(learners, gradients, strict=True):
             learner.adapter = learner.optimizer.update(learner.adapter, gradient.arrays)
         return sum(gradient.loss for gradient in gradients)
@@ -62,7 +67,7 @@ class _Learner:
         self.batches: Iterator[list[Lesson]] = Curriculum(**curriculum).batches()
 
     def learn(self, step: TrainStep) -> float:
-        gradient = step(self.adapter.arrays, next(self.batches))
+        gradient = step(self.adapter.arrays, next(self.batches), OBJECTIVE, _UNUSED)
         self.adapter = self.optimizer.update(self.adapter, gradient.arrays)
         return gradient.loss
 
@@ -72,4 +77,4 @@ def _opened(folder: str, rank: int, alpha: float, threads: int) -> tuple[LoraLay
     shape = DecoderShape.from_directory(directory)
     weights = bind_weights(train_tensors(fused(read_stored(directory, shape), shape)))
     layout = LoraLayout(rank=rank, alpha=alpha, shape=shape)
-    return layout, TrainStep(directory / "train.onnx", weights, LOSS, threads)
+    return layout, TrainStep(directory / "train.onnx", weights, threads)

@@ -111,8 +111,7 @@ def _peers(folder: Path, curriculum: Curriculum, threads: int, count: int) -> di
         "threads": threads,
         "count": count,
         "curriculum": asdict(curriculum),
-        "ngram_weight": trainers.LOSS.ngram_weight,
-        "forward_mix": trainers.LOSS.forward_mix,
+        "objective": asdict(trainers.OBJECTIVE),
         "learning_rate": trainers.OPTIMIZER.learning_rate,
         "max_grad_norm": trainers.OPTIMIZER.max_grad_norm,
     }

@@ -1,4 +1,4 @@
-"""The train graph against an independent program: transformers + peft in float64, the loss written row by row."""
+"""The train graph against independent programs: transformers + peft in float64 under the reference loss, and torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from fleetdraft.common.blocks import quantise
 from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import LoraAdapter, LoraLayout
-from fleetdraft.common.losses import FLOOR, HybridTerms, hybrid_loss
+from fleetdraft.common.losses import DIVERGENCES, HybridLoss, HybridTerms, hybrid_loss
 from fleetdraft.common.shape import DecoderShape
 from fleetdraft.common.weights import read_stored, read_weights
 from fleetdraft.export import head_loss
@@ -23,6 +23,9 @@ from fleetdraft.export.torch_step import torch_step
 from fleetdraft.export.train_graph import train_graph
 
 Batch = dict[str, np.ndarray]
+OF_ALL = ("divergences", "beta", "eta")
+"""Inputs without an axis of clients."""
+every_divergence = pytest.mark.parametrize("name", DIVERGENCES)
 
 _WIDE = {
     "tie_word_embeddings": False, "hidden_size": 40, "head_dim": 16, "num_key_value_heads": 4,
@@ -78,8 +81,13 @@ def quantised(tiny_model, random_adapter, tmp_path_factory) -> Case:
     return Case(tiny_model(), 4, random_adapter, tmp_path_factory.mktemp("case"))
 
 
-def _batch(vocab: int, sizes: tuple[int, int, int], rows: int, listed: int, mix: float = 0.5, seed: int = 0) -> Batch:
-    """Random texts (clients, texts, length), of which some rows are judged; some list fewer tokens, the first none."""
+def _batch(
+    vocab: int, sizes: tuple[int, int, int], rows: int, listed: int, name: str | None = None, seed: int = 0
+) -> Batch:
+    """Random texts (clients, texts, length), of which some rows are judged; some list fewer tokens, the first none.
+
+    name: of the divergence; None is a mixture of all.
+    """
     rng = np.random.default_rng(seed)
     clients, texts, length = sizes
     probs = rng.dirichlet(np.ones(listed + 1), size=(clients, rows))[..., :listed].astype(np.float32)
@@ -93,30 +101,26 @@ def _batch(vocab: int, sizes: tuple[int, int, int], rows: int, listed: int, mix:
         "kl_weight": rng.random((clients, rows), dtype=np.float32),
         "labels": rng.integers(0, vocab, (clients, rows)),
         "nll_weight": rng.random((clients, rows), dtype=np.float32),
-        "mix": np.array(mix, np.float32),
+        "uniforms": rng.random((clients, rows, 3), dtype=np.float32),
+        "divergences": np.array([0.2 if name is None else name == other for other in DIVERGENCES], np.float32),
+        "beta": np.array(0.3, np.float32),
+        "eta": np.array(2.0, np.float32),
     }
 
 
-def _naive_row(logits: torch.Tensor, ids: np.ndarray, probs: np.ndarray, mix: float) -> torch.Tensor:
-    """The divergence of one row, outcome by outcome."""
-    q = torch.softmax(logits, dim=-1)
-    pairs = [(float(p), q[int(i)]) for i, p in zip(ids, probs, strict=True) if p > 0]
-    pairs.append((max(1 - sum(p for p, _ in pairs), FLOOR), (1 - sum(x for _, x in pairs)) + 0 * q[0]))
-    forward = sum(p * (np.log(p) - torch.log(x)) for p, x in pairs)
-    reverse = sum(x * (torch.log(x) - np.log(p)) for p, x in pairs)
-    return mix * forward + (1 - mix) * reverse
+def _terms(batch: Batch, client: int = 0) -> HybridTerms:
+    """What the reference reads of one client's batch."""
+    given = {name: batch[name][client].astype(np.float64) for name in ("teacher_probs", "kl_weight", "nll_weight")}
+    given |= {name: batch[name][client] for name in ("teacher_ids", "labels", "uniforms")}
+    return HybridTerms(**given, **{name: batch[name] for name in ("divergences", "beta", "eta")})
 
 
-def _naive_loss(model: PeftModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(kl, nll) of the only client."""
+def _reference(model: PeftModel, batch: Batch) -> HybridLoss:
+    """The only client's loss; leaves its gradients in the model."""
     logits = model(torch.as_tensor(batch["tokens"][0])).logits.flatten(0, 1)[batch["rows"][0]]
-    kl, nll = torch.zeros(()).double(), torch.zeros(()).double()
-    for index, row in enumerate(logits):
-        ids, probs = (batch[name][0, index] for name in ("teacher_ids", "teacher_probs"))
-        divergence = _naive_row(row, ids, probs, float(batch["mix"]))
-        kl = kl + float(batch["kl_weight"][0, index]) * divergence
-        nll = nll - float(batch["nll_weight"][0, index]) * torch.log_softmax(row, -1)[batch["labels"][0, index]]
-    return kl, nll
+    loss = hybrid_loss(logits.detach().numpy(), _terms(batch))
+    logits.backward(torch.as_tensor(loss.gradient))
+    return loss
 
 
 def _peft_gradients(model: PeftModel, layout: LoraLayout) -> dict[str, np.ndarray]:
@@ -131,33 +135,36 @@ def _peft_gradients(model: PeftModel, layout: LoraLayout) -> dict[str, np.ndarra
 
 def _check(case: Case, batch: Batch) -> None:
     outputs, model = case.run(batch), case.peft_model()
-    kl, nll = _naive_loss(model, batch)
-    (kl + nll).backward()
-    for name, expected in (("kl", kl), ("nll", nll), ("loss", kl + nll)):
-        assert outputs[name] == pytest.approx([expected.item()], rel=1e-4)
+    reference = _reference(model, batch)
+    for name in ("kl", "nll", "loss", "overlap"):
+        assert outputs[name] == pytest.approx([getattr(reference, name)], rel=1e-4), name
     for name, expected in _peft_gradients(model, case.layout).items():
         error = np.abs(outputs[f"grad.{name}"][0] - expected).max()
         # A text of one token has no gradient by queries and keys, but for rounding.
         assert error <= 1e-4 * np.abs(expected).max() + 1e-6, name
 
 
-@pytest.mark.parametrize(
-    ("texts", "length", "rows", "listed", "mix"),
-    [(1, 1, 1, 1, 0.5), (2, 12, 24, 16, 0.0), (2, 12, 5, 16, 1.0), (4, 33, 40, 5, 0.5)],
-)
-def test_loss_and_gradients_are_those_of_peft_on_the_dequantised_base(case, texts, length, rows, listed, mix):
-    _check(case, _batch(case.shape.vocab_size, (1, texts, length), rows, listed, mix))
+@pytest.mark.parametrize(("texts", "length", "rows", "listed"), [(1, 1, 1, 1), (2, 12, 5, 16), (4, 33, 40, 5)])
+def test_loss_and_gradients_are_the_references_through_peft_on_the_dequantised_base(case, texts, length, rows, listed):
+    _check(case, _batch(case.shape.vocab_size, (1, texts, length), rows, listed))
 
 
-def test_loss_is_that_of_the_float64_reference(quantised):
-    batch = _batch(quantised.shape.vocab_size, (1, 2, 9), 11, 4)
-    with torch.no_grad():
-        logits = quantised.peft_model()(torch.as_tensor(batch["tokens"][0])).logits.flatten(0, 1).numpy()
-    names = ("teacher_ids", "teacher_probs", "kl_weight", "labels", "nll_weight")
-    terms = HybridTerms(**{name: batch[name][0] for name in names}, mix=0.5)
-    expected, outputs = hybrid_loss(logits[batch["rows"][0]], terms), quantised.run(batch)
-    assert outputs["kl"] == pytest.approx([expected.kl], rel=1e-5)
-    assert outputs["nll"] == pytest.approx([expected.nll], rel=1e-5)
+@every_divergence
+def test_each_divergence_has_the_references_value_and_gradient(quantised, name):
+    _check(quantised, _batch(quantised.shape.vocab_size, (1, 2, 12), 24, 16, name))
+
+
+@every_divergence
+def test_each_divergence_has_the_gradient_that_torch_finds(case, name):
+    batch = _batch(case.shape.vocab_size, (2, 2, 6), 9, 5, name)
+    lora = {n: np.stack([value, 0.5 * value]) for n, value in case.adapter.arrays.items()}
+    outputs = case.run(batch, lora)
+    expected = torch_step(
+        case.layout, *({n: torch.as_tensor(v) for n, v in x.items()} for x in (case.weights, lora, batch))
+    )
+    assert set(outputs) == set(expected)
+    for output, value in expected.items():
+        assert np.abs(outputs[output] - value.numpy()).max() <= 1e-4 * value.abs().max() + 1e-6, output
 
 
 def _same(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -173,13 +180,14 @@ def test_one_call_for_many_clients_is_one_call_for_each(case):
     together = case.run(batch, lora)
     for client in range(clients):
         part = slice(client, client + 1)
-        alone = case.run({n: v[part] if v.ndim else v for n, v in batch.items()}, {n: v[part] for n, v in lora.items()})
+        own = {n: v if n in OF_ALL else v[part] for n, v in batch.items()}
+        alone = case.run(own, {n: v[part] for n, v in lora.items()})
         _same({name: value[part] for name, value in together.items()}, alone)
 
 
 def test_padding_of_texts_and_rows_changes_nothing(quantised):
     batch = _batch(quantised.shape.vocab_size, (1, 2, 8), 5, 4)
-    padded = {n: np.pad(v, [(0, 0), (0, 3), *[(0, 0)] * (v.ndim - 2)]) if v.ndim else v for n, v in batch.items()}
+    padded = {n: v if n in OF_ALL else np.pad(v, [(0, 0), (0, 3), *[(0, 0)] * (v.ndim - 2)]) for n, v in batch.items()}
     text, place = np.divmod(batch["rows"], 8)
     padded["tokens"] = np.pad(batch["tokens"], [(0, 0), (0, 1), (0, 5)])
     padded["rows"] = np.pad(text * 13 + place, [(0, 0), (0, 3)], constant_values=-1)
@@ -205,8 +213,8 @@ def _steep_tensors(layout: LoraLayout) -> tuple[dict[str, np.ndarray], dict[str,
     return weights, lora
 
 
-@pytest.mark.parametrize("mix", [0.0, 1.0])
-def test_a_tail_at_its_floor_has_the_gradient_of_torchs_clamp(mix):
+@every_divergence
+def test_a_tail_at_its_floor_has_the_gradient_of_torchs_clamp(name):
     # The reference is in float32 too: the tail of float64 would not be at its floor in the same rows. The seed is one
     # where no tail is so near to it that rounding decides.
     shape = DecoderShape(
@@ -215,30 +223,32 @@ def test_a_tail_at_its_floor_has_the_gradient_of_torchs_clamp(mix):
     )  # fmt: skip
     layout = LoraLayout(rank=2, alpha=4.0, shape=shape)
     weights, lora = _steep_tensors(layout)
-    batch = _batch(8, (1, 1, 12), 12, listed=7, mix=mix, seed=4) | {"nll_weight": np.zeros((1, 12), np.float32)}
+    batch = _batch(8, (1, 1, 12), 12, listed=7, name=name, seed=4) | {"nll_weight": np.zeros((1, 12), np.float32)}
     session = ort.InferenceSession(train_graph(layout).SerializeToString())
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, batch | lora | train_tensors(fused(weights, shape))), strict=True))
     tensors = ({n: torch.as_tensor(v) for n, v in given.items()} for given in (weights, lora, batch))
     expected = torch_step(layout, *tensors)
-    for name in layout.shapes:
-        wanted = expected[f"grad.{name}"].numpy()
-        assert np.abs(outputs[f"grad.{name}"] - wanted).max() <= 1e-4 * np.abs(wanted).max(), name
+    for tensor in layout.shapes:
+        wanted = expected[f"grad.{tensor}"].numpy()
+        assert np.abs(outputs[f"grad.{tensor}"] - wanted).max() <= 1e-4 * np.abs(wanted).max(), tensor
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 23])
 def test_no_chunk_has_more_rows_than_fit(quantised, rows, monkeypatch):
     monkeypatch.setattr(head_loss, "CHUNK_VALUES", 4 * quantised.shape.vocab_size + 1)
     graph = train_graph(quantised.layout, quantised.bits)
-    (scan,) = (node for node in graph.graph.node if node.op_type == "Scan")
-    gradients = scan.output[-1]  # (chunks, rows of a chunk, hidden)
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(gradients, onnx.TensorProto.FLOAT, None))
+    # Of each: (chunks, rows of a chunk, hidden)
+    sums = [node.output[-1] for node in graph.graph.node if node.op_type == "Scan"]
+    graph.graph.output.extend(onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, None) for x in sums)
     lora = {name: value[None] for name, value in quantised.adapter.arrays.items()}
     batch = _batch(quantised.shape.vocab_size, (1, 2, 12), rows, 4)
-    (found,) = ort.InferenceSession(graph.SerializeToString()).run([gradients], batch | lora | quantised.bound)
-    chunks, held, _ = found.shape
-    assert held <= 4
-    assert (chunks - 1) * 4 < rows <= chunks * held
+    found = ort.InferenceSession(graph.SerializeToString()).run(sums, batch | lora | quantised.bound)
+    # Logits of a row; five named rows of the head, of 32 values each.
+    for value, fit in zip(found, (4, 4 * quantised.shape.vocab_size // (5 * 32)), strict=True):
+        chunks, held, _ = value.shape
+        assert held <= fit
+        assert (chunks - 1) * fit < rows <= chunks * held
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 23])
@@ -261,7 +271,7 @@ def test_the_graph_names_every_weight_and_holds_none(case):
 
 def test_outputs_are_in_the_order_of_the_layout(quantised):
     names = [value.name for value in quantised.session.get_outputs()]
-    assert names == ["loss", "kl", "nll", *(f"grad.{name}" for name in quantised.layout.shapes)]
+    assert names == ["loss", "kl", "nll", "overlap", *(f"grad.{name}" for name in quantised.layout.shapes)]
 
 
 @pytest.mark.slow
