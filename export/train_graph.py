@@ -13,7 +13,7 @@ Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teache
   labels         int64   (C, R)
   nll_weight     float32 (C, R)       factor of each row's -log q(label), already normalised; 0 where rows is -1
   mix            float32 ()           1 is KL(p‖q), 0 is KL(q‖p), linear between
-  lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank)
+  lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank); the rank is free, the scaling is not
   and the frozen weights that all clients share, as ``fusion.train_tensors`` names them
 Outputs
   loss, kl, nll  float32 (C,)         loss = kl + nll
@@ -28,7 +28,7 @@ from onnx import TensorProto
 
 from ..common.lora import LoraLayout
 from ..common.shape import EMBEDDING
-from .backbone import Back, Backbone
+from .backbone import Back, Backbone, free_rank
 from .head_loss import Judged, head_loss
 from .nodes import Dims, Nodes
 
@@ -61,7 +61,7 @@ def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
     for name, (dtype, dims) in BATCH_INPUTS.items():
         n.input(name, dtype, dims)
     for name, size in layout.shapes.items():
-        n.input(name, TensorProto.FLOAT, ["C", *size])
+        n.input(name, TensorProto.FLOAT, ["C", *free_rank(name, size)])
     backbone = Backbone(n, layout, bits, "tokens")
     hidden, backbone_back = backbone.forward()
     chosen, rows_back = _judged_rows(n, hidden, "rows", layout.shape.hidden_size)
@@ -73,7 +73,7 @@ def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
     for name, value in (("loss", n.op("Add", loss.kl, loss.nll)), ("kl", loss.kl), ("nll", loss.nll)):
         n.output(value, name, ["C"])
     for name, size in layout.shapes.items():
-        n.output(backbone.gradients[name], f"grad.{name}", ["C", *size])
+        n.output(backbone.gradients[name], f"grad.{name}", ["C", *free_rank(name, size)])
     return n.model("train")
 
 
