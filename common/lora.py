@@ -106,7 +106,7 @@ class LoraAdapter:
         """
         layout, ratio = self.layout, np.float32(other.layout.scaling / self.layout.scaling)
         if other.layout.shape != layout.shape:
-            raise ModelError("the two adapters are for decoders of different shapes, expected one; use those of one base")
+            raise ModelError("the adapters are for decoders of different shapes, expected one; use those of one base")
         rank = layout.rank + other.layout.rank
         arrays = {
             n: np.concatenate([v, other.arrays[n]])
