@@ -13,7 +13,7 @@ Inputs (C clients; each with B texts of L tokens, R judged rows, K listed teache
   labels         int64   (C, R)
   nll_weight     float32 (C, R)       factor of each row's -log q(label), already normalised; 0 where rows is -1
   mix            float32 ()           1 is KL(p‖q), 0 is KL(q‖p), linear between
-  lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank); the rank is free, the scaling is not
+  lora.{l}.{projection}.A  float32 (C, rank, in)   and  .B  float32 (C, out, rank)
   and the frozen weights that all clients share, as ``fusion.train_tensors`` names them
 Outputs
   loss, kl, nll  float32 (C,)         loss = kl + nll
