@@ -27,7 +27,7 @@ class OnnxDecoder:
 
         Args:
           model: what scores.
-          with_hidden: also keep what the head read (``hidden``); only of a graph with a LoRA rank.
+          with_hidden: also keep what the head read (``hidden``); only of a graph with an adapter.
         """
         self.model = model
         self._binding = model.session.io_binding()

@@ -16,6 +16,8 @@ from ..common.fusion import fused_lora
 from ..common.lora import LoraAdapter
 from .runtime import BoundWeights, open_session
 
+_Sizes = tuple[int | str, ...]
+"""Axes of an input; a name where any number will do."""
 LoraValues = Mapping[str, ort.OrtValue]
 """One adapter as ONNX Runtime values. Never written to, so being the same object means being the same adapter."""
 
@@ -56,28 +58,43 @@ class OnnxModel:
             name: (int(heads), int(size))
             for name, (_, heads, _, size) in ((n, s) for n, s in inputs.items() if n.startswith(("key.", "value.")))
         }
-        self._lora_sizes = {name: tuple(shape) for name, shape in inputs.items() if name.startswith("lora.")}
-        self.lora: LoraValues = {n: _value(np.zeros(size, np.float32)) for n, size in self._lora_sizes.items()}
+        self._lora_sizes: dict[str, _Sizes] = {n: tuple(s) for n, s in inputs.items() if n.startswith("lora.")}
+        self.lora: LoraValues = {n: _value(np.zeros(_least(s), np.float32)) for n, s in self._lora_sizes.items()}
 
     def adapt(self, adapter: LoraAdapter) -> None:
-        """Puts an adapter in force for every context that begins from now on, without a new session.
+        """Puts an adapter of any rank in force for every context that begins from now on, without a new session.
 
         A context that is held goes on with the adapter it began with (``Decoder.stale`` tells), so its keys and its
         rows are never of two adapters, whichever thread adapts and whenever.
 
         Raises:
-          ModelError: the adapter is of another rank or shape; the one in force stays.
+          ModelError: the adapter is of another shape, or the graph has no adapter; the one in force stays.
         """
         arrays = fused_lora(adapter)
         given = {name: array.shape for name, array in arrays.items()}
-        wrong = next((name for name in self._lora_sizes | given if given.get(name) != self._lora_sizes.get(name)), None)
-        if wrong is not None:
-            raise ModelError(
-                f"the adapter has {given.get(wrong, 'nothing')} for {wrong}, expected "
-                f"{self._lora_sizes.get(wrong, 'nothing')}; use an adapter made for this drafter"
-            )
+        for name in self._lora_sizes | given:
+            if not _fits(given.get(name), self._lora_sizes.get(name)):
+                raise ModelError(
+                    f"the adapter has {_written(given.get(name))} for {name}, expected "
+                    f"{_written(self._lora_sizes.get(name))}; use an adapter made for this drafter"
+                )
         # New values, not new contents: another thread may be running with the old ones.
         self.lora = {name: _value(array) for name, array in arrays.items()}
+
+
+def _least(size: _Sizes) -> tuple[int, ...]:
+    """The smallest array of such a size."""
+    return tuple(1 if isinstance(axis, str) else axis for axis in size)
+
+
+def _fits(given: tuple[int, ...] | None, wanted: _Sizes | None) -> bool:
+    if given is None or wanted is None or len(given) != len(wanted):
+        return False
+    return all(isinstance(want, str) or have == want for have, want in zip(given, wanted, strict=True))
+
+
+def _written(size: _Sizes | None) -> str:
+    return "nothing" if size is None else f"({', '.join(map(str, size))})"
 
 
 def _value(array: NDArray[np.float32]) -> ort.OrtValue:

@@ -6,7 +6,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,28 @@ class LoraAdapter:
     def minus(self, other: "LoraAdapter") -> Arrays:
         """The update that takes ``other`` to this adapter."""
         return {n: v - other.arrays[n] for n, v in self.arrays.items()}
+
+    def beside(self, other: "LoraAdapter") -> "LoraAdapter":
+        """Both at once: changes each weight by what this adapter adds plus what ``other`` adds.
+
+        Guarantees:
+          - Of rank ``self.rank + other.rank``, with the scaling of this adapter's layout.
+          - This adapter's factors come first, bit for bit; then those of ``other``, its B times the ratio of scalings.
+
+        Raises:
+          ModelError: the two are for decoders of different shapes.
+        """
+        layout, ratio = self.layout, np.float32(other.layout.scaling / self.layout.scaling)
+        if other.layout.shape != layout.shape:
+            raise ModelError("the adapters are for decoders of different shapes, expected one; use those of one base")
+        rank = layout.rank + other.layout.rank
+        arrays = {
+            n: np.concatenate([v, other.arrays[n]])
+            if n.endswith(".A")
+            else np.concatenate([v, ratio * other.arrays[n]], axis=1)
+            for n, v in self.arrays.items()
+        }
+        return LoraAdapter(layout=replace(layout, rank=rank, alpha=layout.scaling * rank), arrays=arrays)
 
     @cached_property
     def digest(self) -> str:

@@ -16,16 +16,22 @@ from ..common.blocks import BLOCK, ROWS, SCALES
 from ..common.fusion import GROUPS, fused_sizes, group_name
 from ..common.lora import LoraLayout
 from ..common.shape import EMBEDDING, QKV
-from .nodes import Nodes
+from .nodes import Dims, Nodes
 
 Back = Callable[[str], str]
 Block = tuple[str, Back]
 
 
+def free_rank(name: str, size: tuple[int, int]) -> Dims:
+    """Axes of an adapter's tensor of ``LoraLayout.shapes``, with the rank left open."""
+    return ["rank", size[1]] if name.endswith(".A") else [size[0], "rank"]
+
+
 class Backbone:
     """The layers of one decoder with an adapter on every projection.
 
-    nodes: the graph that is added to. tokens: int64 (C, B, L). bits: of the quantised matrices, None for float32.
+    nodes: the graph that is added to; it has the adapter's inputs, whose rank is free. layout: of their names and their
+      scaling. tokens: int64 (C, B, L). bits: of the quantised matrices, None for float32.
     """
 
     def __init__(self, nodes: Nodes, layout: LoraLayout, bits: int | None, tokens: str) -> None:
@@ -35,6 +41,7 @@ class Backbone:
         self._tokens = tokens
         self._length = nodes.op("Shape", tokens, start=2, end=3)
         self._clients = nodes.op("Shape", tokens, start=0, end=1)
+        self._rank = nodes.op("Shape", "lora.0.q_proj.A", start=1, end=2)
         self._cos, self._sin, self._mask = self._positions()
 
     def forward(self) -> Block:
@@ -150,7 +157,7 @@ class Backbone:
 
     def _adapter(self, layer: int, group: str, x: str) -> Block:
         """scaling * (x A^T) B^T for all projections of a group at once: As stacked, Bs on a diagonal."""
-        n, rank, scaling, parts = self._n, self._layout.rank, self._layout.scaling, GROUPS[group]
+        n, scaling, parts = self._n, self._layout.scaling, GROUPS[group]
         names = [f"lora.{layer}.{part}" for part in parts]
         a = n.joined([f"{name}.A" for name in names], axis=1)
         b = self._diagonal([f"{name}.B" for name in names])
@@ -158,25 +165,28 @@ class Backbone:
 
         def backward(grad: str) -> str:
             by_low = n.op("FusedMatMul", grad, b, alpha=scaling)
-            by_a = n.split(n.op("FusedMatMul", by_low, x, transA=1), [rank] * len(parts), axis=1)
+            by_a = self._ranks(n.op("FusedMatMul", by_low, x, transA=1), len(parts), axis=1)
             # Blocks off the diagonal are computed too and dropped, which costs less than to cut ``grad``.
             by_b = n.op("FusedMatMul", grad, low, transA=1, alpha=scaling)
-            rows = [self._shape.projection_size(part)[0] for part in parts]
+            rows = n.split(by_b, [self._shape.projection_size(part)[0] for part in parts], axis=1)
             for i, name in enumerate(names):
                 self.gradients[f"{name}.A"] = by_a[i]
-                corner = (sum(rows[:i]), rank * i), (sum(rows[: i + 1]), rank * (i + 1))
-                self.gradients[f"{name}.B"] = n.op("Slice", by_b, *(n.integers(*at) for at in (*corner, (1, 2))))
+                self.gradients[f"{name}.B"] = self._ranks(rows[i], len(parts), axis=2)[i]
             return n.op("FusedMatMul", by_low, a)
 
         return n.op("FusedMatMul", low, b, transB=1, alpha=scaling), backward
 
     def _diagonal(self, blocks: list[str]) -> str:
         """(C, rows, rank) each to (C, all rows, all ranks) with zeros elsewhere."""
-        n, rank, last = self._n, self._layout.rank, len(blocks) - 1
+        n, last = self._n, len(blocks) - 1
         if not last:
             return blocks[0]
-        pads = [n.integers(0, 0, rank * i, 0, 0, rank * (last - i)) for i in range(len(blocks))]
+        pads = [n.op("Mul", self._rank, n.integers(0, 0, i, 0, 0, last - i)) for i in range(len(blocks))]
         return n.joined([n.op("Pad", block, pad) for block, pad in zip(blocks, pads, strict=True)], axis=1)
+
+    def _ranks(self, x: str, count: int, axis: int) -> list[str]:
+        """An axis of so many times the rank, cut into one part for each."""
+        return [x] if count == 1 else self._n.ops("Split", x, outputs=count, axis=axis, num_outputs=count)
 
     def _embedded(self) -> str:
         n = self._n

@@ -9,11 +9,13 @@ Inputs
   past          int32 (1, 1)              position of the last token fed = past length + S - 1 (GroupQueryAttention)
   total         int32 ()                  past length + S
   key.{l}, value.{l}  float32 (1, kv_heads, limit, padded head)   KV buffers, bound as past *and* present
-  lora.{l}.{group}.A  float32 (parts * rank, in)  and  .B  (out, parts * rank)    only in a graph with a rank
+  lora.{l}.{group}.A  float32 (parts * rank, in)  and  .B  (out, parts * rank)    only in a graph with an adapter
 Outputs
   logits        float32 (kept, vocab)
-  hidden        float32 (kept, hidden)    what the head reads, only in a graph with a rank; unbound it costs nothing
+  hidden        float32 (kept, hidden)    what the head reads, only in a graph with an adapter; unbound it costs nothing
   key_out.{l}, value_out.{l}              the same buffers
+
+The rank is the adapter's own: one graph serves any, also two adapters at once (``LoraAdapter.beside``).
 
 A graph for *clients* has a leading axis C on tokens, the LoRA inputs, logits and hidden, and C instead of 1 elsewhere,
 so that one call serves many contexts, each with an adapter of its own; they may differ in length where S is 1, and
@@ -32,7 +34,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..common.blocks import BLOCK, PACKED, ROWS, SCALES
-from ..common.fusion import fused_lora_sizes, fused_sizes, group_name
+from ..common.fusion import GROUPS, fused_sizes, group_name
 from ..common.shape import EMBEDDING, DecoderShape
 
 _MS = "com.microsoft"
@@ -44,28 +46,27 @@ _INTEGERS = 4
 
 
 def decode_graph(
-    shape: DecoderShape, rank: int | None = None, bits: int | None = None, clients: bool = False
+    shape: DecoderShape, lora: bool = False, bits: int | None = None, clients: bool = False
 ) -> onnx.ModelProto:
     """Builds the graph.
 
     Args:
       shape: the decoder.
-      rank: LoRA rank of the adapter inputs on all projections; None for a graph without an adapter.
+      lora: with the inputs of an adapter on all projections.
       bits: 4 or 8: matrices are blocks of integers (``common/blocks.py``), multiplied in integers, so inputs are
         rounded on the fly and logits differ from those of float32 by about a hundredth. None: float32.
       clients: with the axis of clients.
     """
-    return _Builder(shape, rank, bits, clients).build()
+    return _Builder(shape, lora, bits, clients).build()
 
 
 class _Builder:
     """Collects nodes in order; each method adds one block and returns its output's name."""
 
-    def __init__(self, shape: DecoderShape, rank: int | None, bits: int | None, clients: bool) -> None:
-        self.shape, self.rank, self.bits, self.clients = shape, rank, bits, clients
+    def __init__(self, shape: DecoderShape, lora: bool, bits: int | None, clients: bool) -> None:
+        self.shape, self.lora, self.bits, self.clients = shape, lora, bits, clients
         self.axis: list[int | str] = ["C"] if clients else []
         self.sizes = fused_sizes(shape)
-        self.lora = fused_lora_sizes(shape, rank) if rank else {}
         self.padded_head = -(-shape.head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, NDArray[np.generic]] = {}
@@ -133,8 +134,9 @@ class _Builder:
         if not self.lora:
             return total
         a, b = (f"lora.{layer}.{group}.{factor}" for factor in "AB")
-        for factor in (a, b):
-            self._input(factor, TensorProto.FLOAT, [*self.axis, *self.lora[factor]])
+        ranks, (rows, columns) = f"{len(GROUPS[group])} * rank", self.sizes[group_name(layer, group)]
+        self._input(a, TensorProto.FLOAT, [*self.axis, ranks, columns])
+        self._input(b, TensorProto.FLOAT, [*self.axis, rows, ranks])
         if not self.clients:
             low = self._op("Gemm", [x, a], f"{name}.low", transB=1)
             return self._op("Gemm", [low, b, total], f"{name}.lora", transB=1)
@@ -186,10 +188,10 @@ class _Builder:
     def _head(self, normed: str) -> None:
         start = self._op("Neg", ["kept"], "kept.start")
         ends = [self._integers(n, [v]) for n, v in (("end", np.iinfo(np.int64).max), ("rows", len(self.axis)))]
-        rows = self._op("Slice", [normed, start, *ends], "hidden" if self.rank else "kept.rows")
+        rows = self._op("Slice", [normed, start, *ends], "hidden" if self.lora else "kept.rows")
         self._product(rows, EMBEDDING if self.shape.tied else "lm_head.weight", "logits")
         self._output("logits", TensorProto.FLOAT, [*self.axis, "kept", self.shape.vocab_size])
-        if self.rank:
+        if self.lora:
             self._output("hidden", TensorProto.FLOAT, [*self.axis, "kept", self.shape.hidden_size])
 
     # --- heads whose size GroupQueryAttention refuses ----------------------------------------------------------

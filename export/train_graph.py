@@ -32,7 +32,7 @@ from onnx import TensorProto
 from ..common.lora import LoraLayout
 from ..common.losses import DIVERGENCES
 from ..common.shape import EMBEDDING
-from .backbone import Back, Backbone
+from .backbone import Back, Backbone, free_rank
 from .head_loss import Judged, head_loss
 from .nodes import Dims, Nodes
 
@@ -68,7 +68,7 @@ def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
     for name, (dtype, dims) in BATCH_INPUTS.items():
         n.input(name, dtype, dims)
     for name, size in layout.shapes.items():
-        n.input(name, TensorProto.FLOAT, ["C", *size])
+        n.input(name, TensorProto.FLOAT, ["C", *free_rank(name, size)])
     backbone = Backbone(n, layout, bits, "tokens")
     hidden, backbone_back = backbone.forward()
     chosen, rows_back = _judged_rows(n, hidden, "rows", layout.shape.hidden_size)
@@ -81,7 +81,7 @@ def train_graph(layout: LoraLayout, bits: int | None = None) -> onnx.ModelProto:
     for name, value in sums.items():
         n.output(value, name, ["C"])
     for name, size in layout.shapes.items():
-        n.output(backbone.gradients[name], f"grad.{name}", ["C", *size])
+        n.output(backbone.gradients[name], f"grad.{name}", ["C", *free_rank(name, size)])
     return n.model("train")
 
 

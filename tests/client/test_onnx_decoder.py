@@ -160,11 +160,9 @@ def test_an_adapter_that_does_not_fit_is_refused_and_the_one_in_force_stays(
     model: OnnxModel, changed: LoraAdapter
 ) -> None:
     decoder = OnnxDecoder(model)
-    expected, rank = decoder.score(TOKENS[:9]).copy(), changed.layout.rank
-    for layout in (
-        replace(changed.layout, rank=rank + 1),
-        replace(changed.layout, shape=replace(changed.layout.shape, layers=1)),
-    ):
+    expected, shape = decoder.score(TOKENS[:9]).copy(), changed.layout.shape
+    for other in (replace(shape, layers=1), replace(shape, hidden_size=shape.hidden_size + 8)):
+        layout = replace(changed.layout, shape=other)
         with pytest.raises(ModelError, match=r"the adapter has .* for lora\.\d\.\w*\.A, expected .*; use an adapter"):
             model.adapt(layout.initial(seed=0))
     assert not decoder.stale

@@ -85,3 +85,16 @@ def test_a_stacked_adapter_changes_what_the_adapter_changes(shape):
         a, b = (stacked[f"lora.1.{group}.{factor}"] for factor in "AB")
         each = [4.0 * arrays[f"lora.1.{part}.B"] @ (arrays[f"lora.1.{part}.A"] @ x) for part in parts]
         np.testing.assert_allclose(b @ (a @ x), np.concatenate(each), rtol=1e-4, atol=1e-4)
+
+
+def test_two_adapters_beside_each_other_are_bound_as_the_sum_of_both(shape):
+    rng = np.random.default_rng(3)
+    layouts = [LoraLayout(rank=3, alpha=12.0, shape=shape), LoraLayout(rank=2, alpha=1.0, shape=shape)]
+    first, second = (
+        LoraAdapter(layout=x, arrays={n: rng.standard_normal(s).astype(np.float32) for n, s in x.shapes.items()})
+        for x in layouts
+    )
+    both, one, other = (fused_lora(adapter) for adapter in (first.beside(second), first, second))
+    for group in GROUPS:
+        dense = [x[f"lora.1.{group}.B"] @ x[f"lora.1.{group}.A"] for x in (both, one, other)]
+        np.testing.assert_allclose(dense[0], dense[1] + dense[2], rtol=1e-4, atol=1e-4)

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fleetdraft.common.errors import FingerprintError, ModelError, UserError
 from fleetdraft.common.lora import LoraAdapter, LoraLayout
@@ -69,6 +71,51 @@ def test_saving_replaces_the_adapter_as_a_whole(adapter, tmp_path) -> None:
     assert LoraAdapter.load(tmp_path / "adapter", LAYOUT, "base").digest == LAYOUT.initial(seed=0).digest
     assert not (tmp_path / "adapter" / "stale").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+ranks_and_alphas = st.tuples(st.integers(1, 20), st.floats(0.25, 64))
+
+
+@given(ranks_and_alphas, ranks_and_alphas, st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_an_adapter_beside_another_changes_what_both_change(one, other, seed) -> None:
+    layouts, rng = (
+        [replace(LAYOUT, rank=rank, alpha=alpha) for rank, alpha in (one, other)],
+        np.random.default_rng(seed),
+    )
+    first, second = (
+        LoraAdapter(layout=x, arrays={n: rng.normal(0, 1, size).astype(np.float32) for n, size in x.shapes.items()})
+        for x in layouts
+    )
+    both = first.beside(second)
+    assert both.layout.rank == one[0] + other[0]
+    assert both.layout.scaling == pytest.approx(first.layout.scaling)
+    assert {name: value.shape for name, value in both.arrays.items()} == both.layout.shapes
+    for key, change in both.changes.items():
+        parts = [x.changes[key] for x in (first, second)]
+        expected = sum(p.scaling * (p.b.astype(np.float64) @ p.a) for p in parts)
+        size = sum(p.scaling * (np.abs(p.b).astype(np.float64) @ np.abs(p.a)) for p in parts)
+        assert (np.abs(change.dense() - expected) <= 1e-5 * size).all()
+
+
+def test_beside_puts_its_own_factors_first_and_keeps_their_bits(adapter) -> None:
+    other = replace(LAYOUT, rank=1, alpha=1.0).initial(seed=4)
+    both = adapter.beside(other)
+    for name, value in adapter.arrays.items():
+        own, added = (
+            (both.arrays[name][:3], both.arrays[name][3:])
+            if name.endswith(".A")
+            else (both.arrays[name][:, :3], both.arrays[name][:, 3:])
+        )
+        np.testing.assert_array_equal(own, value)
+        # Scaling 1 beside 2: half of B.
+        np.testing.assert_array_equal(added, other.arrays[name] * (1 if name.endswith(".A") else 0.5))
+
+
+def test_adapters_of_different_decoders_are_not_put_together(adapter) -> None:
+    other = replace(LAYOUT, shape=replace(SHAPE, layers=1)).initial(seed=0)
+    with pytest.raises(ModelError, match="decoders of different shapes, expected one; use those of one base$"):
+        adapter.beside(other)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """The decode graph, run by the device's own runtime, against transformers and peft."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from peft import PeftModel
@@ -56,16 +57,16 @@ class Maker:
         tensors = fused(read_stored(self.stored(), self.shape), self.shape)
         return bind_weights(decode_tensors(tensors, self.shape.tied))
 
-    def graph(self, rank: int | None, clients: bool = False) -> Path:
+    def graph(self, lora: bool, clients: bool = False) -> Path:
         path = self.scratch / "decode.onnx"
-        path.write_bytes(decode_graph(self.shape, rank, self.bits, clients).SerializeToString())
+        path.write_bytes(decode_graph(self.shape, lora, self.bits, clients).SerializeToString())
         return path
 
-    def model(self, rank: int | None = None) -> OnnxModel:
-        return OnnxModel(self.graph(rank), self.weights(), LIMIT)
+    def model(self, lora: bool = False) -> OnnxModel:
+        return OnnxModel(self.graph(lora), self.weights(), LIMIT)
 
-    def decoder(self, rank: int | None = None) -> OnnxDecoder:
-        return OnnxDecoder(self.model(rank))
+    def decoder(self, lora: bool = False) -> OnnxDecoder:
+        return OnnxDecoder(self.model(lora))
 
     def dequantised(self) -> torch.nn.Module:
         """transformers' model with the weights that are deployed."""
@@ -113,20 +114,68 @@ def test_logits_with_an_adapter_are_those_of_peft(maker, random_adapter, tmp_pat
     layout = LoraLayout(rank=3, alpha=6.0, shape=maker.shape)
     adapter, tokens = random_adapter(layout), _tokens(20)
     adapter.save(tmp_path / "adapter", base_fingerprint="")
-    decoder = maker.decoder(layout.rank)
+    decoder = maker.decoder(lora=True)
     decoder.model.adapt(adapter)
     given = decoder.score(tokens)
     model = PeftModel.from_pretrained(maker.dequantised(), tmp_path / "adapter")
     _assert_close(given, _expected(model, tokens), maker.bits)
 
 
-def test_an_adapter_of_another_rank_is_refused_and_the_old_one_stays(tiny_model, tmp_path, random_adapter):
+def test_an_adapter_for_another_size_is_refused_in_a_line_and_the_old_one_stays(tiny_model, tmp_path, random_adapter):
     maker = Maker(tiny_model(), tmp_path)
-    model = maker.model(rank=3)
+    model = maker.model(lora=True)
     held = model.lora
-    with pytest.raises(ModelError, match=r"the adapter has \(6, 32\) for lora.0.qkv_proj.A, expected \(9, 32\)"):
-        model.adapt(random_adapter(LoraLayout(rank=2, alpha=4.0, shape=maker.shape)))
+    wider = replace(maker.shape, hidden_size=40)
+    message = r"the adapter has \(6, 40\) for lora.0.qkv_proj.A, expected \(3 \* rank, 32\); use an adapter [^\n]*$"
+    with pytest.raises(ModelError, match=message):
+        model.adapt(random_adapter(LoraLayout(rank=2, alpha=4.0, shape=wider)))
     assert model.lora is held
+
+
+def test_a_graph_without_an_adapter_has_no_such_input_and_takes_none(tiny_model, tmp_path, random_adapter):
+    maker = Maker(tiny_model(), tmp_path)
+    model = maker.model()
+    assert not model.lora
+    with pytest.raises(ModelError, match="expected nothing"):
+        model.adapt(random_adapter(LoraLayout(rank=2, alpha=4.0, shape=maker.shape)))
+
+
+def _of_fixed_rank(path: Path, rank: int) -> None:
+    """Writes numbers in place of the axes that depend on the rank."""
+    graph = onnx.load(path, load_external_data=False)
+    for value in graph.graph.input:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param.endswith(" * rank"):
+                axis.dim_value = int(axis.dim_param.split()[0]) * rank
+    path.write_bytes(graph.SerializeToString())
+
+
+def test_a_free_rank_changes_no_bit(maker):
+    """Of any adapter, in prefill and step, beside a graph made for its rank alone."""
+    free, parts = maker.model(lora=True), (_tokens(20), [7], [8, 9, 10])
+    for rank in (1, 3, 8):
+        adapter = _random(LoraLayout(rank=rank, alpha=6.0, shape=maker.shape), rank)
+        path = maker.graph(lora=True)
+        _of_fixed_rank(path, rank)
+        fixed = OnnxModel(path, maker.weights(), LIMIT)
+        fixed.adapt(adapter)
+        free.adapt(adapter)
+        one, other = OnnxDecoder(free), OnnxDecoder(fixed)
+        for part in parts:
+            np.testing.assert_array_equal(one.score(part), other.score(part))
+
+
+def test_two_adapters_stacked_score_as_weights_with_both_added(tiny_model, tmp_path):
+    maker, tokens = Maker(tiny_model(), tmp_path), _tokens(20)
+    layout = LoraLayout(rank=2, alpha=4.0, shape=maker.shape)
+    first, second = _random(layout, 1), _random(replace(layout, rank=3, alpha=1.5), 2)
+    decoder = maker.decoder(lora=True)
+    decoder.model.adapt(first.beside(second))
+    given = decoder.score(tokens).copy()
+    save_file(second.merged(first.merged(read_weights(maker.directory, maker.shape))), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((maker.directory / "config.json").read_text())
+    both = Maker(tmp_path, tmp_path)
+    _assert_close(given, both.decoder().score(tokens), None)
 
 
 def test_tokens_one_by_one_give_the_rows_of_one_call(maker):
@@ -161,7 +210,7 @@ def test_only_the_kept_rows_are_computed(maker):
 def test_one_call_serves_clients_with_adapters_and_lengths_of_their_own(maker):
     """The client axis: three contexts with 4, 9 and 6 tokens take one more token each in one call."""
     layout, lengths = LoraLayout(rank=2, alpha=4.0, shape=maker.shape), (4, 9, 6)
-    adapters, model = [_random(layout, seed) for seed in range(3)], maker.model(rank=2)
+    adapters, model = [_random(layout, seed) for seed in range(3)], maker.model(lora=True)
     expected, caches = [], []
     for adapter, length in zip(adapters, lengths, strict=True):
         model.adapt(adapter)
@@ -173,14 +222,14 @@ def test_one_call_serves_clients_with_adapters_and_lengths_of_their_own(maker):
     feeds |= {name: np.stack([fused_lora(a)[name] for a in adapters]) for name in fused_lora(adapters[0])}
     feeds |= {"tokens": np.full((3, 1), 7), "kept": np.ones(1, np.int64), "total": np.array(10, np.int32)}
     feeds |= {"past": np.array(lengths, np.int32)[:, None]}
-    session = open_session(maker.graph(2, clients=True), maker.weights(), threads=1)
+    session = open_session(maker.graph(lora=True, clients=True), maker.weights(), threads=1)
     (logits,) = session.run(["logits"], feeds)
     np.testing.assert_allclose(logits[:, 0], expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_the_hidden_output_is_what_the_head_reads(tiny_model, tmp_path):
     maker = Maker(tiny_model(tie_word_embeddings=False), tmp_path)
-    decoder = OnnxDecoder(maker.model(rank=2), with_hidden=True)
+    decoder = OnnxDecoder(maker.model(lora=True), with_hidden=True)
     logits = decoder.score(_tokens(5), kept=3)
     head = read_weights(maker.directory, maker.shape)["lm_head.weight"]
     np.testing.assert_allclose(decoder.hidden @ head.T, logits, atol=1e-4)
