@@ -22,7 +22,7 @@ from .lora import LoraLayout
 from .shape import DecoderShape
 
 MANIFEST = "bundle.json"
-SCHEMA = 3
+SCHEMA = 4
 #: How a drafter's matrices may be stored, with the bits of their integers.
 PRECISION_BITS = {"fp32": None, "fp16": None, "int8": 8, "int4": 4}
 

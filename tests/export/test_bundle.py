@@ -233,7 +233,7 @@ def test_a_recipe_names_the_field_that_is_out_of_range(field, value):
 
 def test_the_command_prints_the_manifest_as_json(by_command):
     directory, value = by_command
-    assert (value["schema"], value["rank"], value["alpha"]) == (3, 1, 2.0)
+    assert (value["schema"], value["rank"], value["alpha"]) == (4, 1, 2.0)
     assert value["base"] == BundleManifest.read(directory).base
     assert value["size_bytes"].keys() == value["files"].keys()
 
