@@ -11,27 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, ModelError
 from ..common.lora import Arrays, LoraAdapter
 from ..common.messages import clipped
 from .lesson import Lesson
+from .objective import Objective
 from .runtime import BoundWeights, open_session
 
-
-@dataclass(frozen=True, kw_only=True)
-class HybridLoss:
-    """Weights of the hybrid loss (ALGORITHMS §3): divergence on direct rows + ``ngram_weight`` x n-gram NLL."""
-
-    ngram_weight: float = 0.2
-    forward_mix: float = 0.0
-    """1 is forward KL(p‖q), 0 reverse KL(q‖p), linear between."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ngram_weight < math.inf:
-            raise ConfigError(f"ngram_weight is {self.ngram_weight}, expected a finite number >= 0")
-        if not 0 <= self.forward_mix <= 1:
-            raise ConfigError(f"forward_mix is {self.forward_mix}, expected 0 to 1")
+HybridLoss = Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +51,13 @@ class TrainStep:
         self._session: ort.InferenceSession | None = None
         self._buffers: Arrays = {}
 
-    def __call__(self, adapter: Mapping[str, NDArray[np.float32]], lessons: Sequence[Lesson]) -> Gradient:
+    def __call__(
+        self,
+        adapter: Mapping[str, NDArray[np.float32]],
+        lessons: Sequence[Lesson],
+        objective: Objective | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> Gradient:
         """Runs forward and backward on one batch.
 
         Args:
@@ -72,6 +68,7 @@ class TrainStep:
           ConfigError: there is no lesson.
           ModelError: the graph is missing or cannot be opened.
         """
+        self._loss = objective or self._loss
         return self.each([adapter], [lessons])[0]
 
     def each(
@@ -205,6 +202,30 @@ class AdamW:
         # Averages are replaced and never written into.
         other._step, other._mean, other._square = self._step, dict(self._mean), dict(self._square)
         return other
+
+    def to_bytes(self) -> bytes:
+        """What it has seen, as safetensors."""
+        seen = {"mean": self._mean, "square": self._square}
+        arrays = {f"{kind}.{name}": value for kind, values in seen.items() for name, value in values.items()}
+        return save({"step": np.array([self._step], np.int64), **arrays})
+
+    @classmethod
+    def from_bytes(cls, config: AdamWConfig, data: bytes) -> "AdamW":
+        """Restores what ``to_bytes`` gave.
+
+        Raises:
+          ModelError: the bytes are no optimiser.
+        """
+        optimizer = cls(config)
+        try:
+            arrays = load(data)
+            optimizer._step = int(arrays.pop("step")[0])
+        except (SafetensorError, KeyError, ValueError, IndexError) as error:
+            raise ModelError(f"not the state of an optimiser: {error!r}") from error
+        for key, value in arrays.items():
+            kind, _, name = key.partition(".")
+            (optimizer._mean if kind == "mean" else optimizer._square)[name] = value
+        return optimizer
 
     def update(self, adapter: LoraAdapter, gradient: Mapping[str, NDArray[np.float32]]) -> LoraAdapter:
         """One step on the tensors that ``gradient`` names; its norm over all of them is bounded first."""

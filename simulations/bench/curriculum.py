@@ -46,5 +46,6 @@ def _lesson(tokens: np.ndarray, ids: np.ndarray, probs: np.ndarray) -> Lesson:
         teacher_probs=np.ascontiguousarray(probs),
         taught=np.ones(len(tokens), np.bool_),
         labels=ids[:, 0],
+        label_probs=np.ascontiguousarray(probs[:, 0]),
         ngram=np.ones(len(tokens), np.bool_),
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fleetdraft.client.lesson import TEACHER_WIDTH, Lesson
+from fleetdraft.client.lesson import Lesson
 from fleetdraft.client.runtime import bind_weights
 from fleetdraft.client.trainer import AdamW, AdamWConfig, HybridLoss, TrainStep, collate
 from fleetdraft.common.bundle import BundleManifest
@@ -26,6 +26,7 @@ LAYOUT = LoraLayout(
     ),
 )  # fmt: skip
 UNBOUNDED = 1e9
+TEACHER_WIDTH = 16
 
 
 def gradients(scale: float, seed: int) -> Arrays:
@@ -92,6 +93,7 @@ def lesson(taught: list[int], ngram: list[int]) -> Lesson:
         teacher_probs=np.full((length, TEACHER_WIDTH), 1 / TEACHER_WIDTH, np.float32),
         taught=np.array(taught, np.bool_),
         labels=np.full(length, 7),
+        label_probs=np.full(length, 0.5, np.float32),
         ngram=np.array(ngram, np.bool_),
     )
 
