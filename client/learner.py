@@ -73,7 +73,7 @@ class LearnerConfig:
     single_pass: bool = False
     """Each lesson is trained on once, in the order in which they came, and forgotten: as many steps as they fill."""
     replay_capacity: int = ReplayConfig().capacity
-    replay_bytes: int = ReplayConfig().max_bytes
+    replay_max_bytes: int = ReplayConfig().max_bytes
     replay_ttl_s: float = ReplayConfig().ttl_s
     max_lesson_tokens: int = 192
     loss: Objective | None = None
@@ -109,7 +109,7 @@ class LearnerConfig:
     @property
     def replay(self) -> ReplayConfig:
         """The bounds of the memory."""
-        return ReplayConfig(capacity=self.replay_capacity, max_bytes=self.replay_bytes, ttl_s=self.replay_ttl_s)
+        return ReplayConfig(capacity=self.replay_capacity, max_bytes=self.replay_max_bytes, ttl_s=self.replay_ttl_s)
 
     @property
     def objective(self) -> Objective:

@@ -33,9 +33,9 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         for name in ("capacity", "max_bytes"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"replay {name} is {getattr(self, name)}, expected at least 1")
+                raise ConfigError(f"replay_{name} is {getattr(self, name)}, expected at least 1")
         if not self.ttl_s > 0:
-            raise ConfigError(f"replay ttl_s is {self.ttl_s}, expected more than 0")
+            raise ConfigError(f"replay_ttl_s is {self.ttl_s}, expected more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

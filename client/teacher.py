@@ -79,6 +79,9 @@ class View:
         return View(np.concatenate([self.tokens, other.tokens[~both]]), np.concatenate([masses, other.masses[~both]]))
 
 
+#: More drafter tokens than any path has.
+_UNLIMITED = 1 << 24
+
 NOTHING = View(np.empty(0, np.intp), np.empty(0))
 
 
@@ -127,7 +130,7 @@ class PathTree:
 
     def below(self, law: NDArray[np.float32], node: int) -> View:
         """Of one row of ``law``: the mass at and below each child of a node."""
-        first, tokens = self._trie.first_child(node), self._trie.child_tokens(node, len(self._order) + 1)
+        first, tokens = self._trie.first_child(node), self._trie.child_tokens(node, _UNLIMITED)
         if not len(tokens):
             return NOTHING
         begin, end = self._begin[first], self._end[first + len(tokens) - 1]
