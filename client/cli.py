@@ -191,7 +191,7 @@ def adapt(
         HybridLoss(ngram_weight=ngram_weight, forward_mix=forward_mix),
         AdamWConfig(learning_rate=learning_rate),
     )
-    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, loss=loss, optimizer=optimizer)
+    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, objective=loss, optimizer=optimizer)
     sampling = Sampling(temperature=temperature)
     options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
     stream = read_prompts(prompts)

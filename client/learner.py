@@ -76,7 +76,7 @@ class LearnerConfig:
     replay_max_bytes: int = ReplayConfig().max_bytes
     replay_ttl_s: float = ReplayConfig().ttl_s
     max_lesson_tokens: int = 192
-    loss: Objective | None = None
+    objective: Objective | None = None
     """None is the published one; with ``projection`` "law", which says all that the n-gram likelihood does, without."""
     optimizer: AdamWConfig = AdamWConfig()
     projection: Projection = "prefix"
@@ -112,9 +112,9 @@ class LearnerConfig:
         return ReplayConfig(capacity=self.replay_capacity, max_bytes=self.replay_max_bytes, ttl_s=self.replay_ttl_s)
 
     @property
-    def objective(self) -> Objective:
-        """What is minimised."""
-        return self.loss or (Objective(ngram_weight=0.0) if self.projection == "law" else Objective())
+    def minimised(self) -> Objective:
+        """The objective, or what ``projection`` makes of none."""
+        return self.objective or (Objective(ngram_weight=0.0) if self.projection == "law" else Objective())
 
 
 #: The newest steps whose losses are remembered: enough to see a run's course, bounded where prompts never end.
@@ -302,7 +302,7 @@ class OnlineLearner:
         first, batch = self._batch(point)
         if not batch:
             return replace(point, left=0)
-        objective = self._config.objective.at(point.done.steps)
+        objective = self._config.minimised.at(point.done.steps)
         gradient = self._step(point.adapter.arrays, batch, objective, self._rng)
         _check_finite(gradient)
         optimizer = point.optimizer.copy()

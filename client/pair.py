@@ -88,7 +88,7 @@ class Pair:
         self.adapt(adapter)
         drafter = self.drafter
         return OnlineLearner(
-            step=TrainStep(drafter.train_graph, drafter.weights, config.objective, drafter.model.threads),
+            step=TrainStep(drafter.train_graph, drafter.weights, config.minimised, drafter.model.threads),
             writer=self.lesson_writer(config),
             adapter=adapter,
             config=config,

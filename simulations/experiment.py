@@ -63,7 +63,7 @@ class LearningTable:
             steps=self.steps,
             batch_size=self.batch_size,
             replay_capacity=self.replay_capacity,
-            loss=HybridLoss(ngram_weight=self.ngram_weight, forward_mix=self.forward_mix),
+            objective=HybridLoss(ngram_weight=self.ngram_weight, forward_mix=self.forward_mix),
             optimizer=AdamWConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay),
         )
 

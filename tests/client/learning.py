@@ -56,7 +56,7 @@ class Home:
 
     def __init__(self, bundle: Bundle, pair: Pair, config: LearnerConfig, seed: int = 3) -> None:
         drafter, self.head, self.pair = pair.drafter, Head(), pair
-        step = TrainStep(drafter.train_graph, drafter.weights, config.objective, drafter.model.threads)
+        step = TrainStep(drafter.train_graph, drafter.weights, config.minimised, drafter.model.threads)
         self.step, self.forces, self.saved = Watched(step), list[str](), list[Any]()
         self.table: dict[int, Lesson] = {}
         self.on_step: Callable[[], None] = lambda: None

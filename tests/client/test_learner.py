@@ -180,9 +180,9 @@ def test_unknown_settings_name_field_value_and_expectation(field: str, value: An
 
 
 def test_law_needs_no_likelihood_of_ngrams_unless_asked() -> None:
-    assert LearnerConfig().objective == Objective()
-    assert LearnerConfig(projection="law").objective.ngram_weight == 0
-    assert LearnerConfig(projection="law", loss=Objective(ngram_weight=0.1)).objective.ngram_weight == 0.1
+    assert LearnerConfig().minimised == Objective()
+    assert LearnerConfig(projection="law").minimised.ngram_weight == 0
+    assert LearnerConfig(projection="law", objective=Objective(ngram_weight=0.1)).minimised.ngram_weight == 0.1
 
 
 # --- what a training sees --------------------------------------------------------------------------------------------
