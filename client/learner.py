@@ -235,6 +235,7 @@ class OnlineLearner:
         """Trains on what came since the last training and nothing else, with its share of the configured steps.
 
         Raises:
+          ConfigError: another thread is training.
           TrainingError: a loss or gradient is not finite.
         """
         if self._point.left:
@@ -268,9 +269,10 @@ class OnlineLearner:
                 after = self._advanced(point)
                 if not self._went_on(point, after):
                     return  # rolled back while the step ran
-                point = after
-                self._on_step()
-                yield
+                before, point = point, after
+                if point.done is not before.done:  # else there is no lesson left
+                    self._on_step()
+                    yield
             self._put_in_force(point)
         except GeneratorExit:
             self._put_in_force(point)

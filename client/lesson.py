@@ -62,7 +62,10 @@ class Lesson:
 
     def latest(self, limit: int) -> "Lesson":
         """The last ``limit`` tokens of it."""
-        arrays: dict[str, Any] = {name: array[-limit:] for name, array in self._arrays.items()}
+        if len(self.tokens) <= limit:
+            return self
+        # Copies: a view would keep the whole text in memory.
+        arrays: dict[str, Any] = {name: array[-limit:].copy() for name, array in self._arrays.items()}
         return replace(self, **arrays)
 
     def widened(self, width: int) -> "Lesson":

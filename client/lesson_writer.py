@@ -9,6 +9,7 @@ not push exactly that mass down.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -79,18 +80,14 @@ class LessonWriter:
         return lesson.latest(limit)
 
     def _judge(self, lesson: Lesson, positions: "Sequence[_Position | None]") -> None:
-        before: _Position | None = None
-        for position in (*positions, None):
+        """Fills the rows of a text's positions; None is one that teaches nothing."""
+        for before, position in pairwise((None, *positions, None)):
             if position is not None:
                 self._teach(lesson, position.start - 1, self._first(position, before), (before, position))
+                self._inner(lesson, position)
                 self._label(lesson, position)
             elif before is not None and self._projection == "law":
                 self._teach(lesson, before.end - 1, before.ahead(len(before.branch))[1], (before,))
-            if position is not None and self._projection == "law":
-                for depth in range(1, len(position.branch)):
-                    view = position.ahead(depth)[1]
-                    self._teach(lesson, position.start - 1 + depth, view, (position,))
-            before = position
 
     def _first(self, position: "_Position", before: "_Position | None") -> View:
         """What the row before a position's token says."""
@@ -101,6 +98,12 @@ class LessonWriter:
             return roots
         stop, children = before.ahead(len(before.branch))
         return roots.mixed(stop, children)
+
+    def _inner(self, lesson: Lesson, position: "_Position") -> None:
+        """The rows within a token's path."""
+        if self._projection == "law":
+            for depth in range(1, len(position.branch)):
+                self._teach(lesson, position.start - 1 + depth, position.ahead(depth)[1], (position,))
 
     def _teach(self, lesson: Lesson, row: int, view: View, about: "Sequence[_Position | None]") -> None:
         if row < 0 or not len(view.tokens):

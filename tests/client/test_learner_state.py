@@ -145,3 +145,10 @@ def test_two_trainings_at_once_are_told(home: Callable[..., Home], prompts: list
         device.learner.train()
     steps.close()
     device.learner.train()
+
+
+def test_no_step_is_made_of_lessons_whose_time_is_over(home: Callable[..., Home], prompts: list[Prompt]) -> None:
+    device = home(replace(IDLE, replay_ttl_s=1e-9)).read(prompts[:4])
+    device.on_step = device.save
+    assert list(device.learner.steps()) == []
+    assert (device.saved, device.learner.training.steps, device.learner.due) == ([], 0, False)
