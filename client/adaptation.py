@@ -19,12 +19,14 @@ def adapt_online(
 ) -> DraftCounters:
     """Generates each prompt once; the learner trains in between and its newest adapter drafts the next text.
 
+    At the end it trains on what came since its last training, if anything did.
+
     Args:
       pair: target and drafter.
       learner: made by ``pair.learner``.
       prompts: in the order in which they come.
       options: the seed is advanced by one for each prompt.
-      progress: called after each prompt with that prompt's counters.
+      progress: called after each prompt, and what it made the learner train, with that prompt's counters.
 
     Returns:
       The sum of the counters, learning time not included.
@@ -36,5 +38,5 @@ def adapt_online(
         learner.end()
         total += generation.counters
         progress(generation.counters)
-    learner.train()
+    learner.finish()
     return total

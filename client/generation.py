@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +16,14 @@ from .context import DraftContext, Spelling
 from .continuation import Continuation, Generation
 from .decoder import Decoder, Logits
 from .options import Options
+from .outcome import Outcome
 from .pace import BlockCost, FixedPace, MeasuredPace, Pace
 from .paths import DraftPaths
 from .sampling import most_likely, target_weights
 from .text import TextCodec
 from .trie import Trie
+
+NO_DRAFT = BlockCost(draft_tokens=0, proposed=0, accepted=0, target_s=0.0, rest_s=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +38,8 @@ class DrafterSide:
 class Witness(Protocol):
     """Sees what the target decided; the online learner is one."""
 
-    def observe(self, tokens: Sequence[int], rows: Logits) -> None:
-        """Called after every target call.
-
-        Args:
-          tokens: the n target tokens just emitted.
-          rows: float32 (n, target vocab): the target's logits for each, before any processor; valid during the call
-            only.
-        """
-
-
-Step = tuple[tuple[int, ...], Logits]
-"""Emitted target tokens, and the target's rows of which each was drawn."""
+    def observe(self, outcome: Outcome) -> None:
+        """Called after every target call, with what of it became text; arrays are valid until it returns."""
 
 
 class Lease:
@@ -143,23 +136,24 @@ class Generator:
         while text.open:
             with self._lease.use():
                 self._lease.check(text)
-                tokens, rows = next(steps)
-                piece, count = text.emit(tokens)
+                outcome = next(steps)
+                piece, count = text.emit(outcome.tokens)
                 if drafter is not None:
-                    drafter.paths.observe(tokens[:count])
+                    drafter.paths.observe(outcome.tokens[:count])
                 if witness is not None and count:
-                    witness.observe(tokens[:count], rows[:count])
+                    witness.observe(replace(outcome, tokens=outcome.tokens[:count], rows=outcome.rows[:count]))
             if piece:
                 yield piece
         if rest := text.close():
             yield rest
 
-    def _alone(self, text: Continuation, options: Options) -> Iterator[Step]:
+    def _alone(self, text: Continuation, options: Options) -> Iterator[Outcome]:
         chooser = RandomChooser(np.random.default_rng(options.seed))
         while text.open:
-            yield self._single(text, options, chooser)
+            tokens, rows = self._single(text, options, chooser)
+            yield Outcome(tokens=tokens, rows=rows, cost=NO_DRAFT)
 
-    def _single(self, text: Continuation, options: Options, chooser: Chooser) -> Step:
+    def _single(self, text: Continuation, options: Options, chooser: Chooser) -> tuple[tuple[int, ...], Logits]:
         """One token by the target alone."""
         rows = self._target.score((text.last,))
         text.count(target_calls=1)
@@ -168,7 +162,7 @@ class Generator:
             return (most_likely(row),), rows
         return (chooser.choose(target_weights(row, options.sampling)),), rows
 
-    def _drafted(self, text: Continuation, options: Options, side: DrafterSide) -> Iterator[Step]:
+    def _drafted(self, text: Continuation, options: Options, side: DrafterSide) -> Iterator[Outcome]:
         """One block per step, as the pace says with a draft or without."""
         chooser: Chooser = RandomChooser(np.random.default_rng(options.seed))
         pace: Pace = self._adaptive if options.adaptive else FixedPace()
@@ -178,14 +172,15 @@ class Generator:
             began = self._clock()
             budget = pace.budget(min(options.draft_tokens, text.remaining - 1))
             if budget:
-                tokens, rows, cost = self._block(text, options, side.decoder, trie, budget, reading, chooser, began)
+                outcome = self._block(text, options, side.decoder, trie, budget, reading, chooser, began)
             else:
                 tokens, rows = self._single(text, options, chooser)
                 text.count(blocks=1)
                 reading.skip(tokens)
                 cost = BlockCost(draft_tokens=0, proposed=0, accepted=0, target_s=self._clock() - began, rest_s=0.0)
-            pace.note(cost)
-            yield tokens, rows
+                outcome = Outcome(tokens=tokens, rows=rows, cost=cost)
+            pace.note(outcome.cost)
+            yield outcome
 
     def _block(
         self,
@@ -197,7 +192,7 @@ class Generator:
         reading: "_Reading",
         chooser: Chooser,
         began: float,
-    ) -> tuple[tuple[int, ...], Logits, BlockCost]:
+    ) -> Outcome:
         """Drafts, scores in one target call, verifies, and rewinds both models to what was emitted."""
         target, sampling = self._target, options.sampling
         ends = self._codec.vocabulary.eos
@@ -217,7 +212,13 @@ class Generator:
             target_s=scored - drafted,
             rest_s=self._clock() - scored + drafted - began,
         )
-        return verdict.tokens, rows, cost
+        return Outcome(
+            tokens=verdict.tokens,
+            rows=rows[: len(verdict.tokens)],
+            cost=cost,
+            proposed=draft.tokens,
+            accepted=verdict.accepted,
+        )
 
 
 class _Reading:

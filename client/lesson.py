@@ -1,36 +1,22 @@
 """What one generated text teaches the drafter: its context, with the target's judgement beside each row.
 
-A lesson is the drafter's context of the text (``context.py``). The row before each emitted token carries the target's
-distribution over *first draft tokens* (the ``TEACHER_WIDTH`` largest, the rest as tail mass). Where the emitted token
-is an n-gram of draft tokens, the rows along its path carry that path as labels.
+A lesson is the drafter's context of the text (``context.py``). A row that teaches carries the target's distribution
+over the next drafter token (``teacher.py``): the K largest, the rest as tail mass. Where the emitted token is an n-gram
+of drafter tokens, the rows along its path carry that path as labels.
 
-| projection of p            | a first draft token d gets                   | rows with a divergence           |
-|----------------------------|----------------------------------------------|----------------------------------|
-| ``direct`` (OmniDraft)     | p of the target token with d's bytes         | where a mapped token was emitted |
-| ``prefix`` (ours, default) | p of all target tokens whose path starts so  | all                              |
-
-Under the proposal law of ``law.py`` a walk proposes an n-gram through its first token, so the q that maximises
-acceptance has the *prefix* mass there. The direct map teaches q to avoid the first tokens of likely n-grams.
-
-Source: OmniDraft's hybrid distillation (ALGORITHMS §3). Truncation makes the divergence one over TEACHER_WIDTH + 1
-outcomes, a lower bound of the full one.
+Truncation to K makes a divergence one over K + 1 outcomes: what the teacher says *within* the tail is lost, and by the
+log-sum inequality forward and reverse KL are lower bounds of the full ones. The likelihood of labels loses nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from .context import Spelling
-from .decoder import Logits
-from .trie import Trie
-
-TEACHER_WIDTH = 16
-
-Projection = Literal["direct", "prefix"]
-PROJECTIONS: tuple[Projection, ...] = get_args(Projection)
+from ..common.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +26,19 @@ class Lesson:
     tokens: NDArray[np.int64]
     """(L,)"""
     teacher_ids: NDArray[np.int64]
-    """(L, TEACHER_WIDTH) drafter tokens"""
+    """(L, K) drafter tokens, the likeliest first"""
     teacher_probs: NDArray[np.float32]
-    """(L, TEACHER_WIDTH); zero where there is no teacher"""
+    """(L, K); zero where there is no teacher"""
     taught: NDArray[np.bool_]
     """(L,) rows that the divergence is taken on"""
     labels: NDArray[np.int64]
     """(L,)"""
+    label_probs: NDArray[np.float32]
+    """(L,) p of the target token whose path the labels are; 0 elsewhere"""
     ngram: NDArray[np.bool_]
     """(L,) rows that the n-gram likelihood is taken on"""
-    label_probs: NDArray[np.float32]
-    """(L,) the target's probability of the n-gram's token, on the rows of its path; else 0"""
+    written: float = 0.0
+    """When, in seconds since 1970."""
 
     @property
     def judged(self) -> NDArray[np.bool_]:
@@ -62,71 +50,86 @@ class Lesson:
         """How many rows teach something."""
         return int(self.judged.sum())
 
+    @property
+    def width(self) -> int:
+        """K."""
+        return self.teacher_ids.shape[1]
 
-class LessonWriter:
-    """Turns one target's decisions into lessons."""
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(array.nbytes for array in self._arrays.values())
 
-    def __init__(self, spelling: Spelling, trie: Trie, projection: Projection = "prefix") -> None:
-        self._spelling, self._trie, self._projection = spelling, trie, projection
-        mapped = [t for t in trie if projection == "prefix" or len(trie.path(t)) == 1]
-        self._mapped = np.asarray(mapped, dtype=np.intp)
-        self._firsts, self._group = np.unique([trie.path(t)[0] for t in mapped], return_inverse=True)
+    def latest(self, limit: int) -> "Lesson":
+        """The last ``limit`` tokens of it."""
+        if len(self.tokens) <= limit:
+            return self
+        # Copies: a view would keep the whole text in memory.
+        arrays: dict[str, Any] = {name: array[-limit:].copy() for name, array in self._arrays.items()}
+        return replace(self, **arrays)
 
-    def write(self, prompt: Sequence[int], emitted: Sequence[int], rows: Logits, limit: int) -> Lesson:
-        """Writes the lesson of one generated text.
+    def widened(self, width: int) -> "Lesson":
+        """The same with ``width`` listed tokens: padded, or without the least likely."""
+        more = [(0, 0), (0, max(0, width - self.width))]
+        ids, probs = np.pad(self.teacher_ids, more)[:, :width], np.pad(self.teacher_probs, more)[:, :width]
+        return replace(self, teacher_ids=ids, teacher_probs=probs)
 
-        Args:
-          prompt: target tokens before.
-          emitted: n target tokens.
-          rows: float32 (n, target vocab), the target's logits for each.
-          limit: longest lesson in drafter tokens; the text's beginning is cut.
+    @property
+    def _arrays(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _DTYPES}
+
+    # --- storage ----------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """As safetensors; ``from_bytes`` gives the same lesson, bit for bit."""
+        arrays = {name: np.ascontiguousarray(_narrow(array)) for name, array in self._arrays.items()}
+        return save({**arrays, _WRITTEN: np.array([self.written], np.float64)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Lesson":
+        """Restores what ``to_bytes`` gave.
+
+        Raises:
+          ModelError: the bytes are no lesson.
         """
-        context, starts = self._spelling.context(prompt), list[int]()
-        for token in emitted:
-            starts.append(len(context))
-            context += self._spelling(token)
-        lesson = _blank(context)
-        ids, probs = self._teacher(rows)
-        for index, (token, start) in enumerate(zip(emitted, starts, strict=True)):
-            if start:
-                self._judge(lesson, start - 1, token, ids[index], probs[index])
-        return _cut(lesson, limit)
-
-    def _judge(self, lesson: Lesson, row: int, token: int, ids: NDArray[np.int64], probs: NDArray[np.float32]) -> None:
-        path = self._trie.path(token)
-        if self._projection == "prefix" or len(path) == 1:
-            lesson.teacher_ids[row], lesson.teacher_probs[row], lesson.taught[row] = ids, probs, True
-        if len(path) > 1:
-            lesson.labels[row : row + len(path)], lesson.ngram[row : row + len(path)] = path, True
-
-    def _teacher(self, rows: Logits) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The largest projected probabilities, (n, TEACHER_WIDTH) drafter tokens and values."""
-        shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
-        mapped = shifted[:, self._mapped] / shifted.sum(axis=1, keepdims=True)
-        projected = np.stack([np.bincount(self._group, row, len(self._firsts)) for row in mapped])
-        width = min(TEACHER_WIDTH, projected.shape[1])
-        top = np.argpartition(projected, -width, axis=1)[:, -width:]
-        ids = np.zeros((len(rows), TEACHER_WIDTH), np.int64)
-        probs = np.zeros((len(rows), TEACHER_WIDTH), np.float32)
-        ids[:, :width] = self._firsts[top]
-        probs[:, :width] = np.take_along_axis(projected, top, axis=1)
-        return ids, probs
-
-
-def _blank(tokens: Sequence[int]) -> Lesson:
-    length = len(tokens)
-    return Lesson(
-        tokens=np.asarray(tokens, dtype=np.int64),
-        teacher_ids=np.zeros((length, TEACHER_WIDTH), np.int64),
-        teacher_probs=np.zeros((length, TEACHER_WIDTH), np.float32),
-        taught=np.zeros(length, np.bool_),
-        labels=np.zeros(length, np.int64),
-        ngram=np.zeros(length, np.bool_),
-        label_probs=np.zeros(length, np.float32),
-    )
-
-
-def _cut(lesson: Lesson, limit: int) -> Lesson:
-    if len(lesson.tokens) <= limit:
+        try:
+            arrays = load(data)
+            written = float(arrays.pop(_WRITTEN)[0])
+            lesson = cls(**{name: arrays.pop(name).astype(dtype) for name, dtype in _DTYPES.items()}, written=written)
+        except (SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
+            raise ModelError(f"not a lesson: {str(error).splitlines()[0]}") from error
+        if arrays or not _sound(lesson):
+            raise ModelError("not a lesson: its arrays do not fit together")
         return lesson
-    return Lesson(**{name: value[-limit:] for name, value in vars(lesson).items()})
+
+
+_WRITTEN = "written"
+_DTYPES: dict[str, type[np.generic]] = {
+    "tokens": np.int64,
+    "teacher_ids": np.int64,
+    "teacher_probs": np.float32,
+    "taught": np.bool_,
+    "labels": np.int64,
+    "label_probs": np.float32,
+    "ngram": np.bool_,
+}
+
+
+def _narrow(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Token ids take four bytes in a file."""
+    return array.astype(np.int32) if array.dtype == np.int64 else array
+
+
+def _sound(lesson: Lesson) -> bool:
+    """Whether the arrays fit together and hold what can be trained on."""
+    rows, wide = lesson.tokens.shape, lesson.teacher_ids.shape
+    return (
+        len(rows) == 1
+        and rows == lesson.taught.shape == lesson.labels.shape == lesson.label_probs.shape == lesson.ngram.shape
+        and len(wide) == 2
+        and wide[:1] == rows
+        and wide == lesson.teacher_probs.shape
+        and min(ids.min(initial=0) for ids in (lesson.tokens, lesson.teacher_ids, lesson.labels)) >= 0
+        and all(bool(((p >= 0) & (p <= 1)).all()) for p in (lesson.teacher_probs, lesson.label_probs))
+        and bool(np.isfinite(lesson.written))
+    )

@@ -9,7 +9,7 @@ from .context import Spelling
 from .decoder import Decoder
 from .generation import DrafterSide, Generator
 from .learner import LearnerConfig, OnlineLearner
-from .lesson import LessonWriter
+from .lesson_writer import LessonWriter
 from .onnx_decoder import OnnxDecoder
 from .onnx_model import OnnxModel
 from .paths import DraftPaths
@@ -89,9 +89,15 @@ class Pair:
         drafter = self.drafter
         return OnlineLearner(
             step=TrainStep(drafter.train_graph, drafter.weights, drafter.model.threads),
-            writer=LessonWriter(self.spelling, self.trie, config.projection),
+            writer=self.lesson_writer(config),
             adapter=adapter,
             config=config,
             seed=seed,
             on_change=self.adapt,
+        )
+
+    def lesson_writer(self, config: LearnerConfig) -> LessonWriter:
+        """Writes lessons of this pair as a learner's configuration says."""
+        return LessonWriter(
+            self.spelling, self.trie, config.projection, config.teacher_width, config.positions, config.rejected
         )

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from learning import CONFIG, IDLE, Home
 
 from fleetdraft.client import learner as learner_module
 from fleetdraft.client.adaptation import adapt_online
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.learner import LearnerConfig, OnlineLearner
+from fleetdraft.client.lesson import Lesson
+from fleetdraft.client.objective import Objective
 from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
@@ -18,7 +21,6 @@ from fleetdraft.client.trainer import Gradient, TrainStep
 from fleetdraft.common.errors import ConfigError, TrainingError
 
 OPTIONS = Options(max_new_tokens=24)
-CONFIG = LearnerConfig(every_prompts=4, steps=3)
 
 
 def learn(bundle: Bundle, pair: Pair, prompts: list[Prompt], config: LearnerConfig = CONFIG) -> OnlineLearner:
@@ -71,10 +73,10 @@ def broken_step(number: int, value: float) -> Callable[..., Gradient]:
     """``TrainStep.__call__`` that gets an adapter of ``value`` alone at its call of that number."""
     run, calls = TrainStep.__call__, iter(range(1, 100))
 
-    def call(step: TrainStep, adapter: Any, lessons: Any) -> Gradient:
+    def call(step: TrainStep, adapter: Any, *rest: Any) -> Gradient:
         if next(calls) == number:
             adapter = {name: np.full_like(array, value) for name, array in adapter.items()}
-        return run(step, adapter, lessons)
+        return run(step, adapter, *rest)
 
     return call
 
@@ -151,7 +153,114 @@ def test_new_weights_are_in_force_at_the_next_token(
     np.testing.assert_array_equal(decoder.score(tokens, 1), before)
 
 
-@pytest.mark.parametrize("field", ["every_prompts", "steps", "batch_size", "replay_capacity", "max_lesson_tokens"])
+@pytest.mark.parametrize(
+    "field", ["every_prompts", "steps", "batch_size", "replay_capacity", "replay_max_bytes", "max_lesson_tokens"]
+)
 def test_settings_out_of_range_name_field_value_and_expectation(field: str) -> None:
     with pytest.raises(ConfigError, match=f"{field} is 0, expected at least 1"):
         LearnerConfig(**{field: 0})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("teacher_width", 7, "expected 8 to 64"),
+        ("teacher_width", 65, "expected 8 to 64"),
+        ("schedule", "sometimes", "expected one of prompts, joint, interleaved, idle"),
+        ("projection", "indirect", "expected one of direct, prefix, law"),
+        ("positions", "some", "expected one of all, wrong"),
+        ("factors", ("C",), "expected A, B or both"),
+        ("projections", ("q_proj", "x_proj"), "expected some of q_proj, k_proj"),
+        ("projections", (), "expected some of"),
+    ],
+)
+def test_unknown_settings_name_field_value_and_expectation(field: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is .*{expected}"):
+        LearnerConfig(**{field: value})
+
+
+def test_law_needs_no_likelihood_of_ngrams_unless_asked() -> None:
+    assert LearnerConfig().minimised == Objective()
+    assert LearnerConfig(projection="law").minimised.ngram_weight == 0
+    assert LearnerConfig(projection="law", objective=Objective(ngram_weight=0.1)).minimised.ngram_weight == 0.1
+
+
+# --- what a training sees --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(bundle: Bundle, pairs: dict[str, Pair]) -> Callable[..., Home]:
+    """Opens learners: ``home(config, seed)``."""
+    return lambda config=CONFIG, seed=3: Home(bundle, pairs["spm"], config, seed)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "heads"), [("prompts", 6, 0), ("joint", 6, 2), ("interleaved", 6, 8), ("idle", 0, 0)]
+)
+def test_a_schedule_trains_what_it_says(
+    home: Callable[..., Home], prompts: list[Prompt], schedule: Any, steps: int, heads: int
+) -> None:
+    """Ten texts, the adapter due after each fourth."""
+    device = home(replace(CONFIG, schedule=schedule)).read(prompts[:10])
+    assert (device.learner.training.steps, device.head.trainings) == (steps, heads)
+
+
+def test_idle_work_is_due_until_somebody_did_it(home: Callable[..., Home], prompts: list[Prompt]) -> None:
+    device = home(IDLE).read(prompts[:3])
+    assert not device.learner.due
+    device.read(prompts[3:4])
+    assert device.learner.due
+    assert sum(1 for _ in device.learner.steps()) == IDLE.steps
+    assert not device.learner.due
+    assert (device.head.trainings, device.forces) == (1, [device.digest])
+
+
+def test_what_is_left_at_the_end_is_trained_alone_with_its_share_of_steps(
+    home: Callable[..., Home], prompts: list[Prompt]
+) -> None:
+    """Ten texts: three steps after the fourth and the eighth, and of two more texts half as many, rounded up."""
+    device = home().read(prompts[:10])
+    device.learner.finish()
+    assert device.learner.training.steps == 3 + 3 + 2
+    newest = {id(lesson) for lesson in list(device.learner.lessons.values())[8:]}
+    assert all({id(lesson) for lesson in batch} == newest for batch in device.step.batches[6:])
+
+
+def test_nothing_is_trained_at_the_end_where_nothing_is_new(home: Callable[..., Home], prompts: list[Prompt]) -> None:
+    device = home().read(prompts[:8])
+    before = device.digest
+    device.learner.finish()
+    assert (device.learner.training.steps, device.digest) == (6, before)
+
+
+def test_a_single_pass_trains_each_lesson_once_in_the_order_in_which_they_came(
+    home: Callable[..., Home], prompts: list[Prompt]
+) -> None:
+    device = home(replace(CONFIG, single_pass=True, batch_size=3, every_prompts=5))
+    seen: list[Lesson] = []
+    for prompt in prompts[:11]:
+        device.read([prompt])
+        seen += [lesson for lesson in device.learner.lessons.values() if not any(lesson is one for one in seen)]
+    device.learner.finish()
+    # Who trained at a text's end forgot it there, so that the fifth and the tenth are known from the batches alone.
+    trained = [lesson for batch in device.step.batches for lesson in batch]
+    assert [len(batch) for batch in device.step.batches] == [3, 2, 3, 2, 1]
+    assert len({id(lesson) for lesson in trained}) == 11
+    order = [next(place for place, one in enumerate(trained) if one is lesson) for lesson in seen]
+    assert order == sorted(order)
+    assert device.learner.lessons == device.table == {}
+
+
+def test_projections_that_may_not_change_stay(home: Callable[..., Home], prompts: list[Prompt], bundle: Bundle) -> None:
+    device = home(replace(CONFIG, projections=("q_proj", "v_proj"))).read(prompts[:8])
+    delta = device.learner.adapter.minus(bundle.adapter())
+    assert {name.split(".")[2] for name, change in delta.items() if change.any()} == {"q_proj", "v_proj"}
+
+
+def test_a_long_text_is_remembered_as_far_as_its_lesson_reaches(
+    home: Callable[..., Home], prompts: list[Prompt]
+) -> None:
+    long, short = (home(replace(CONFIG, max_lesson_tokens=limit)).read(prompts[:1]) for limit in (500, 6))
+    (whole,), (cut,) = long.learner.lessons.values(), short.learner.lessons.values()
+    np.testing.assert_array_equal(cut.teacher_probs, whole.teacher_probs[-6:])
+    np.testing.assert_array_equal(cut.taught, whole.taught[-6:])

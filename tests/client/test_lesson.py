@@ -3,24 +3,36 @@
 import numpy as np
 import pytest
 
-from fleetdraft.client.lesson import Lesson, LessonWriter, Projection
+from fleetdraft.client.emission import Emission, emissions
+from fleetdraft.client.lesson import Lesson
+from fleetdraft.client.lesson_writer import LessonWriter
 from fleetdraft.client.options import Options
+from fleetdraft.client.outcome import Outcome
+from fleetdraft.client.pace import BlockCost
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.teacher import Projection
 
 TARGETS = ["spm", "bpe3", "bpe1"]
+
+
+COST = BlockCost(draft_tokens=0, proposed=0, accepted=0, target_s=0.0, rest_s=0.0)
 
 
 class Notes:
     """Keeps what a witness sees."""
 
     def __init__(self) -> None:
-        self.tokens: list[int] = []
+        self.emitted: list[Emission] = []
         self.rows: list[np.ndarray] = []
 
-    def observe(self, tokens: tuple[int, ...], rows: np.ndarray) -> None:
-        self.tokens += tokens
-        self.rows.append(rows.copy())
+    @property
+    def tokens(self) -> list[int]:
+        return [emission.token for emission in self.emitted]
+
+    def observe(self, outcome: Outcome) -> None:
+        self.emitted += emissions(outcome)
+        self.rows.append(outcome.rows.copy())
 
 
 def lesson_of(pair: Pair, prompt: str, projection: Projection = "prefix", limit: int = 500) -> tuple[Notes, Lesson]:
@@ -28,7 +40,64 @@ def lesson_of(pair: Pair, prompt: str, projection: Projection = "prefix", limit:
     pair.alone.run(prompt, Options(max_new_tokens=40), notes)
     writer = LessonWriter(pair.spelling, pair.trie, projection)
     tokens = pair.target_codec.prompt_tokens(prompt)
-    return notes, writer.write(tokens, notes.tokens, np.concatenate(notes.rows), limit)
+    return notes, writer.write(tokens, notes.emitted, np.concatenate(notes.rows), limit)
+
+
+def test_emissions_know_how_each_token_came_to_be() -> None:
+    rows = np.zeros((3, 9), np.float32)
+    refused = Outcome(tokens=(5, 6, 7), rows=rows, cost=COST, proposed=(5, 6, 8, 8), accepted=2)
+    agreed = Outcome(tokens=(5, 6, 7), rows=rows, cost=COST, proposed=(5, 6), accepted=2)
+    ended = Outcome(tokens=(5,), rows=rows[:1], cost=COST, proposed=(5, 6, 8), accepted=2)
+    assert emissions(refused) == [
+        Emission(token=5, kind="accepted"),
+        Emission(token=6, kind="accepted"),
+        Emission(token=7, kind="corrected", rejected=8),
+    ]
+    assert emissions(agreed)[1:] == [Emission(token=6, kind="accepted"), Emission(token=7, kind="own")]
+    assert emissions(ended) == [Emission(token=5, kind="accepted")]
+    assert emissions(Outcome(tokens=(7,), rows=rows[:1], cost=COST)) == [Emission(token=7, kind="own")]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_drafted_text_teaches_what_it_would_alone_but_for_what_was_rejected(
+    pairs: dict[str, Pair], prompts: list[Prompt], name: str
+) -> None:
+    pair, notes = pairs[name], Notes()
+    pair.drafted.run(prompts[1].text, Options(max_new_tokens=40), notes)
+    alone, expected = lesson_of(pair, prompts[1].text)
+    assert notes.tokens == alone.tokens
+    kinds = [emission.kind for emission in notes.emitted]
+    assert kinds.count("corrected") > 3
+    assert kinds.count("accepted") > 3
+    tokens, rows = pair.target_codec.prompt_tokens(prompts[1].text), np.concatenate(notes.rows)
+    lesson = LessonWriter(pair.spelling, pair.trie, rejected=False).write(tokens, notes.emitted, rows, 500)
+    np.testing.assert_array_equal(lesson.taught, expected.taught)
+    np.testing.assert_allclose(lesson.teacher_probs, expected.teacher_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_each_rejected_proposals_first_token_is_listed_in_its_row(
+    pairs: dict[str, Pair], prompts: list[Prompt], name: str
+) -> None:
+    pair, notes = pairs[name], Notes()
+    pair.drafted.run(prompts[1].text, Options(max_new_tokens=40), notes)
+    tokens = pair.target_codec.prompt_tokens(prompts[1].text)
+    lesson = LessonWriter(pair.spelling, pair.trie).write(tokens, notes.emitted, np.concatenate(notes.rows), 500)
+    row = len(pair.spelling.context(tokens)) - 1
+    for emission in notes.emitted:
+        if emission.rejected is not None:
+            first = pair.trie.path(emission.rejected)[0]
+            assert first in lesson.teacher_ids[row][lesson.teacher_probs[row] > 0]
+        row += len(pair.spelling(emission.token))
+
+
+def test_old_rows_may_be_left_out(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
+    pair = pairs["bpe1"]
+    notes, whole = lesson_of(pair, prompts[3].text)
+    tokens, rows = pair.target_codec.prompt_tokens(prompts[3].text), np.concatenate(notes.rows)
+    lesson = LessonWriter(pair.spelling, pair.trie).write(tokens, notes.emitted, rows[-20:], limit=15)
+    np.testing.assert_array_equal(lesson.teacher_probs, whole.teacher_probs[-15:])
+    np.testing.assert_array_equal(lesson.tokens, whole.tokens[-15:])
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from fleetdraft.client.lesson import TEACHER_WIDTH, Lesson
+from fleetdraft.client.lesson import Lesson
 from fleetdraft.client.objective import Objective
 from fleetdraft.client.runtime import bind_weights
 from fleetdraft.client.trainer import AdamW, AdamWConfig, TrainStep, collate
@@ -27,6 +27,7 @@ LAYOUT = LoraLayout(
     ),
 )  # fmt: skip
 UNBOUNDED = 1e9
+TEACHER_WIDTH = 16
 
 
 def rng() -> np.random.Generator:
