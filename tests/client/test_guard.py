@@ -289,6 +289,17 @@ def test_a_trial_that_cannot_tell_takes_longer_and_then_ends() -> None:
     assert blocks == 3 * 8
 
 
+@pytest.mark.parametrize(("suspect", "over"), [(5, True), (1, False)])
+def test_a_trial_near_to_a_verdict_goes_on(suspect: int, over: bool) -> None:
+    """Of 8 judged each, 5 accepted of the good one; 1 of the suspect's has a chance of 0.06: no clear answer."""
+    trial = Trial(turn_blocks=1, turns=8)
+    for block_number in range(16):
+        accepted = suspect if trial.is_suspects_turn else 5
+        trial.add(tally(int(block_number // 2 < accepted), 1))
+    assert trial.is_over(0.02) is over
+    assert (trial.chance > 0.2) is over
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))
 def test_tallies_add_in_any_order(blocks: list[tuple[int, int]]) -> None:
     tallies = [Tally.of(block(min(a, p), p)) for a, p in blocks]
