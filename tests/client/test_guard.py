@@ -122,6 +122,18 @@ def test_a_fast_learner_is_on_trial_once_and_its_work_on_a_bad_adapter_is_forgot
     assert device.decided() == ["rolled back"]
 
 
+def test_what_was_learnt_during_a_trial_waits_for_its_end() -> None:
+    device, turns = Device(dict.fromkeys(["good", "new", "newer"], 0.7)), set[str]()
+    device.guard.changed("new")  # of an unknown reference: on trial
+    device.guard.changed("newer")
+    while device.guard.on_trial:
+        turns.add(device.in_force)
+        device.run(1)
+    assert turns == {"good", "new"}
+    assert device.decided() == ["kept"]
+    assert device.in_force == device.guard.newest == "newer"
+
+
 # --- no harm --------------------------------------------------------------------------------------------------------
 
 
