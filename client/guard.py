@@ -18,7 +18,9 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    and the trial says which of the two is the reference now.
 
 A fall of level p to 0 is told in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for
-0.25. A trial then takes 16 to 32 more; where less than a third of the proposals is accepted, up to three times that.
+0.25. A trial then takes 16 to 32 more; where less than a third of the proposals is accepted, or the two
+are near to each other, up to three times that. On recorded blocks of trained pairs, with a new adapter every 60 blocks
+of which none did harm, one was rolled back 0 to 0.3 times in 1,000 blocks, and 1 to 18 % of the blocks were trials.
 
 What it cannot see: blocks that draft nothing (``on_trial`` asks a controller to go on drafting); an acceptance that
 falls by less than about two fifths, until more is added; a bad adapter that came with a text as much easier; without a
@@ -223,11 +225,8 @@ class Guard(Generic[A]):
     def _keep(self, trial: Trial) -> None:
         """The newest stays; at least as good in a trial that could have told, it is the reference too."""
         told = trial.can_tell(self._config.significance)
-        why = (
-            "no worse on this text"
-            if told
-            else "too little is accepted to tell; the text or both adapters are to blame"
-        )
+        chance = f"as few by chance once in {1 / trial.chance:.3g}"
+        why = chance if told else "too little is accepted to tell; the text or both adapters are to blame"
         self._decide("kept", f"{_compared(trial)}: {why}")
         better = told and trial.suspect.acceptance >= trial.good.acceptance
         self._refer_to(self._newest if better else self._good, trial.good + trial.suspect)

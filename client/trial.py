@@ -86,7 +86,9 @@ def chance_of_more(worse: int, lessons: int) -> float:
 
 
 _LONGEST = 3
-"""A trial in which little is accepted may take so many times as long."""
+"""A trial in which little is accepted, or that is near to a verdict, may take so many times as long."""
+_CLEAR = 0.2
+"""A chance above this is no suspicion."""
 
 
 class Trial:
@@ -111,10 +113,11 @@ class Trial:
         return chance_of_fewer(replace(self.suspect, accepted=0), self.good) <= significance
 
     def is_over(self, significance: float) -> bool:
-        """Whether all turns were had, and could tell; or three times as many."""
+        """Whether all turns were had, could tell and told clearly; or three times as many were had."""
         if not self.is_even or self._done < self._blocks:
             return False
-        return self.can_tell(significance) or self._done >= _LONGEST * self._blocks
+        clear = self.can_tell(significance) and self.chance > _CLEAR
+        return clear or self._done >= _LONGEST * self._blocks
 
     def add(self, tally: Tally) -> None:
         """A block that drafted, of the adapter whose turn it was."""

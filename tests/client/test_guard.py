@@ -122,6 +122,18 @@ def test_a_fast_learner_is_on_trial_once_and_its_work_on_a_bad_adapter_is_forgot
     assert device.decided() == ["rolled back"]
 
 
+def test_what_was_learnt_during_a_trial_waits_for_its_end() -> None:
+    device, turns = Device(dict.fromkeys(["good", "new", "newer"], 0.7)), set[str]()
+    device.guard.changed("new")  # of an unknown reference: on trial
+    device.guard.changed("newer")
+    while device.guard.on_trial:
+        turns.add(device.in_force)
+        device.run(1)
+    assert turns == {"good", "new"}
+    assert device.decided() == ["kept"]
+    assert device.in_force == device.guard.newest == "newer"
+
+
 # --- no harm --------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +299,17 @@ def test_a_trial_that_cannot_tell_takes_longer_and_then_ends() -> None:
         trial.add(tally(0, 1))
         blocks += 1
     assert blocks == 3 * 8
+
+
+@pytest.mark.parametrize(("suspect", "over"), [(5, True), (1, False)])
+def test_a_trial_near_to_a_verdict_goes_on(suspect: int, over: bool) -> None:
+    """Of 8 judged each, 5 accepted of the good one; 1 of the suspect's has a chance of 0.06: no clear answer."""
+    trial = Trial(turn_blocks=1, turns=8)
+    for block_number in range(16):
+        accepted = suspect if trial.is_suspects_turn else 5
+        trial.add(tally(int(block_number // 2 < accepted), 1))
+    assert trial.is_over(0.02) is over
+    assert (trial.chance > 0.2) is over
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))

@@ -1,14 +1,14 @@
 """Shared and personal adapter: both in force, one learns, and what becomes of it when a release arrives."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fleetdraft.client.personal import Judge, PersonalAdapter, PersonalStep, TwoAdapters, rebase
-from fleetdraft.client.trainer import AdamW, AdamWConfig, Gradient
+from fleetdraft.client.trainer import AdamW, AdamWConfig
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.lora import Arrays, LoraAdapter, LoraLayout
 from fleetdraft.common.shape import DecoderShape
@@ -59,13 +59,21 @@ def both(one: Dense, other: Dense, sign: float = 1.0) -> Dense:
     return {key: value + sign * other[key] for key, value in one.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """What a step answers, with as much of ``Gradient`` as is needed here."""
+
+    loss: float
+    arrays: Arrays
+
+
 class Quadratic:
     """A training step in memory: the loss is half the squared distance of the change from what is wanted."""
 
     def __init__(self, wanted: Dense) -> None:
         self.wanted, self.lessons, self.closed = wanted, list[object](), False
 
-    def __call__(self, adapter: Mapping[str, NDArray[np.float32]], *args: object, **kwargs: object) -> Gradient:
+    def __call__(self, adapter: Mapping[str, NDArray[np.float32]], *args: object, **kwargs: object) -> Slope:
         self.lessons.append((args, kwargs))
         rank = len(adapter["lora.0.q_proj.A"])
         layout = replace(LAYOUT, rank=rank, alpha=LAYOUT.scaling * rank)
@@ -75,7 +83,7 @@ class Quadratic:
             loss += 0.5 * float(np.square(off).sum())
             arrays[f"lora.{layer}.{name}.A"] = (change.scaling * change.b.T @ off).astype(np.float32)
             arrays[f"lora.{layer}.{name}.B"] = (change.scaling * off @ change.a.T).astype(np.float32)
-        return Gradient(loss=loss, rows=1, arrays=arrays)
+        return Slope(loss=loss, arrays=arrays)
 
     def close(self) -> None:
         self.closed = True
