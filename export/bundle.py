@@ -147,7 +147,7 @@ def _write_drafter(source: Path, folder: Path, layout: LoraLayout, recipe: Bundl
     _check_finite(source, tensors, f"in {recipe.precision}")
     write_atomic(folder / "model.safetensors", save(dict(tensors), metadata={"format": "pt"}))
     done("weights")
-    graph = decode_graph(layout.shape, layout.rank, PRECISION_BITS[recipe.precision])
+    graph = decode_graph(layout.shape, True, PRECISION_BITS[recipe.precision])
     (folder / "decode.onnx").write_bytes(graph.SerializeToString())
     done("decode graph")
     (folder / "train.onnx").write_bytes(train_graph(layout, PRECISION_BITS[recipe.precision]).SerializeToString())

@@ -323,7 +323,7 @@ def test_an_onnx_adapter_holds_the_decode_graphs_inputs_and_comes_back(adapter, 
     path = tmp_path / "a.onnx_adapter"
     write_onnx_adapter(path, adapter, base)
     file = OnnxAdapterFile.read(path)
-    inputs = [value for value in decode_graph(layout.shape, layout.rank).graph.input if value.name.startswith("lora.")]
+    inputs = [value for value in decode_graph(layout.shape, True).graph.input if value.name.startswith("lora.")]
     declared = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in inputs}
     assert {name: list(size) for name, size in file.sizes.items()}.keys() == declared.keys()
     for name, size in file.sizes.items():  # a dimension without a number is the number of clients

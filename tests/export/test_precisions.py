@@ -27,7 +27,7 @@ def _rows(bits: int | None, folder: Path) -> np.ndarray:
     weights = read_weights(DRAFTER, shape)
     tensors = fused(weights if bits is None else quantise(weights, bits), shape)
     graph = folder / "decode.onnx"
-    graph.write_bytes(decode_graph(shape, None, bits).SerializeToString())
+    graph.write_bytes(decode_graph(shape, False, bits).SerializeToString())
     decoder = OnnxDecoder(OnnxModel(graph, bind_weights(decode_tensors(tensors, shape.tied)), shape.context_limit))
     codec, rows = TextCodec(DRAFTER, shape.vocab_size), []
     for file in sorted((DRAFTER.parent / "prompts").glob("*.heldout.jsonl")):
