@@ -69,7 +69,7 @@ class TrainStep:
 
         Raises:
           ConfigError: there is no lesson.
-          ModelError: the graph is missing or cannot be opened.
+          ModelError: the graph is missing, cannot be opened, or is of another version.
         """
         return self.each([adapter], [lessons], objective, rng)[0]
 
@@ -89,12 +89,11 @@ class TrainStep:
           ModelError: as for one.
         """
         _check_batches(batches)
-        if self._session is None:
-            self._session = open_session(self._graph, {}, self._threads, varying=True)
-        names = [output.name for output in self._session.get_outputs()]
         batch = collate(batches, objective, rng)
+        session = self._opened(batch)
+        names = [output.name for output in session.get_outputs()]
         feeds = {**self._weights, **self._together(adapters), **batch}
-        values = dict(zip(names, self._session.run(names, feeds), strict=True))
+        values = dict(zip(names, session.run(names, feeds), strict=True))
         taught = batch["kl_weight"].sum(axis=1)
         gradients = {name.removeprefix("grad."): value for name, value in values.items() if name.startswith("grad.")}
         return [
@@ -116,6 +115,15 @@ class TrainStep:
         """Gives the session's memory back; a later call opens it again."""
         self._session = None
         self._buffers.clear()
+
+    def _opened(self, batch: Mapping[str, NDArray[Any]]) -> ort.InferenceSession:
+        if self._session is None:
+            session = open_session(self._graph, {}, self._threads, varying=True)
+            unknown = batch.keys() - {value.name for value in session.get_inputs()}
+            if unknown:
+                raise ModelError(f"{self._graph} does not read {', '.join(sorted(unknown))}; build the bundle anew")
+            self._session = session
+        return self._session
 
     def _together(self, adapters: Sequence[Mapping[str, NDArray[np.float32]]]) -> Arrays:
         """Adapters with an axis of clients before their own, in memory that is used again by the next call."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto
 from safetensors.numpy import load, save
 
 from fleetdraft.client.lesson import Lesson
@@ -16,6 +17,7 @@ from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.losses import DIVERGENCES
 from fleetdraft.common.shape import DecoderShape
+from fleetdraft.export.nodes import Nodes
 from fleetdraft.export.train_graph import train_graph
 
 LAYOUT = LoraLayout(
@@ -286,6 +288,14 @@ def test_a_closed_step_opens_again_with_the_same_gradient(step: TrainStep) -> No
     before = step(adapter, BATCHES[0], Objective(), rng())
     step.close()
     assert step(adapter, BATCHES[0], Objective(), rng()).loss == before.loss
+
+
+def test_a_graph_of_another_version_is_told(tmp_path: Path) -> None:
+    nodes = Nodes()
+    nodes.output(nodes.input("tokens", TensorProto.INT64, ["C", "B", "L"]), "loss", ["C"], TensorProto.INT64)
+    (tmp_path / "train.onnx").write_bytes(nodes.model("train").SerializeToString())
+    with pytest.raises(ModelError, match=r"train\.onnx does not read beta, .*; build the bundle anew"):
+        TrainStep(tmp_path / "train.onnx", {})({}, BATCHES[1], Objective(), rng())
 
 
 def test_a_missing_graph_is_told_when_the_first_step_opens_it() -> None:

@@ -84,7 +84,9 @@ def quantised(tiny_model, random_adapter, tmp_path_factory) -> Case:
 def _batch(
     vocab: int, sizes: tuple[int, int, int], rows: int, listed: int, name: str | None = None, seed: int = 0
 ) -> Batch:
-    """Random texts (clients, texts, length), of which some rows are judged; some list fewer tokens, the first none.
+    """Random texts (clients, texts, length), of which some rows are judged.
+
+    Some rows list fewer tokens, the first none; some have no divergence.
 
     name: of the divergence; None is a mixture of all.
     """
@@ -93,15 +95,18 @@ def _batch(
     probs = rng.dirichlet(np.ones(listed + 1), size=(clients, rows))[..., :listed].astype(np.float32)
     probs[rng.random((clients, rows)) < 0.3, -1] = 0.0
     probs[0, 0] = 0.0
+    weight = rng.random((clients, rows), dtype=np.float32)
+    weight[:, 1::4] = 0.0
     return {
         "tokens": rng.integers(0, vocab, sizes),
         "rows": np.stack([rng.permutation(texts * length)[:rows] for _ in range(clients)]),
         "teacher_ids": np.argsort(rng.random((clients, rows, vocab)))[..., :listed],
         "teacher_probs": probs,
-        "kl_weight": rng.random((clients, rows), dtype=np.float32),
+        "kl_weight": weight,
         "labels": rng.integers(0, vocab, (clients, rows)),
         "nll_weight": rng.random((clients, rows), dtype=np.float32),
-        "uniforms": rng.random((clients, rows, 3), dtype=np.float32),
+        # Low numbers draw listed tokens, whose mass is small.
+        "uniforms": rng.random((clients, rows, 3), dtype=np.float32) ** 4,
         "divergences": np.array([0.2 if name is None else name == other for other in DIVERGENCES], np.float32),
         "beta": np.array(0.3, np.float32),
         "eta": np.array(2.0, np.float32),
