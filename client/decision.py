@@ -1,4 +1,4 @@
-"""A decision that the device took on its own about drafting or adapters, as one value. It knows nothing of who took it."""
+"""A decision that the device took on its own about drafting or adapters, as one value. It knows not who took it."""
 
 from dataclasses import dataclass
 

@@ -11,6 +11,7 @@ from ..common.lora import LoraAdapter
 from ..common.messages import TrainCounters, l2_norm
 from .decoder import Logits
 from .lesson import PROJECTIONS, LessonWriter, Projection
+from .outcome import Outcome
 from .replay import Replay
 from .trainer import AdamW, AdamWConfig, Gradient, HybridLoss, TrainStep
 
@@ -80,10 +81,10 @@ class OnlineLearner:
         """Marks the beginning of a text; ``prompt`` in target tokens."""
         self._prompt, self._tokens, self._rows = prompt, [], []
 
-    def observe(self, tokens: Sequence[int], rows: Logits) -> None:
+    def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``."""
-        self._tokens += tokens
-        self._rows.append(rows.copy())
+        self._tokens += outcome.tokens
+        self._rows.append(outcome.rows.copy())
 
     def end(self) -> None:
         """Stores the text's lesson; every ``every_prompts`` texts, trains."""

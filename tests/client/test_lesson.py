@@ -5,6 +5,7 @@ import pytest
 
 from fleetdraft.client.lesson import Lesson, LessonWriter, Projection
 from fleetdraft.client.options import Options
+from fleetdraft.client.outcome import Outcome
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 
@@ -18,7 +19,8 @@ class Notes:
         self.tokens: list[int] = []
         self.rows: list[np.ndarray] = []
 
-    def observe(self, tokens: tuple[int, ...], rows: np.ndarray) -> None:
+    def observe(self, outcome: Outcome) -> None:
+        tokens, rows = outcome.tokens, outcome.rows
         self.tokens += tokens
         self.rows.append(rows.copy())
 
