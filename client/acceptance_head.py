@@ -66,7 +66,7 @@ def acceptance(tensors: Tensors, hidden: Hidden) -> float:
       tensors: as ``initial_tensors`` names them.
       hidden: float32 (hidden size,).
     """
-    x = hidden * np.float32(1 / math.sqrt(float(hidden @ hidden) / len(hidden) + _TINY))
+    x: Floats = hidden * np.float32(1 / math.sqrt(float(hidden @ hidden) / len(hidden) + _TINY))
     for n in range(BLOCKS):
         z: Floats = x @ tensors[f"{n}.weight"]
         z += tensors[f"{n}.bias"]

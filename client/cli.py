@@ -23,6 +23,7 @@ from ..common.progress import progress
 from .adaptation import adapt_online
 from .bundle import Bundle
 from .controllers import CONTROLLERS
+from .diagnosis import AcceptanceAlarm
 from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
 from .ngrams import NgramCache
@@ -138,11 +139,16 @@ def generate(
             return
         sys.stdout.write(prompt)
         try:
-            for piece in pair.drafted.stream(prompt, options):
+            for piece in pair.drafted.stream(prompt, options, _alarm(pair, options)):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         finally:
             sys.stdout.write("\n")  # an interrupted text ends its line too
+
+
+def _alarm(pair: Pair, options: Options) -> AcceptanceAlarm:
+    """Says on stderr, once, that hardly anything is accepted, and why."""
+    return AcceptanceAlarm(pair.paths, options.sampling.temperature, lambda line: print(line, file=sys.stderr))
 
 
 def adapt(

@@ -28,7 +28,7 @@ class HeadConfig:
     the paper, for its threshold; 1 where the probability is to be one.
     """
 
-    capacity: int = 4096
+    capacity: int = 1024
     batch_size: int = 16
     steps: int = 8
     learning_rate: float = 1e-3
@@ -82,14 +82,15 @@ class HeadLearner:
     def observe(self, outcome: Outcome) -> None:
         """Remembers the boundaries of a block and how the proposals behind them were judged."""
         for state, label in zip(outcome.hidden, outcome.acceptance, strict=False):  # no states, nothing to learn
-            row = self._memory[self.seen % self._config.capacity]
-            row[:-1], row[-1] = state, label
-            self.seen += 1
+            if np.isfinite(state).all():
+                row = self._memory[self.seen % self._config.capacity]
+                row[:-1], row[-1] = state, label
+                self.seen += 1
 
     def train(self) -> float:
         """Runs the configured steps on what is remembered; returns their mean loss, 0 where there is nothing.
 
-        A batch that is not finite is left out.
+        A step whose gradient is not finite is left out.
         """
         if not len(self):
             return 0.0

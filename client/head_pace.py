@@ -22,7 +22,7 @@ from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
 
-_EXPLORE_BLOCKS = 16
+_EXPLORE_BLOCKS = 8
 """One block in so many proposes something whatever the head says: of what is never proposed it learns nothing."""
 _MOST_AHEAD = 8
 """Proposals that are looked ahead at most."""

@@ -2,7 +2,7 @@
 
 One pair, one contestant for each fixed length and each controller, in turns on the same prompts, medians over passes. A
 controller first reads the warm-up prompts, which are not counted, and goes on learning from prompt to prompt and from
-task to task without being told which it is. It knows no peer. Run it as ``python -m fleetdraft.simulations.bench.pace``.
+task to task without being told which it is. Run it as ``python -m fleetdraft.simulations.bench.pace``.
 """
 
 import sys
