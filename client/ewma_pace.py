@@ -32,6 +32,9 @@ class EwmaPace:
         """Tokens per second of ``_length``, 0 where it was not measured."""
         self._zeros, self._rest = 0, 0
 
+    def begin(self) -> None:
+        """All texts count alike."""
+
     def budget(self, most: int) -> int:
         if self._rest:
             return 0

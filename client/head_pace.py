@@ -106,6 +106,9 @@ class HeadPace:
         self.learner, self._rule, self._trains = learner, rule, trains
         self._survival, self._budget, self._blocks, self._untrained = 1.0, 0, 0, 0
 
+    def begin(self) -> None:
+        """All texts count alike."""
+
     def budget(self, most: int) -> int:
         self._budget = most
         return most

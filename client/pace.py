@@ -15,6 +15,9 @@ __all__ = ["BlockCost", "FixedPace", "Pace"]
 class Pace(Protocol):
     """Sets the length of each block of a pair's texts: ``budget``, ``goes_on`` at its boundaries, then ``note``."""
 
+    def begin(self) -> None:
+        """A text begins: what was learned of the one before may not hold."""
+
     def budget(self, most: int) -> int:
         """Drafter tokens for the next block, 0 to ``most``."""
 
@@ -29,6 +32,9 @@ class FixedPace:
     """Always as many as allowed: the same seed gives the same text whatever the clock says."""
 
     goes_on = staticmethod(always)
+
+    def begin(self) -> None:
+        """There is nothing to forget."""
 
     def budget(self, most: int) -> int:
         return most

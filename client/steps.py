@@ -59,6 +59,7 @@ class Steps:
     def drafted(self, side: DrafterSide, pace: Pace) -> Iterator[Outcome]:
         """One block a step, as the pace says with a draft or without."""
         reading, trie = _Reading(DraftContext(side.decoder, side.spelling), self._text), side.paths.trie
+        pace.begin()
         while self._text.open:
             began = self._clock()
             budget = pace.budget(min(self._options.draft_tokens, self._text.remaining - 1))

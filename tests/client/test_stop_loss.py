@@ -60,6 +60,28 @@ def test_waits_begin_anew_after_a_probe_that_paid() -> None:
     assert pace.decisions[-1].why == "after 4 tokens by the target alone"
 
 
+def test_a_text_that_begins_is_looked_at_while_drafting_is_off() -> None:
+    pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=200)), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 60, rng)
+    assert (pace.drafting, USELESS.step(pace, rng).draft_tokens) == (False, 0)
+    pace.begin()
+    assert (USELESS.step(pace, rng).draft_tokens, pace.drafting) == (2, False)
+    assert USEFUL.step(pace, rng).draft_tokens == 0
+    pace.begin()
+    perfect = replace(USEFUL, acceptance=1.0)
+    assert [perfect.step(pace, rng).draft_tokens for _ in range(3)] == [2, 8, 8]
+
+
+@pytest.mark.parametrize("name", BY_THE_CLOCK)
+def test_short_texts_do_not_make_a_useless_drafter_dear(name: str) -> None:
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    speeds = []
+    for _ in range(24):
+        pace.begin()
+        speeds.append(USELESS.tokens_per_s(pace, 64, rng))
+    assert len(speeds) / sum(1 / speed for speed in speeds) >= 0.95 * USELESS.alone
+
+
 def test_decisions_tell_figures_and_block_and_are_bounded() -> None:
     pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=1, longest_wait=1)), np.random.default_rng(0)
     USELESS.tokens_per_s(pace, 1000, rng)
@@ -89,6 +111,7 @@ def test_a_clock_that_stands_still_switches_nothing_off() -> None:
     [
         ("stake_tokens", 0.0),
         ("stake_tokens", 17.0),
+        ("peek_tokens", 0),
         ("worst_block_tokens", 0.0),
         ("first_wait", 0),
         ("longest_wait", 8),
