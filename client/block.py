@@ -3,17 +3,18 @@
 It knows no text and no session: the caller scores the proposal with the target in between.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.metrics import DraftCounters
+from .boundary import Boundary, StopRule, always
 from .chooser import Chooser
-from .decoder import Decoder, Logits
+from .decoder import Decoder, Hidden, Logits
 from .law import Law
 from .rows import Rows
 from .sampling import Sampling, Weights, most_likely, target_weights
@@ -50,6 +51,11 @@ class Draft:
         """Drafter tokens drawn in the walks."""
         return sum(p.walk.depth for p in self.positions)
 
+    def hidden(self, positions: int) -> Hidden:
+        """float32 (positions, hidden size): the drafter's state before each; (0, 0) where it keeps none."""
+        states = [self.rows.hidden(p.law.start) for p in self.positions[:positions]]
+        return np.stack(states) if states and len(states[0]) else np.empty((0, 0), np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -59,6 +65,8 @@ class Verdict:
     """Target ids: the accepted proposals, then one token drawn by the target's own law."""
     accepted: int
     """How many of ``tokens`` were proposed."""
+    acceptance: tuple[float, ...]
+    """min(1, p / r) of each proposal up to the first that is not accepted; at temperature 0, 1 or 0."""
     drafter_length: int
     """Length of the drafter's context, rewound to where it spells nothing but accepted tokens."""
     drafter_tokens: tuple[int, ...]
@@ -76,6 +84,7 @@ def draft_block(
     chooser: Chooser,
     ends: Collection[int] = (),
     last: int | None = None,
+    goes_on: StopRule = always,
 ) -> Draft:
     """Proposes target tokens.
 
@@ -88,17 +97,22 @@ def draft_block(
       chooser: the only source of randomness.
       ends: target ids after which nothing more is proposed (end of text).
       last: target id of the context's last token, where it has one: it tells which tokens hardly come next.
+      goes_on: asked before each position, the first included; where it says no, the draft ends.
     """
     rows, positions = Rows(drafter, root_row), list[Position]()
     after, left = ROOT if last is None else trie.node(last), min(budget, drafter.limit - drafter.length)
     law = Law(trie=trie, rows=rows, start=(), after=after, budget=left, temperature=sampling.temperature)
-    while law.possible:
+    while law.possible and (goes_on is always or goes_on(_boundary(law, positions, rows))):
         step = walk(law, chooser)
         positions.append(Position(law=law, walk=step))
         if step.target in ends:
             break
         law = law.following(step.node)
     return Draft(positions=tuple(positions), rows=rows)
+
+
+def _boundary(law: Law, positions: Sequence[Position], rows: Rows) -> Boundary:
+    return Boundary(proposed=tuple(p.walk.target for p in positions), start=law.start, rows=rows)
 
 
 class TargetRows(Protocol):
@@ -132,11 +146,13 @@ def verify_block(draft: Draft, rows: TargetRows, drafter: Decoder, sampling: Sam
     """
     if len(rows) != len(draft.tokens) + 1:
         raise ValueError(f"{len(rows)} target rows for {len(draft.tokens)} proposed tokens, expected one row more")
-    accepted, token = _greedy(draft, rows) if sampling.greedy else _sampled(draft, rows, sampling, chooser)
+    decide = _greedy if sampling.greedy else partial(_sampled, sampling=sampling, chooser=chooser)
+    accepted, token, ratios = decide(draft, rows)
     kept = draft.rows.retain(_spelling(draft, accepted))
     return Verdict(
         tokens=(*draft.tokens[:accepted], token),
         accepted=accepted,
+        acceptance=tuple(min(1.0, ratio) for ratio in ratios[: accepted + 1]),
         drafter_length=drafter.length,
         drafter_tokens=kept,
         counters=DraftCounters(
@@ -149,31 +165,36 @@ def verify_block(draft: Draft, rows: TargetRows, drafter: Decoder, sampling: Sam
     )
 
 
-def _greedy(draft: Draft, rows: TargetRows) -> tuple[int, int]:
+Decided = tuple[int, int, list[float]]
+"""How many proposals are accepted, the token after them, and p / r of each proposal that was looked at."""
+
+
+def _greedy(draft: Draft, rows: TargetRows) -> Decided:
     """The sampled route at temperature 0, where p is one-hot: accepted iff the argmax, which is also the residual."""
     for i, proposed in enumerate(draft.tokens):
         best = most_likely(rows[i])
         if proposed != best:
-            return i, best
-    return len(draft.tokens), most_likely(rows[len(draft.tokens)])
+            return i, best, [1.0] * i + [0.0]
+    return len(draft.tokens), most_likely(rows[len(draft.tokens)]), [1.0] * len(draft.tokens)
 
 
-def _sampled(draft: Draft, rows: TargetRows, sampling: Sampling, chooser: Chooser) -> tuple[int, int]:
-    """(accepted proposals, the token after them): coins from the last proposal backwards, until one succeeds."""
-    p, shares = list[Weights](), [1.0]
+def _sampled(draft: Draft, rows: TargetRows, sampling: Sampling, chooser: Chooser) -> Decided:
+    """Coins from the last proposal backwards, until one succeeds."""
+    p, shares, ratios = list[Weights](), [1.0], list[float]()
     for i, position in enumerate(draft.positions):
         p.append(target_weights(rows[i], sampling))
         ratio = p[i].probability(position.walk.target) / max(position.walk.probability, _TINY)
+        ratios.append(ratio)
         shares.append(min(1.0, shares[i] * ratio))
         if shares[-1] == 0.0:
             break  # neither this proposal nor one behind it can be accepted
     accepted = len(shares) - 1
     if accepted == len(p) and chooser.accept(shares[accepted]):
-        return accepted, chooser.choose(target_weights(rows[accepted], sampling))
+        return accepted, chooser.choose(target_weights(rows[accepted], sampling)), ratios
     accepted = len(p) - 1
     while (token := _residual(p[accepted], shares[accepted], draft.positions[accepted], chooser)) is None:
         accepted -= 1  # ends at 0 at the latest: a share of one is never refused
-    return accepted, token
+    return accepted, token, ratios
 
 
 def _residual(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:

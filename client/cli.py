@@ -23,6 +23,8 @@ from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .adaptation import adapt_online
 from .bundle import Bundle
+from .controllers import CONTROLLERS
+from .diagnosis import AcceptanceAlarm
 from .learner import LearnerConfig, OnlineLearner
 from .measurement import measure
 from .ngrams import NgramCache
@@ -63,10 +65,12 @@ PenaltyOption = Annotated[
 StopOption = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeat for several.")
 ]
-AdaptiveOption = Annotated[
-    bool,
+ControllerOption = Annotated[
+    str,
     typer.Option(
-        "--adaptive", help="Draft as many of --draft-tokens as pay by the clock, none where drafting does not."
+        "--controller",
+        metavar="|".join(CONTROLLERS),
+        help="How many of --draft-tokens a block drafts: all, or by the clock as many as pay.",
     ),
 ]
 PathsOption = Annotated[
@@ -98,7 +102,7 @@ def generate(
     seed: SeedOption = 0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
-    adaptive: AdaptiveOption = False,
+    controller: ControllerOption = "fixed",
     adapter: AdapterOption = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
     paths: PathsOption = "full",
@@ -126,7 +130,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         stop=tuple(stop or ()),
         draft_tokens=0 if no_draft else draft_tokens,
-        adaptive=adaptive,
+        controller=controller,
         seed=seed,
     )
     pair = _open(bundle, target, threads, adapter, paths).pair
@@ -137,11 +141,16 @@ def generate(
             return
         sys.stdout.write(prompt)
         try:
-            for piece in pair.drafted.stream(prompt, options):
+            for piece in pair.drafted.stream(prompt, options, _alarm(pair, options)):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         finally:
             sys.stdout.write("\n")  # an interrupted text ends its line too
+
+
+def _alarm(pair: Pair, options: Options) -> AcceptanceAlarm:
+    """Says on stderr, once, that hardly anything is accepted, and why."""
+    return AcceptanceAlarm(pair.paths, options.sampling.temperature, lambda line: print(line, file=sys.stderr))
 
 
 def adapt(
@@ -237,7 +246,7 @@ def evaluate(
     repetition_penalty: PenaltyOption = 1.0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
-    adaptive: AdaptiveOption = False,
+    controller: ControllerOption = "fixed",
     paths: PathsOption = "full",
     seed: SeedOption = 0,
     threads: ThreadsOption = 1,
@@ -253,7 +262,7 @@ def evaluate(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
     )
     options = Options(
-        sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, adaptive=adaptive, seed=seed
+        sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, controller=controller, seed=seed
     )
     check_file(json_file)
     by_task = _by_task(read_prompts(prompts))

@@ -10,6 +10,8 @@ from ..common.errors import ContextLimitError
 
 Logits = NDArray[np.float32]
 """float32 (rows, vocab_size), or one row of it."""
+Hidden = NDArray[np.float32]
+"""float32 (rows, hidden size), or one row of it: what the head of a model read for each row of logits."""
 
 
 class Decoder(Protocol):
@@ -38,6 +40,13 @@ class Decoder(Protocol):
         law of a proposal is not the one it was drawn from. It takes the change up when it begins anew, ``rewind(0)``.
         """
 
+    @property
+    def hidden(self) -> Hidden:
+        """float32 (kept, hidden size): of the rows that the last ``score`` returned, valid as long as they are.
+
+        Without rows where the decoder keeps none.
+        """
+
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """Appends ``tokens`` to the context.
 
@@ -54,10 +63,21 @@ class Decoder(Protocol):
 
 
 class TableDecoder:
-    """The in-memory twin: a dict from context to a row of logits, for enumeration and property tests."""
+    """The in-memory twin: a dict from context to a row of logits, for enumeration and property tests.
 
-    def __init__(self, rows: Mapping[tuple[int, ...], Sequence[float]], limit: int = 1 << 20) -> None:
+    Args:
+      rows: logits by context. limit: the longest context.
+      hidden: hidden states by context; by default there are none.
+    """
+
+    def __init__(
+        self,
+        rows: Mapping[tuple[int, ...], Sequence[float]],
+        limit: int = 1 << 20,
+        hidden: Mapping[tuple[int, ...], Sequence[float]] | None = None,
+    ) -> None:
         self._rows = {context: np.asarray(row, dtype=np.float32) for context, row in rows.items()}
+        self._states, self._hidden = hidden, np.empty((0, 0), np.float32)
         self._context: list[int] = []
         self._limit = limit
 
@@ -80,11 +100,19 @@ class TableDecoder:
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         if len(self._context) + len(tokens) > self._limit:
             raise ContextLimitError(f"{len(self._context) + len(tokens)} tokens exceed the context of {self._limit}")
-        rows = []
+        rows, states = [], []
         for token in tokens:
             self._context.append(token)
             rows.append(self._rows[tuple(self._context)])
+            if self._states is not None:
+                states.append(np.asarray(self._states[tuple(self._context)], dtype=np.float32))
+        if states:
+            self._hidden = np.stack(states)[-(kept or len(rows)) :]
         return np.stack(rows)[-(kept or len(rows)) :]
+
+    @property
+    def hidden(self) -> Hidden:
+        return self._hidden
 
     def rewind(self, length: int) -> None:
         del self._context[length:]

@@ -51,7 +51,7 @@ class Law:
         self, *, trie: Trie, rows: Rows, start: tuple[int, ...], after: int, budget: int, temperature: float
     ) -> None:
         self.trie, self.budget, self.greedy = trie, budget, temperature == 0
-        self._rows, self._start, self._after, self._temperature = rows, start, after, temperature
+        self.start, self._rows, self._after, self._temperature = start, rows, after, temperature
         self._roots, self._children = dict[int, Weights](), dict[int, Weights]()
 
     def following(self, node: int) -> "Law":
@@ -59,7 +59,7 @@ class Law:
         behind = Law(
             trie=self.trie,
             rows=self._rows,
-            start=self._start + self.trie.spelling(node),
+            start=self.start + self.trie.spelling(node),
             after=node,
             budget=self._left(node),
             temperature=self._temperature,
@@ -158,7 +158,7 @@ class Law:
         return self.budget - self.trie.depth(node)
 
     def _row(self, node: int) -> NDArray[np.float32]:
-        return self._rows.after(self._start + self.trie.spelling(node))
+        return self._rows.after(self.start + self.trie.spelling(node))
 
     def _child_scores(self, node: int) -> NDArray[np.float32]:
         return self._row(node)[self.trie.child_tokens(node, self._left(node))]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..common.errors import ConfigError
+from .controllers import checked_controller
 from .processors import LogitsProcessor, RepetitionPenalty
 from .prompts import is_text
 from .sampling import Sampling
@@ -20,8 +21,8 @@ class Options:
     stop: the text ends before the first of these strings; the tokens that complete it count as emitted.
     processors: applied to the target's logits in order, after the repetition penalty.
     draft_tokens: drafter tokens per block, 0 for no drafting.
-    adaptive: draft as many of these as pay by the clock, or none (``pace.py``). At temperature 0 the text stays the
-      same; above, its law does, but not the text of a seed.
+    controller: how many of these a block drafts (``controllers.py``). ``fixed`` is all; the others go by the clock: at
+      temperature 0 the text stays the same; above, its law does, but not the text of a seed.
     seed: of every random choice.
 
     Raises:
@@ -33,7 +34,7 @@ class Options:
     stop: tuple[str, ...] = ()
     processors: tuple[LogitsProcessor, ...] = ()
     draft_tokens: int = 4
-    adaptive: bool = False
+    controller: str = "fixed"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -43,6 +44,7 @@ class Options:
             raise ConfigError(f"seed is {self.seed}, expected a number >= 0")
         if not 0 <= self.draft_tokens <= MAX_DRAFT_TOKENS:
             raise ConfigError(f"draft_tokens is {self.draft_tokens}, expected 0 (no drafting) to {MAX_DRAFT_TOKENS}")
+        checked_controller(self.controller)
         _check_stop(self.stop)
 
     @cached_property

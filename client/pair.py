@@ -6,14 +6,16 @@ from pathlib import Path
 
 from ..common.lora import LoraAdapter
 from .context import Spelling
+from .controllers import Controllers
 from .decoder import Decoder
-from .generation import DrafterSide, Generator
+from .generation import Generator
 from .learner import LearnerConfig, OnlineLearner
 from .lesson_writer import LessonWriter
 from .onnx_decoder import OnnxDecoder
 from .onnx_model import OnnxModel
 from .paths import DraftPaths
 from .runtime import BoundWeights
+from .steps import DrafterSide
 from .text import TextCodec
 from .tokenizer_pair import TokenizerPair
 from .trainer import TrainStep
@@ -33,7 +35,7 @@ class Drafter:
     @cached_property
     def decoder(self) -> OnnxDecoder:
         """This drafter's own context; ``dataclasses.replace`` gives a drafter with another."""
-        return OnnxDecoder(self.model)
+        return OnnxDecoder(self.model, with_hidden=self.model.hidden_size > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,11 @@ class Pair:
         return Spelling(self.target_codec.vocabulary, self.drafter.codec.vocabulary, self.paths)
 
     @cached_property
+    def controllers(self) -> Controllers:
+        """What sets the lengths of this pair's drafts; ``dataclasses.replace`` gives a pair that begins anew."""
+        return Controllers(self.drafter.model.hidden_size)
+
+    @cached_property
     def alone(self) -> Generator:
         """The target without a drafter."""
         return self.drafted.alone
@@ -77,7 +84,7 @@ class Pair:
     def drafted(self) -> Generator:
         """The target with the drafter and the adapter in force."""
         side = DrafterSide(decoder=self.drafter.decoder, spelling=self.spelling, paths=self.paths)
-        return Generator(self.target, self.target_codec, side)
+        return Generator(self.target, self.target_codec, side, paces=self.controllers)
 
     def adapt(self, adapter: LoraAdapter) -> None:
         """Puts ``adapter`` in force for all pairs of the bundle, each from its next block on."""

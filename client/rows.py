@@ -3,7 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Decoder, Logits
+from .decoder import Decoder, Hidden, Logits
+
+_NONE: Hidden = np.empty(0, np.float32)
 
 
 class Rows:
@@ -15,7 +17,7 @@ class Rows:
 
     Args:
       drafter: holds the block's context.
-      root_row: float32 (D,), the drafter's logits after that context.
+      root_row: float32 (D,), the drafter's logits after that context, its last ``score``.
     """
 
     def __init__(self, drafter: Decoder, root_row: Logits) -> None:
@@ -23,12 +25,20 @@ class Rows:
         self._base = drafter.length
         self._held: tuple[int, ...] = ()
         self._rows: dict[tuple[int, ...], NDArray[np.float32]] = {(): root_row.copy()}
+        self._hidden: dict[tuple[int, ...], Hidden] = {}
+        if len(drafter.hidden):
+            self._hidden[()] = drafter.hidden[-1].copy()
         self.calls = 0
 
     def after(self, tokens: tuple[int, ...]) -> NDArray[np.float32]:
         """float32 (D,): the logits after the block's context followed by ``tokens``."""
         row = self._rows.get(tokens)
         return self._evaluate(tokens) if row is None else row
+
+    def hidden(self, tokens: tuple[int, ...]) -> Hidden:
+        """float32 (hidden size,): what the row after ``tokens`` was made of; empty where the drafter keeps none."""
+        self.after(tokens)
+        return self._hidden.get(tokens, _NONE)
 
     def retain(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Rewinds the drafter to the longest prefix of ``tokens`` that it holds, and returns that prefix."""
@@ -49,6 +59,8 @@ class Rows:
         self._held = tokens
         for length, row in enumerate(scored, known + 1):
             self._rows[tokens[:length]] = row.copy()
+        for length, state in enumerate(self._drafter.hidden, known + 1):
+            self._hidden[tokens[:length]] = state.copy()
         return self._rows[tokens]
 
 

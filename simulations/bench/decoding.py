@@ -94,9 +94,9 @@ def _drafted(pair: Pair, mode: PathKind) -> Generator:
     return with_paths(pair, mode).drafted
 
 
-def _ours(pair: Pair, open_generator: Callable[[], Generator], adaptive: bool = False) -> Run:
+def _ours(pair: Pair, open_generator: Callable[[], Generator], controller: str = "fixed") -> Run:
     run = timed(pair, open_generator())
-    return lambda prompt, options: run(prompt, replace(options, adaptive=adaptive))
+    return lambda prompt, options: run(prompt, replace(options, controller=controller))
 
 
 def _peers(generate: Callable[[str, Options], Generation]) -> Run:
@@ -148,7 +148,9 @@ class Contest:
             f"{kind}, its own budget": partial(_peers, partial(peers.assisted, own_budget=True)),
         }
         ours = {f"fleetdraft, {mode}": partial(_ours, pair, partial(_drafted, pair, mode)) for mode in MODES}
-        ours["fleetdraft, full, adaptive"] = partial(_ours, pair, partial(_drafted, pair, "full"), adaptive=True)
+        ours["fleetdraft, full, measured"] = partial(
+            _ours, pair, partial(_drafted, pair, "full"), controller="measured"
+        )
         with progress(f"temperature {temperature:g}", 1 + self.passes * len(self.prompts)) as advance:
             contestants = alone | assisted | ours
             results = race(contestants, [prompt.text for prompt in self.prompts], options, self.passes, advance)

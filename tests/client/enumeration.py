@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fleetdraft.client import block
 from fleetdraft.client.block import Draft, Position, Verdict, draft_block, verify_block
+from fleetdraft.client.boundary import Boundary, StopRule, always
 from fleetdraft.client.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.decoder import TableDecoder
 from fleetdraft.client.processors import History, LogitsProcessor, ProcessedRows
@@ -43,6 +44,8 @@ class World:
     """Drafter tokens that fit behind ``BEGIN``."""
     last: int | None = None
     """The target token that the context ends with, for the first position's law."""
+    goes_on: StopRule = always
+    """Where a draft may end before its budget."""
 
     @cached_property
     def drafter(self) -> TableDecoder:
@@ -60,7 +63,7 @@ class World:
         """A draft after ``BEGIN``."""
         self.drafter.rewind(0)
         row = self.drafter.score((BEGIN,))[0]
-        return draft_block(self.drafter, row, self.trie, budget, sampling, chooser, self.ends, self.last)
+        return draft_block(self.drafter, row, self.trie, budget, sampling, chooser, self.ends, self.last, self.goes_on)
 
     def verify(self, draft: Draft, sampling: Sampling, chooser: Chooser) -> Verdict:
         """What the target makes of it."""
@@ -124,6 +127,16 @@ def named_world(name: str, drafter_scale: float = 1.5, depth: int = 5) -> World:
         target_rows=random_table(target.width, depth, 1.5, seed=1),
         trie=trie_between(drafter, target),
     )
+
+
+def stops_by_prefix(seed: int, share: float = 0.5) -> StopRule:
+    """Goes on or not by a checksum of all that is drawn already, with both outcomes for different draws."""
+
+    def goes_on(boundary: Boundary) -> bool:
+        drawn = bytes((seed, *boundary.proposed, 255, *boundary.start))
+        return crc32(drawn) / 2**32 < share
+
+    return goes_on
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from enumeration import (
     distance,
     named_world,
     settled_residuals,
+    stops_by_prefix,
     table,
     trie_between,
 )
@@ -165,6 +166,28 @@ def test_law_is_the_targets_when_processors_depend_on_the_text(
     world: World, budget: int, temperature: float, processors: tuple[LogitsProcessor, ...]
 ) -> None:
     assert distance(replace(world, processors=processors), Sampling(temperature=temperature), budget) <= EXACT
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@law_settings(60)
+@given(world=worlds, budget=st.integers(2, 4), seed=st.integers(0, 255), share=st.sampled_from([0.5, 0.8]))
+def test_law_is_the_targets_when_a_draft_stops_by_what_is_drawn_already(
+    temperature: float, world: World, budget: int, seed: int, share: float
+) -> None:
+    stopping = replace(world, goes_on=stops_by_prefix(seed, share))
+    assert distance(stopping, Sampling(temperature=temperature), budget) <= EXACT
+
+
+def test_a_stop_rule_ends_drafts_at_some_boundaries_and_not_at_others() -> None:
+    world = replace(named_world("overlapping"), goes_on=stops_by_prefix(1, 0.8))
+    lengths = enumerate_outcomes(lambda chooser: len(world.draft(Sampling(), 4, chooser).tokens))
+    assert {0, 1, 2} & set(lengths) and len(lengths) > 1
+    whole = enumerate_outcomes(lambda chooser: len(named_world("overlapping").draft(Sampling(), 4, chooser).tokens))
+    assert mean_of(lengths) < mean_of(whole)
+
+
+def mean_of(law: dict[int, float]) -> float:
+    return sum(value * mass for value, mass in law.items())
 
 
 # --- dead ends ------------------------------------------------------------------------------------------------

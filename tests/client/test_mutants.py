@@ -7,6 +7,7 @@ code, which passes them to 1e-12.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import enumeration
 import numpy as np
 import pytest
 from enumeration import EXACT, VOCABULARIES, World, distance, named_world, random_table
@@ -56,7 +57,7 @@ def first_token_behind_a_stop_is_drawn_as_at_a_fresh_start(patch: pytest.MonkeyP
     """Claimed roots keep their weight where the walk draws, and r is that of the lowered ones."""
 
     def mutant(law: Law, chooser: Chooser) -> tuple[int, float]:
-        fresh = Law(trie=law.trie, rows=law._rows, start=law._start, after=ROOT, budget=law.budget, temperature=1.0)
+        fresh = Law(trie=law.trie, rows=law._rows, start=law.start, after=ROOT, budget=law.budget, temperature=1.0)
         token = chooser.choose(fresh.roots(ROOT))
         return token, law.roots(ROOT).probability(token)
 
@@ -95,7 +96,7 @@ def roots_that_the_budget_cannot_complete_in_the_law_only(patch: pytest.MonkeyPa
         more = Law(
             trie=self.trie,
             rows=self._rows,
-            start=self._start,
+            start=self.start,
             after=self._after,
             budget=self.budget + 1,
             temperature=self._temperature,
@@ -210,7 +211,7 @@ def residual_by_the_law_of_the_whole_budget(patch: pytest.MonkeyPatch) -> None:
 
     def mutant(p: Weights, share: float, position: Position, chooser: Chooser) -> int | None:
         law = position.law
-        whole = Law(trie=law.trie, rows=law._rows, start=law._start, after=law._after, budget=BUDGET, temperature=1.0)
+        whole = Law(trie=law.trie, rows=law._rows, start=law.start, after=law._after, budget=BUDGET, temperature=1.0)
         return shipped(p, share, replace(position, law=whole), chooser)
 
     patch.setattr(block, "_residual", mutant)
@@ -240,6 +241,33 @@ def coin_of_the_share(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(block, "_residual", mutant)
 
 
+# --- wrong stops ----------------------------------------------------------------------------------------------
+
+
+def stop_by_the_token_of_the_position_itself(patch: pytest.MonkeyPatch) -> None:
+    """A position is proposed only if its own token pleases: the law no longer knows what was left out."""
+    shipped = block.draft_block
+
+    def mutant(*args: object, **kwargs: object) -> block.Draft:
+        draft = shipped(*args, **kwargs)
+        kept = next((i for i, token in enumerate(draft.tokens) if token % 2), len(draft.tokens))
+        return replace(draft, positions=draft.positions[:kept])
+
+    patch.setattr(enumeration, "draft_block", mutant)
+
+
+def stop_by_a_look_at_the_next_draw(patch: pytest.MonkeyPatch) -> None:
+    """The last position is dropped if its walk was unlikely, as a threshold on the proposal's own probability does."""
+    shipped = block.draft_block
+
+    def mutant(*args: object, **kwargs: object) -> block.Draft:
+        draft = shipped(*args, **kwargs)
+        unlikely = draft.positions and draft.positions[-1].walk.probability < 0.3
+        return replace(draft, positions=draft.positions[:-1]) if unlikely else draft
+
+    patch.setattr(enumeration, "draft_block", mutant)
+
+
 MUTANTS: list[Patch] = [
     first_token_behind_a_stop_is_drawn_as_at_a_fresh_start,
     first_token_behind_a_stop_is_drawn_outside_of_the_children_only,
@@ -256,6 +284,8 @@ MUTANTS: list[Patch] = [
     residual_by_the_law_of_the_whole_budget,
     residual_without_the_share,
     coin_of_the_share,
+    stop_by_the_token_of_the_position_itself,
+    stop_by_a_look_at_the_next_draw,
 ]
 
 

@@ -1,132 +1,198 @@
-"""The budget of the next block follows what was measured. Times come from a model of a device, not from a clock."""
+"""How many tokens a block drafts: within what is allowed, near the best there is, and never a change of the text."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from device import STATE, Device, boundary, outcome_of
 
-from fleetdraft.client.generation import DrafterSide, Generator
+from fleetdraft.client.controllers import CONTROLLERS, Controllers
+from fleetdraft.client.generation import Generator
+from fleetdraft.client.head_pace import CostAware, Threshold
 from fleetdraft.client.options import Options
-from fleetdraft.client.pace import BlockCost, FixedPace, MeasuredPace, Pace
+from fleetdraft.client.outcome import Outcome
+from fleetdraft.client.pace import FixedPace, Pace
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.steps import DrafterSide
+from fleetdraft.common.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Device:
-    """Milliseconds: a target call over one token takes ``single``, over k ``batch + k * more``, a draft ``draft``."""
-
-    acceptance: float
-    single: float = 10.0
-    batch: float = 12.0
-    more: float = 0.5
-    draft: float = 1.0
-
-    def block(self, budget: int, rng: np.random.Generator) -> BlockCost:
-        refused = np.flatnonzero(rng.random(budget) >= self.acceptance)
-        target = self.batch + self.more * (budget + 1) if budget else self.single
-        return BlockCost(
-            draft_tokens=budget,
-            proposed=budget,
-            accepted=int(refused[0]) if len(refused) else budget,
-            target_s=target / 1e3,
-            rest_s=(0.3 + self.draft * budget) / 1e3,
-        )
-
-    def tokens_per_s(self, pace: Pace, blocks: int, rng: np.random.Generator, most: int = 8) -> float:
-        tokens = seconds = 0.0
-        for _ in range(blocks):
-            block = self.block(pace.budget(most), rng)
-            pace.note(block)
-            tokens, seconds = tokens + block.accepted + 1, seconds + block.target_s + block.rest_s
-        return tokens / seconds
-
-    def best(self) -> float:
-        """Of all fixed budgets, none included."""
-        rng = np.random.default_rng(1)
-        return max(self.tokens_per_s(FixedPace(), 3000, rng, most) for most in range(9))
+def pace_of(name: str) -> Pace:
+    return Controllers(hidden_size=len(STATE))(name)
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.2, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("draft", [0.3, 1.0, 3.0])
-def test_speed_comes_close_to_the_best_fixed_budget(acceptance: float, draft: float) -> None:
+@pytest.mark.parametrize("name", ["measured", "head"])
+def test_speed_comes_close_to_the_best_fixed_budget(name: str, acceptance: float, draft: float) -> None:
     device = Device(acceptance=acceptance, draft=draft)
-    pace, rng = MeasuredPace(), np.random.default_rng(0)
-    device.tokens_per_s(pace, 100, rng)
-    assert device.tokens_per_s(pace, 2000, rng) > 0.88 * device.best()
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    device.tokens_per_s(pace, 200, rng)
+    assert device.tokens_per_s(pace, 1000, rng) > 0.88 * device.best()
 
 
-def test_drafting_that_does_not_pay_costs_little() -> None:
-    device, pace, rng = Device(acceptance=0.05, draft=3.0), MeasuredPace(), np.random.default_rng(0)
-    alone = device.tokens_per_s(FixedPace(), 500, rng, most=0)
-    device.tokens_per_s(pace, 50, rng)
-    assert device.tokens_per_s(pace, 1000, rng) > 0.96 * alone
-    assert device.tokens_per_s(FixedPace(), 1000, rng, most=8) < 0.5 * alone
-
-
-def test_drafting_that_pays_again_is_found_again() -> None:
-    pace, rng = MeasuredPace(), np.random.default_rng(0)
-    useless, useful = Device(acceptance=0.0), Device(acceptance=0.9)
-    useless.tokens_per_s(pace, 300, rng)
-    assert pace.budget(8) in (0, 1)
-    useful.tokens_per_s(pace, 600, rng)
-    assert useful.tokens_per_s(pace, 1000, rng) > 0.9 * useful.best()
-
-
-def test_one_slow_block_changes_little() -> None:
-    device, pace, rng = Device(acceptance=0.8), MeasuredPace(), np.random.default_rng(0)
-    device.tokens_per_s(pace, 300, rng)
-    pace.note(replace(device.block(pace.budget(8), rng), target_s=60.0, rest_s=60.0))
-    assert device.tokens_per_s(pace, 100, rng) > 0.85 * device.best()
-
-
-@pytest.mark.parametrize("most", range(9))
-def test_budget_is_never_beyond_what_is_allowed(most: int) -> None:
-    device, pace, rng = Device(acceptance=0.9), MeasuredPace(), np.random.default_rng(0)
-    for _ in range(200):
-        assert 0 <= pace.budget(most) <= most
-        pace.note(device.block(pace.budget(most), rng))
-    assert FixedPace().budget(most) == most
-
-
-@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9])
-def test_a_clock_that_stands_still_or_jumps_breaks_nothing(seconds: float) -> None:
-    pace, rng = MeasuredPace(), np.random.default_rng(0)
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("most", [0, 1, 3, 8])
+def test_budget_is_never_beyond_what_is_allowed(name: str, most: int) -> None:
+    device, pace, rng = Device(acceptance=0.9), pace_of(name), np.random.default_rng(0)
     for _ in range(100):
-        block = Device(acceptance=0.5).block(pace.budget(8), rng)
-        pace.note(replace(block, target_s=seconds, rest_s=seconds))
-        assert 0 <= pace.budget(8) <= 8
+        assert 0 <= pace.budget(most) <= most
+        assert device.step(pace, rng, most).draft_tokens <= most
 
 
-@pytest.mark.parametrize("name", ["spm", "bpe3"])
-def test_adaptive_greedy_text_is_the_targets_own(pairs: dict[str, Pair], prompts: list[Prompt], name: str) -> None:
+@pytest.mark.parametrize("name", CONTROLLERS)
+@pytest.mark.parametrize("seconds", [0.0, -1.0, 1e9])
+def test_a_clock_that_stands_still_or_jumps_breaks_nothing(name: str, seconds: float) -> None:
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    for _ in range(100):
+        budget = pace.budget(8)
+        assert 0 <= budget <= 8
+        assert pace.goes_on(boundary(1)) in (True, False)
+        block = Device(acceptance=0.5).block(budget, rng)
+        pace.note(outcome_of(replace(block, target_s=seconds, rest_s=seconds, reading_s=seconds)))
+
+
+def test_an_unknown_controller_is_told_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="expected one of fixed, ewma, measured, threshold, head"):
+        Options(controller="fastest")
+
+
+def test_a_head_without_states_is_refused() -> None:
+    with pytest.raises(ConfigError, match="this drafter's graph gives no states"):
+        Controllers(hidden_size=0)("head")
+
+
+# --- rules on the head's probability ------------------------------------------------------------------------------
+
+
+def test_threshold_stops_where_a_refusal_is_likelier_than_it_says() -> None:
+    rule = Threshold(0.3)
+    assert rule.goes_on(0.9, 0.8, 1, 8)
+    assert not rule.goes_on(0.8, 0.8, 1, 8)
+
+
+def test_cost_aware_proposes_what_is_worth_its_time_and_nothing_else() -> None:
+    """At 100 tokens/s a proposal of 2 ms has to bring 0.2 tokens."""
+    rule, rng = CostAware(), np.random.default_rng(0)
+    device = Device(acceptance=0.0, single=10.0, batch=10.0, more=0.0, draft=2.0, reading=0.0)
+    for drafted in (0, 1, 2, 4, 8) * 20:
+        rule.note(outcome_of(replace(device.block(drafted, rng), target_s=0.01 - 0.002 * drafted, reading_s=1e-6)))
+    assert rule.goes_on(1.0, 0.25, 0, 8)
+    assert not rule.goes_on(1.0, 0.15, 0, 8)
+    assert not rule.goes_on(0.5, 0.25, 1, 8)
+
+
+def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not() -> None:
+    """Two kinds of boundary that only the state tells apart; a fixed length cannot."""
+    good, bad = STATE, np.roll(STATE, 1)
+    pace, rng = Controllers(hidden_size=len(STATE))("head"), np.random.default_rng(0)
+    drafted: dict[bool, list[int]] = {True: [], False: []}
+    for n in range(800):
+        is_good = bool(rng.random() < 0.7)
+        device, state = Device(acceptance=0.95 if is_good else 0.02), good if is_good else bad
+        budget = pace.budget(8)
+        count = next((k for k in range(budget) if not pace.goes_on(boundary(k, state))), budget)
+        pace.note(outcome_of(device.block(count, rng, reads=budget > 0), np.tile(state, (9, 1))))
+        if n > 400 and budget:
+            drafted[is_good].append(count)
+    assert np.mean(drafted[True]) > 4
+    assert np.mean(drafted[False]) < 0.5
+
+
+# --- on the shipped models ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("controller", [name for name in CONTROLLERS if name != "fixed"])
+def test_greedy_text_is_the_targets_own_under_every_controller(
+    pairs: dict[str, Pair], prompts: list[Prompt], controller: str
+) -> None:
     """Whatever the clock says, some blocks draft and some do not, and the text stays the same."""
-    options = Options(max_new_tokens=40, draft_tokens=8, adaptive=True)
-    for prompt in prompts[:8]:
-        drafted = pairs[name].drafted.run(prompt.text, options)
-        assert drafted.token_ids == pairs[name].alone.run(prompt.text, options).token_ids
+    pair = replace(pairs["bpe3"])
+    options = Options(max_new_tokens=40, draft_tokens=8, controller=controller)
+    for prompt in prompts[:6]:
+        drafted = pair.drafted.run(prompt.text, options)
+        assert drafted.token_ids == pair.alone.run(prompt.text, options).token_ids
         assert drafted.counters.tokens == drafted.counters.accepted + drafted.counters.blocks
+
+
+class Notes:
+    """A witness that keeps what it sees, and a fixed pace that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Outcome] = []
+        self.whole: list[Outcome] = []
+        self.budget, self.goes_on = FixedPace().budget, FixedPace.goes_on
+
+    def observe(self, outcome: Outcome) -> None:
+        self.seen.append(replace(outcome, rows=outcome.rows.copy(), hidden=outcome.hidden.copy()))
+
+    def note(self, outcome: Outcome) -> None:
+        self.whole.append(outcome)
+
+
+def by_pace(pair: Pair, pace: Pace) -> Generator:
+    side = DrafterSide(decoder=pair.drafter.decoder, spelling=pair.spelling, paths=pair.paths)
+    return Generator(pair.target, pair.target_codec, side, paces=lambda name: pace)
+
+
+@pytest.mark.parametrize("length", [1, 5, 30])
+def test_outcomes_are_trimmed_to_what_became_text(pairs: dict[str, Pair], prompts: list[Prompt], length: int) -> None:
+    pair, notes = pairs["spm"], Notes()
+    text = by_pace(pair, notes).run(prompts[0].text, Options(max_new_tokens=length, draft_tokens=6), notes)
+    assert tuple(token for outcome in notes.seen for token in outcome.tokens) == text.token_ids
+    for outcome in notes.seen:
+        judged = min(outcome.accepted + 1, len(outcome.proposed))
+        assert outcome.rows.shape == (len(outcome.tokens), pair.target.vocab_size)
+        assert outcome.proposed[: outcome.accepted] == outcome.tokens[: outcome.accepted]
+        assert len(outcome.acceptance) == judged
+        assert outcome.acceptance[: outcome.accepted].all()
+        assert (outcome.rejected is None) == (outcome.accepted == len(outcome.proposed))
+
+
+def test_hidden_states_are_those_the_drafter_has_at_the_boundaries(
+    pairs: dict[str, Pair], prompts: list[Prompt]
+) -> None:
+    """Scored again in one go: the spelled text up to each boundary, whose last state it is."""
+    pair, notes = pairs["spm"], Notes()
+    by_pace(pair, notes).run(prompts[0].text, Options(max_new_tokens=20, draft_tokens=4), notes)
+    text, decoder = list(pair.target_codec.prompt_tokens(prompts[0].text)), pair.drafter.decoder
+    compared = 0
+    for outcome in notes.seen:
+        for n in range(len(outcome.acceptance)):
+            decoder.rewind(0)
+            decoder.score(pair.spelling.context([*text, *outcome.proposed[:n]]), 1)
+            np.testing.assert_allclose(outcome.hidden[n], decoder.hidden[-1], atol=2e-3)
+            compared += 1
+        text += outcome.tokens
+    assert compared > 10
+
+
+def test_a_text_cut_within_a_block_still_teaches_the_pace_all_of_it(pairs: dict[str, Pair]) -> None:
+    pair, notes = pairs["spm"], Notes()
+    whole = pair.alone.run("def f(self):\n", Options(max_new_tokens=30)).text
+    by_pace(pair, notes).run("def f(self):\n", Options(stop=(whole[9:12],), draft_tokens=8), notes)
+    assert len(notes.seen) == len(notes.whole)
+    assert sum(len(o.tokens) for o in notes.seen) <= sum(len(o.tokens) for o in notes.whole)
 
 
 def test_the_drafter_catches_up_after_blocks_that_did_not_draft(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
     """A pace that skips blocks by turns: acceptance stays that of a drafter which has read the whole text."""
 
-    class ByTurns:
+    class ByTurns(FixedPace):
         def __init__(self) -> None:
             self.blocks = 0
 
         def budget(self, most: int) -> int:
             return most if self.blocks % 3 == 0 else 0
 
-        def note(self, block: BlockCost) -> None:
+        def note(self, outcome: Outcome) -> None:
             self.blocks += 1
 
-    pair = pairs["spm"]
-    side = DrafterSide(decoder=pair.drafter.decoder, spelling=pair.spelling, paths=pair.paths)
-    by_turns = Generator(pair.target, pair.target_codec, side, pace=ByTurns())
-    options = Options(max_new_tokens=60, adaptive=True)
+    pair, options = pairs["spm"], Options(max_new_tokens=60)
+    by_turns = by_pace(pair, ByTurns())
     texts = [by_turns.run(prompt.text, options) for prompt in prompts[:12]]
-    always = [pair.drafted.run(prompt.text, replace(options, adaptive=False)) for prompt in prompts[:12]]
+    always = [pair.drafted.run(prompt.text, options) for prompt in prompts[:12]]
     assert [text.token_ids for text in texts] == [text.token_ids for text in always]
 
     def acceptance(generations: list) -> float:

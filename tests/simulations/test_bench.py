@@ -178,7 +178,7 @@ def test_decoding_writes_a_row_for_everybody(tmp_path: Path, capsys: pytest.Capt
     assert found["schema"] == 1
     greedy, sampled = ([row for row in found["rows"] if row["temperature"] == heat] for heat in (0, 1))
     everybody = {"ONNX Runtime alone", "transformers alone"}
-    everybody |= {"fleetdraft, full", "fleetdraft, online", "fleetdraft, direct", "fleetdraft, full, adaptive"}
+    everybody |= {"fleetdraft, full", "fleetdraft, online", "fleetdraft, direct", "fleetdraft, full, measured"}
     assert {row["name"] for row in greedy} == everybody | {
         "transformers UAG, 4 draft tokens",
         "transformers UAG, its own budget",

@@ -1,0 +1,122 @@
+"""Drafting that does not pay is switched off, costs little, and comes back when it pays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from device import Device, outcome_of
+
+from fleetdraft.client.controllers import CONTROLLERS, Controllers
+from fleetdraft.client.ewma_pace import EwmaPace
+from fleetdraft.client.measured_pace import MeasuredPace
+from fleetdraft.client.pace import FixedPace, Pace
+from fleetdraft.client.stop_loss import StopLoss, StopLossConfig
+from fleetdraft.common.errors import ConfigError
+
+USELESS = Device(acceptance=0.0, draft=2.0)
+USEFUL = Device(acceptance=0.85, draft=0.5)
+BY_THE_CLOCK = [name for name in CONTROLLERS if name != "fixed"]
+
+
+def pace_of(name: str) -> Pace:
+    return Controllers(hidden_size=8)(name)
+
+
+@pytest.mark.parametrize("name", BY_THE_CLOCK)
+def test_a_useless_drafter_costs_at_most_a_twentieth(name: str) -> None:
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    assert USELESS.tokens_per_s(pace, 1500, rng) >= 0.95 * USELESS.alone
+
+
+@pytest.mark.parametrize("name", ["ewma", "measured", "head"])
+def test_drafting_that_pays_again_is_found_again(name: str) -> None:
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 400, rng)
+    USEFUL.tokens_per_s(pace, 600, rng)
+    assert USEFUL.tokens_per_s(pace, 800, rng) > 1.5 * USEFUL.alone
+
+
+def test_without_stop_loss_a_useless_drafter_costs_most_of_the_speed() -> None:
+    assert USELESS.tokens_per_s(FixedPace(), 500, np.random.default_rng(0)) < 0.5 * USELESS.alone
+
+
+def test_waits_double_while_probes_fail_and_stop_at_the_longest() -> None:
+    pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=4, longest_wait=16)), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 400, rng)
+    waits = [int(d.why.split()[1]) for d in pace.decisions if d.what == "drafting tried again"]
+    assert waits[:3] == [4, 8, 16]
+    assert set(waits[3:]) == {16}
+
+
+def test_waits_begin_anew_after_a_probe_that_paid() -> None:
+    pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=4)), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 100, rng)
+    while pace.decisions[-1].what != "drafting stays on":
+        USEFUL.tokens_per_s(pace, 1, rng)
+    seen = len(pace.decisions)
+    while len(pace.decisions) < seen + 2:
+        USELESS.tokens_per_s(pace, 1, rng)
+    assert [d.what for d in list(pace.decisions)[seen:]] == ["drafting switched off", "drafting tried again"]
+    assert pace.decisions[-1].why == "after 4 tokens by the target alone"
+
+
+def test_a_text_that_begins_is_looked_at_while_drafting_is_off() -> None:
+    pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=200)), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 60, rng)
+    assert (pace.drafting, USELESS.step(pace, rng).draft_tokens) == (False, 0)
+    pace.begin()
+    assert (USELESS.step(pace, rng).draft_tokens, pace.drafting) == (2, False)
+    assert USEFUL.step(pace, rng).draft_tokens == 0
+    pace.begin()
+    perfect = replace(USEFUL, acceptance=1.0)
+    assert [perfect.step(pace, rng).draft_tokens for _ in range(3)] == [2, 8, 8]
+
+
+@pytest.mark.parametrize("name", BY_THE_CLOCK)
+def test_short_texts_do_not_make_a_useless_drafter_dear(name: str) -> None:
+    pace, rng = pace_of(name), np.random.default_rng(0)
+    speeds = []
+    for _ in range(24):
+        pace.begin()
+        speeds.append(USELESS.tokens_per_s(pace, 64, rng))
+    assert len(speeds) / sum(1 / speed for speed in speeds) >= 0.95 * USELESS.alone
+
+
+def test_decisions_tell_figures_and_block_and_are_bounded() -> None:
+    pace, rng = StopLoss(FixedPace(), StopLossConfig(first_wait=1, longest_wait=1)), np.random.default_rng(0)
+    USELESS.tokens_per_s(pace, 1000, rng)
+    off = next(d for d in pace.decisions if d.what == "drafting switched off")
+    assert f"{USELESS.alone:.1f} by the target alone" in off.why
+    assert 0 < off.at_block <= 1000
+    assert len(pace.decisions) == 64
+
+
+def test_one_slow_block_does_not_switch_drafting_off() -> None:
+    pace, rng = StopLoss(MeasuredPace()), np.random.default_rng(0)
+    USEFUL.tokens_per_s(pace, 300, rng)
+    block = outcome_of(USEFUL.block(max(1, pace.budget(8)), rng))
+    pace.note(replace(block, cost=replace(block.cost, target_s=60.0)))
+    assert pace.drafting
+
+
+def test_a_clock_that_stands_still_switches_nothing_off() -> None:
+    pace, rng = StopLoss(EwmaPace()), np.random.default_rng(0)
+    for _ in range(50):
+        pace.note(outcome_of(replace(USELESS.block(pace.budget(8), rng), target_s=0.0, rest_s=0.0)))
+    assert pace.drafting
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stake_tokens", 0.0),
+        ("stake_tokens", 17.0),
+        ("peek_tokens", 0),
+        ("worst_block_tokens", 0.0),
+        ("first_wait", 0),
+        ("longest_wait", 8),
+    ],
+)
+def test_settings_out_of_range_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        StopLossConfig(**{field: value})
