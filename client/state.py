@@ -230,10 +230,15 @@ class State:
         with self.transaction():
             self._run("DELETE FROM blobs WHERE name = ?", (file.stored(name),))
 
-    def add_lesson(self, family: str, data: bytes) -> int:
-        """Writes the lesson of one text and returns its id, higher than any before."""
+    def add_lesson(self, family: str, data: bytes, number: int | None = None) -> int:
+        """Writes the lesson of one text and returns its id: ``number``, else one higher than any before.
+
+        Args:
+          family: of the target that wrote it.
+          number: of a memory that counts its lessons itself; an older lesson of that number is replaced.
+        """
         with self.transaction():
-            return self._append("lessons", family, data)
+            return self._append("lessons", family, data, number)
 
     def delete_lessons(self, ids: Iterable[int]) -> None:
         """Deletes lessons by id; those that are gone already are no error."""
@@ -357,11 +362,10 @@ class State:
         with file.told(self.path):
             return self._connection.execute(sql, values)
 
-    def _append(self, table: str, name: str, data: bytes) -> int:
+    def _append(self, table: str, name: str, data: bytes, number: int | None = None) -> int:
         key = file.stored(name)
-        values = (key, self._clock(), file.digest(key, data), data)
-        row = self._run(f"INSERT INTO {table} (name, written_s, digest, data) VALUES (?, ?, ?, ?)", values).lastrowid
-        return int(row or 0)
+        values = (number, key, self._clock(), file.digest(key, data), data)
+        return int(self._run(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?, ?, ?)", values).lastrowid or 0)
 
     def _rows(self, table: str, newest: int) -> list[StoredRow]:
         rows, bad = list[StoredRow](), list[int]()

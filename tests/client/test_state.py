@@ -125,6 +125,15 @@ def test_a_group_of_blobs_is_replaced_as_a_whole(directory: Path) -> None:
         assert state.get("learn") == b"other"
 
 
+def test_lessons_keep_the_numbers_they_were_given(directory: Path) -> None:
+    with opened(directory) as state:
+        assert [state.add_lesson("f", b"old", number) for number in (7, 0, 3)] == [7, 0, 3]
+        assert state.add_lesson("f", b"next") == 8
+        state.add_lesson("f", b"new", 3)
+        state.delete_lessons([0, 99])
+        assert [(row.id, row.data) for row in state.lessons()] == [(3, b"new"), (7, b"old"), (8, b"next")]
+
+
 def test_an_error_inside_a_transaction_undoes_all_of_it(filled: Path) -> None:
     with opened(filled) as state:
         with pytest.raises(ZeroDivisionError), state.transaction():
