@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from tempfile import TemporaryFile
 
 
@@ -64,13 +63,13 @@ def main() -> int:
     parser.add_argument("--longest", type=float, default=1.0, help="seconds until the latest kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", default="true", help="has to succeed after each kill")
-    parser.add_argument("command", nargs="+", type=Path)
+    parser.add_argument("command", nargs="+")
     words = parser.parse_args()
 
     def check(lines: list[str]) -> None:
         subprocess.run(shlex.split(words.check), input="\n".join(lines), text=True, check=True, timeout=600)
 
-    printed = kill_at_random_moments(list(map(str, words.command)), words.times, words.longest, words.seed, check)
+    printed = kill_at_random_moments(words.command, words.times, words.longest, words.seed, check)
     print(f"killed {words.times} times; {printed} lines were printed, and each check succeeded")
     return 0
 
