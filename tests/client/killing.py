@@ -5,6 +5,7 @@ As a program: ``python tests/client/killing.py --times 50 --longest 0.3 -- pytho
 """
 
 import argparse
+import os
 import random
 import shlex
 import signal
@@ -14,13 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from tempfile import TemporaryFile
 
+_LONGEST_START_S = 60.0
+
 
 def kill_at_random_moments(
     command: Sequence[str], times: int, longest_s: float, seed: int, check: Callable[[list[str]], None]
 ) -> int:
     """Starts ``command`` ``times`` times, sends SIGKILL after at most ``longest_s``, and calls ``check``.
 
-    Moments are drawn from the start of the process on, so that its opening is hit too.
+    Moments are drawn in turns from the start of the process on, so that its opening is hit too, and from its first line
+    on, so that its work is hit however slow the machine is.
 
     Args:
       check: gets the whole lines printed before the kill.
@@ -32,18 +36,23 @@ def kill_at_random_moments(
       RuntimeError: the command ended by itself, with what it wrote to stderr.
     """
     draws, printed = random.Random(seed), 0
-    for _ in range(times):
-        lines = _one(command, draws.uniform(0, longest_s))
+    for number in range(times):
+        lines = _one(command, draws.uniform(0, longest_s), at_work=number % 2 == 1)
         printed += len(lines)
         check(lines)
     return printed
 
 
-def _one(command: Sequence[str], delay_s: float) -> list[str]:
+def _one(command: Sequence[str], delay_s: float, at_work: bool) -> list[str]:
     # Files, not pipes: a reader of pipes would have to keep up with the writer.
     with TemporaryFile() as out, TemporaryFile() as err:
         process = subprocess.Popen(command, stdout=out, stderr=err)
         try:
+            deadline = time.monotonic() + _LONGEST_START_S
+            while at_work and not os.fstat(out.fileno()).st_size and process.poll() is None:
+                time.sleep(0.002)
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{command} printed nothing within {_LONGEST_START_S} s")
             time.sleep(delay_s)
         finally:
             process.send_signal(signal.SIGKILL)

@@ -122,6 +122,16 @@ def test_an_idle_device_learns_without_rests() -> None:
     assert (clock.rests, clock.now, work.in_force) == ([], 6.0, 1)
 
 
+def test_rests_that_an_idle_device_left_out_are_not_made_up_for() -> None:
+    clock = Clock()
+    work = Work(clock)
+    with learning(work) as background:
+        settle(background, work, 1.0, 2.0, 3.0)
+        with background.generating():
+            settle(background, work, 1.0)
+    assert clock.rests == [pytest.approx(27.0)]  # that of the last step
+
+
 def test_between_texts_that_follow_each_other_learning_keeps_to_its_budget() -> None:
     clock = Clock()
     work = Work(clock)

@@ -389,7 +389,6 @@ def forked(directory: Path) -> Iterator[tuple[State, int]]:
         try:
             state.put("x", b"2")
         except UserError:
-            state.close()
             os.write(writing, b"refused")
         finally:
             os.close(writing)
@@ -691,7 +690,7 @@ def test_kill_9_at_random_moments_loses_nothing_that_was_committed(directory: Pa
             promised = check(state)
 
     command = [sys.executable, str(HERE / "state_writer.py"), str(directory)]
-    assert kill_at_random_moments(command, times=50, longest_s=0.25, seed=3, check=whole) > 100
+    assert kill_at_random_moments(command, times=50, longest_s=0.15, seed=3, check=whole) >= 25
 
 
 def test_a_log_cut_or_torn_anywhere_gives_an_earlier_commit(directory: Path, tmp_path: Path) -> None:
