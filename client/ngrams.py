@@ -98,17 +98,34 @@ class NgramCache:
             if len(self._path(token)) > 1 and self._held.use(token):
                 self._trie = None
 
-    # --- file ---------------------------------------------------------------------------------------------------
+    # --- bytes and file -----------------------------------------------------------------------------------------
 
-    def save(self, path: Path) -> None:
-        """Writes the n-grams to ``path``, whole or not at all, readable by the owner alone.
+    def to_bytes(self) -> bytes:
+        """The n-grams held. The same ones in the same order give the same bytes.
 
-        The same n-grams in the same order give the same file. Paths are not stored; they follow from the tokenizers.
+        Paths are not stored; they follow from the tokenizers.
         """
         held = list(self._held)
         uses = [self._held.uses(token) for token in held]
         body = json.dumps({**self._pair, "tokens": held, "uses": uses}, separators=(",", ":")).encode()
-        write_atomic(path, f"{_FORMAT} {_digest(body)}\n".encode() + body, mode=0o600)
+        return f"{_FORMAT} {_digest(body)}\n".encode() + body
+
+    def restore_bytes(self, data: bytes, source: str = "the state") -> None:
+        """Replaces what is held by what ``to_bytes`` gave; where the capacity is smaller, those of most worth stay.
+
+        Args:
+          source: what messages call it.
+
+        Raises:
+          ModelError: torn or of another version. Nothing is held then.
+          FingerprintError: n-grams of another target or drafter. Nothing is held then.
+        """
+        self._held, self._trie = _Ranking(self._config), None
+        self._held.fill(self._parse(data, source))
+
+    def save(self, path: Path) -> None:
+        """Writes ``to_bytes`` to ``path``, whole or not at all, readable by the owner alone."""
+        write_atomic(path, self.to_bytes(), mode=0o600)
 
     def restore(self, path: Path) -> str:
         """Replaces what is held by what ``save`` wrote to ``path``; without such a file, by nothing.
@@ -128,7 +145,7 @@ class NgramCache:
             return ""
         self._check_ours(path)
         try:
-            self._held.fill(self._parse(path))
+            self.restore_bytes(path.read_bytes(), str(path))
         except ModelError as error:
             names = (f"{path}.unusable{number or ''}" for number in count())
             aside = path.rename(next(name for name in names if not os.path.lexists(name)))
@@ -146,15 +163,15 @@ class NgramCache:
         if not _NAME.startswith(beginning):
             raise UserError(f"{path} is no file of n-grams; give the name of one, or of none yet")
 
-    def _parse(self, path: Path) -> list[tuple[int, int]]:
-        """The (target id, uses) of the n-grams in a file, in its order."""
-        head, _, body = path.read_bytes().partition(b"\n")
+    def _parse(self, data: bytes, source: str) -> list[tuple[int, int]]:
+        """The (target id, uses) of the n-grams in ``data``, in its order."""
+        head, _, body = data.partition(b"\n")
         form, _, digest = head.decode("ascii", "replace").rpartition(" ")
         if form != _FORMAT or digest != _digest(body):
-            raise ModelError(f"{path} is torn or not in the format {_FORMAT!r}")
+            raise ModelError(f"{source} is torn or not in the format {_FORMAT!r}")
         content = json.loads(body)
         if {name: content[name] for name in self._pair} != self._pair:
-            raise FingerprintError(f"{path} holds n-grams of another target or drafter; each pair needs its own file")
+            raise FingerprintError(f"{source} holds n-grams of another target or drafter; each pair needs its own file")
         held = zip(content["tokens"], content["uses"], strict=True)
         # An id whose path is no n-gram comes from other rules of spelling: it is forgotten.
         return [(token, uses) for token, uses in held if len(self._path(token)) > 1]

@@ -18,7 +18,7 @@ from fleetdraft.client.ngrams import NgramCache, NgramConfig
 from fleetdraft.client.paths import DirectPaths
 from fleetdraft.client.sampling import Sampling, target_probabilities
 from fleetdraft.client.speller import Speller
-from fleetdraft.common.errors import ConfigError, UserError
+from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError, UserError
 from fleetdraft.common.vocabulary import Vocabulary
 
 DRAFTER = Vocabulary(token_bytes=(b"a", b"b", b"c", b""), eos=(3,), fingerprint="drafter")
@@ -332,6 +332,35 @@ def test_the_file_holds_ids_and_no_text(tmp_path: Path) -> None:
     learned(2, 6, 6).save(tmp_path / "ngrams")
     body = json.loads((tmp_path / "ngrams").read_bytes().split(b"\n", 1)[1])
     assert body == {"target": "target", "drafter": "drafter", "tokens": [2, 6], "uses": [1, 2]}
+
+
+@settings(deadline=None)
+@given(texts, texts, st.integers(0, 6), st.sampled_from(["lfu", "lru"]))
+def test_a_cache_restored_from_bytes_goes_on_as_the_one_they_are_of(before, after, capacity, policy) -> None:
+    first, second = learned(*before, capacity=capacity, policy=policy), learned(5, capacity=capacity, policy=policy)
+    second.restore_bytes(first.to_bytes())
+    assert drafted(second) == drafted(first)
+    for token in after:
+        first.observe([token])
+        second.observe([token])
+        assert list(second) == list(first)
+
+
+def test_bytes_torn_or_changed_anywhere_are_refused_and_nothing_is_held() -> None:
+    whole = learned(2, 3).to_bytes()
+    torn = [whole[:length] for length in range(len(whole))]
+    changed = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for data in torn + changed:
+        ngrams = learned(5)
+        with pytest.raises(ModelError, match="the state is torn or not in the format 'fleetdraft n-grams 1'"):
+            ngrams.restore_bytes(data)
+        assert drafted(ngrams) == DIRECT
+
+
+def test_bytes_of_another_pair_are_refused() -> None:
+    data = learned(2, target=replace(TARGET, fingerprint="another")).to_bytes()
+    with pytest.raises(FingerprintError, match="^ngrams/spm holds n-grams of another target or drafter"):
+        cache().restore_bytes(data, source="ngrams/spm")
 
 
 @pytest.mark.parametrize(
