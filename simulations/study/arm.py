@@ -119,16 +119,15 @@ def _arms(study: Study) -> Iterator[Arm]:
 
 
 def _joined(study: Study, method: Method, target: str) -> Method:
-    """``method`` with what has no effect on a target of the drafter's own vocabulary taken out."""
-    if not same_vocabulary(study, study.target(target)):
-        return method
+    """What has an effect on an arm: no words about the method, nor how to join a vocabulary with itself."""
     blank = Method(name=method.name)
-    names = ("paths", "projection", "ngram_weight", "dynamic")
+    words, join = ("published", "against"), ("paths", "projection", "ngram_weight", "dynamic")
+    names = (*words, *join) if same_vocabulary(study, study.target(target)) else words
     return replace(method, **{name: getattr(blank, name) for name in names})
 
 
 def _same(one: Method, other: Method) -> bool:
-    return replace(one, name=other.name, published=other.published, against=other.against) == other
+    return replace(one, name=other.name) == other
 
 
 def same_vocabulary(study: Study, target: TargetTable) -> bool:

@@ -70,7 +70,7 @@ def _points(axes: Axes, places: Sequence[int], spreads: Sequence[Spread], colour
 def _rows(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
     axes.set_yticks(places, [literal(f"{cell.task} · {cell.method.name}") for cell in cells])
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-    axes.invert_yaxis()
+    axes.set_ylim(places[-1] + 0.7, places[0] - 0.7)  # the first on top
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
@@ -112,9 +112,9 @@ def _courses(axes: Axes, courses: Sequence[Course]) -> None:
             axes.axvline(begin + 0.5, color=COLOURS["muted"], linewidth=1, linestyle=":")
         name = literal(f"{segment.task} · {segment.target}")
         axes.annotate(
-            name, (begin + 0.5, 0), xycoords=axes.get_xaxis_transform(), xytext=(5, 6), textcoords="offset points"
+            name, (begin + 0.5, 1), xycoords=axes.get_xaxis_transform(), xytext=(5, -12), textcoords="offset points"
         )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * max(max(course.smoothed) for course in courses) or 1)  # the segments' names are on top
     axes.margins(x=0.01)
     axes.set_xlabel("prompt")
     axes.set_ylabel("acceptance rate")

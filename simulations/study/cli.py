@@ -52,10 +52,9 @@ def study(
 
 def _show(findings: Findings, console: Console) -> None:
     """The tables but the settings, a line for each figure."""
-    for part in sections(findings):
-        if part.title == "Settings":
-            continue
+    for part in sections(findings)[:-1]:
         console.print(f"\n{part.title}", style="bold", highlight=False, markup=False)
         for row in part.rows:
-            for column, cell in zip(part.columns[1:], row[1:], strict=True):
-                console.print(f"  {column:<12} {row[0]:<32} {cell}", highlight=False, markup=False, soft_wrap=True)
+            name = " over ".join(row[: part.text_columns])
+            for column, cell in zip(part.columns[part.text_columns :], row[part.text_columns :], strict=True):
+                console.print(f"  {column}  {name}  {cell}", highlight=False, markup=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from .. import page
 from . import charts
 from .course import Course
 from .findings import Cell, Findings, Spread, settings
+from .method import Method
 from .published import published
 
 _NONE = "–"
@@ -101,16 +102,15 @@ def _notes(findings: Findings) -> list[str]:
     return notes
 
 
-def sections(findings: Findings) -> Iterator[Part]:
-    """The tables in the order in which they are read."""
+def sections(findings: Findings) -> list[Part]:
+    """The tables in the order in which they are read, the settings last."""
+    parts = list[Part]()
     for (target, heat), cells in _grouped(findings.cells):
         what = f"{target}, temperature {heat:g}"
-        yield _acceptance(findings, target, what, cells)
-        yield _gains(findings, what, cells)
+        parts += [_acceptance(findings, target, what, cells), _lengths(what, cells), _gains(findings, what, cells)]
         if findings.study.speed:
-            yield _speed(what, cells)
-    yield from _streams(findings)
-    yield _settings(findings)
+            parts.append(_speed(what, cells))
+    return [*parts, *_streams(findings), _settings(findings)]
 
 
 def _grouped(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, float], list[Cell]]]:
@@ -128,9 +128,9 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
         drawings.append((charts.acceptance_by_rank(cells, what), "Acceptance rate by LoRA rank."))
     row = study.target(target).published
     return Part(
-        title=f"Acceptance: {what}",
-        hint="Acceptance rate / mean acceptance length on unseen prompts, mean ± deviation of the seeds."
-        + (f" In brackets the published acceptance rate of {row}." if row else ""),
+        title=f"Acceptance rate: {what}",
+        hint="On unseen prompts, the same drafting before → after learning, mean ± deviation of the seeds."
+        + (f" In brackets the published rate with {row}." if row else ""),
         columns=("method", *_tasks(cells)),
         rows=_by_method(cells, _acceptance_cell),
         charts=drawings,
@@ -139,27 +139,39 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
 
 def _acceptance_cell(cell: Cell) -> str:
     told = f" [{cell.published.acceptance:.2f}]" if cell.published else ""
-    return f"{cell.acceptance.text()} / {cell.length.text('.2f')}{told}"
+    return _from_to(cell, cell.acceptance_before, cell.acceptance, ".3f") + told
 
 
-def _gains(findings: Findings, what: str, cells: Sequence[Cell]) -> Part:
-    base = findings.reference
-    rows = [row for row in _by_method(cells, _gain_cell) if any(cell != _NONE for cell in row[1:])]
-    over = f"“{base.name}”" if base else "no method, since all of them learn"
+def _from_to(cell: Cell, before: float, after: Spread, form: str) -> str:
+    return f"{before:{form}} → {after.text(form)}" if cell.method.learns else after.text(form)
+
+
+def _lengths(what: str, cells: Sequence[Cell]) -> Part:
     return Part(
-        title=f"Gains: {what}",
-        hint=f"Acceptance rate over that of {over}, in brackets the published gain; after “vs” the method that it is "
-        "compared with, and the gain over it.",
+        title=f"Mean acceptance length: {what}",
+        hint="Tokens that a call of the target gives, before → after learning.",
         columns=("method", *_tasks(cells)),
-        rows=rows,
+        rows=_by_method(cells, lambda cell: _from_to(cell, cell.length_before, cell.length, ".2f")),
     )
 
 
-def _gain_cell(cell: Cell) -> str:
-    gains = _times(cell.gain, cell.published_gain) if cell.gain is not None else ""
-    against = cell.method.against
-    versus = f"vs {against}: {_times(cell.against_gain, cell.published_against_gain)}" if against else ""
-    return "; ".join(filter(None, (gains, versus))) or _NONE
+def _gains(findings: Findings, what: str, cells: Sequence[Cell]) -> Part:
+    """A row for each method over the one without training, then one for each over the method that it names."""
+    learned = [cell for cell in cells if cell.gain is not None]
+    compared = [cell for cell in cells if cell.against_gain is not None]
+    base = findings.reference.name if findings.reference else ""
+    over_base = _by_method(learned, lambda cell: _times(cell.gain, cell.published_gain))
+    over_other = _by_method(compared, lambda cell: _times(cell.against_gain, cell.published_against_gain))
+    return Part(
+        title=f"Gains: {what}",
+        hint="One acceptance rate over the other. In brackets the published gain.",
+        columns=("method", "over", *_tasks(cells)),
+        rows=[
+            *((name, base, *gains) for name, *gains in over_base),
+            *((name, findings.study.method(name).against, *gains) for name, *gains in over_other),
+        ],
+        text_columns=2,
+    )
 
 
 def _times(own: float | None, told: float | None) -> str:
@@ -218,11 +230,7 @@ def _settings(findings: Findings) -> Part:
     rows = [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in flat.items()
     ]
-    for method in findings.study.methods:
-        own = (
-            f"{name} {value}" for name, value in vars(method).items() if name not in ("name", "published", "against")
-        )
-        rows.append((method.name, ", ".join(own)))
+    rows += [(method.name, _about_method(method)) for method in findings.study.methods]
     return Part(
         title="Settings",
         hint="What to set to see these figures again.",
@@ -230,3 +238,16 @@ def _settings(findings: Findings) -> Part:
         rows=rows,
         text_columns=2,
     )
+
+
+def _about_method(method: Method) -> str:
+    """The settings that have an effect."""
+    drafting = {
+        "paths": method.paths,
+        "controller": method.controller,
+        "draft tokens": method.draft_tokens or "as above",
+    }
+    skipped = {"name", "published", "against", "paths", "controller", "draft_tokens", "alpha"}
+    learning = {key: value for key, value in vars(method).items() if key not in skipped} | {"alpha": method.lora_alpha}
+    shown = drafting | (learning if method.learns else {"learning": "none"})
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())

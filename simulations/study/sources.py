@@ -59,9 +59,19 @@ class TaskTable:
     def prompts(self) -> tuple[list[Prompt], list[Prompt]]:
         """All prompts to train on and all unseen ones, in the files' order.
 
+        Guarantees:
+          - No text is in both: what is unseen is left out of what is trained on (MBPP repeats a few).
+
         Raises:
           UserError: a file is missing or is not what its source says.
         """
+        train, unseen = self._read()
+        secret = {prompt.text for prompt in unseen}
+        if not (kept := [prompt for prompt in train if prompt.text not in secret]):
+            raise PromptsError(f"task {self.name!r} has no prompt to train on that is not among the unseen ones")
+        return kept, unseen
+
+    def _read(self) -> tuple[list[Prompt], list[Prompt]]:
         if self.source == "jsonl":
             return read_prompts(self.train), read_prompts(self.unseen)
         try:
