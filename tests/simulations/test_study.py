@@ -136,10 +136,12 @@ def test_sources_make_the_prompts_that_the_targets_know(tmp_path: Path) -> None:
     train, unseen = texts("alpaca")
     assert train == ["### Instruction:\nDo 0.\n\n### Response:\n", "### Instruction:\nDo 1.\n\n### Response:\n"]
     assert len(unseen) == 400
-    (tmp_path / "test.jsonl").write_text("\n".join([json.dumps({"document": "é" * 1000})] * 802), encoding="utf-8")
+    documents = [json.dumps({"document": f"{number:03}" + "é" * 997}) for number in range(1, 803)]
+    (tmp_path / "test.jsonl").write_text("\n".join(documents), encoding="utf-8")
     train, unseen = texts("xsum")
     assert (len(train), len(unseen)) == (780, 2)
-    assert train[0] == f"Article: {'é' * 900}\nSummary:"
+    assert train[0] == f"Article: 001{'é' * 897}\nSummary:"
+    assert unseen[0] == f"Article: 801{'é' * 897}\nSummary:"
 
 
 def test_a_file_of_another_form_is_refused_by_name(tmp_path: Path) -> None:

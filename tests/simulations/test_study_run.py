@@ -92,7 +92,7 @@ def test_each_arm_writes_its_figures_and_what_it_learned(finished: StudyRun) -> 
     assert value["failures"] == {}
     assert sorted(value["arms"]) == sorted(arm.key for arm in arms(finished.study))
     learned = value["arms"]["spm_logging_learns_s0_t0"]
-    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (1, 4, 2)
+    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (2, 4, 2)  # after the fourth prompt, and at the end
     assert learned["counters"]["drafted"] > 0
     assert sorted(path.name for path in (finished.folder / "adapters").iterdir()) == [
         "spm_logging_learns_s0_t0",
@@ -172,7 +172,7 @@ def test_a_stream_goes_through_its_segments_with_one_adapter(finished: StudyRun,
     workshop.build()
     moments = workshop.run(learning).moments
     assert [moment.segment for moment in moments] == [0] * 4 + [1] * 4 + [2] * 4
-    assert workshop.run(learning).steps == 3
+    assert workshop.run(learning).steps == 6  # in each segment after the fourth prompt, and at the end
     assert workshop.run(silent).steps == 0
 
 
