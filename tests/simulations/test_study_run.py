@@ -92,7 +92,8 @@ def test_each_arm_writes_its_figures_and_what_it_learned(finished: StudyRun) -> 
     assert value["failures"] == {}
     assert sorted(value["arms"]) == sorted(arm.key for arm in arms(finished.study))
     learned = value["arms"]["spm_logging_learns_s0_t0"]
-    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (2, 4, 2)  # after the fourth prompt, and at the end
+    # It learns after the fourth prompt, and at the end.
+    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (2, 4, 2)
     assert learned["counters"]["drafted"] > 0
     assert sorted(path.name for path in (finished.folder / "adapters").iterdir()) == [
         "spm_logging_learns_s0_t0",
