@@ -4,7 +4,9 @@ The parent assigns and collects, so a killed run loses the arms at work and noth
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
@@ -90,6 +92,7 @@ class _Worker:
 def _serve(pipe: Connection, workshop: Workshop) -> None:
     """The process: an answer for each arm, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             arm = pipe.recv()
@@ -103,3 +106,10 @@ def _serve(pipe: Connection, workshop: Workshop) -> None:
             pipe.send(answer)
         except OSError:
             return
+
+
+def _end_with_parent() -> None:
+    """Ends this process in mid-arm where the parent was killed and could not."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

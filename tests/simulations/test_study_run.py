@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fleetdraft.client.bundle import Bundle
@@ -184,7 +185,9 @@ def test_a_killed_study_goes_on_and_loses_only_what_was_at_work(tmp_path: Path) 
         deadline = time.monotonic() + 120
         while not list(folder.glob("arms/*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []  # they do not work on for nobody
     done = times(folder)
     assert done
     run = StudyRun(study=Study.read(file), folder=folder)
