@@ -1,11 +1,8 @@
-"""An experiment as data: which clients, models, learning and federation. One place parses its TOML."""
+"""An experiment as data: which clients, models, learning and federation. Its files are read through ``toml.py``."""
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ..client.learner import LearnerConfig
 from ..client.objective import Objective
@@ -15,8 +12,7 @@ from ..client.trainer import AdamWConfig
 from ..common.errors import ConfigError
 from ..server.config import ServerConfig
 from .faults import FAULTS
-
-T = TypeVar("T")
+from .toml import parse, read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +155,7 @@ class Experiment:
         Raises:
           ConfigError: unreadable, not TOML, or a key that is unknown, missing, or of the wrong type.
         """
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read experiment {path}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
-        return _experiment(table, path.resolve())
+        return _experiment(read_toml(path, "experiment"), path.resolve())
 
 
 _TABLES = {"generation": GenerationTable, "learning": LearningTable, "federation": FederationTable}
@@ -175,7 +165,7 @@ def _experiment(table: dict[str, Any], path: Path) -> Experiment:
     values = dict(table)
     for name, kind in _TABLES.items():
         if name in values:
-            values[name] = _parse(kind, values[name], f"{path}: [{name}]")
+            values[name] = parse(kind, values[name], f"{path}: [{name}]")
     clients = values.get("clients", [])
     if not isinstance(clients, list):
         raise ConfigError(f"{path}: clients is {type(clients).__name__}, expected [[clients]] tables")
@@ -185,40 +175,11 @@ def _experiment(table: dict[str, Any], path: Path) -> Experiment:
     bundle = values.get("bundle", "embedded")
     if isinstance(bundle, str) and bundle != "embedded":
         values["bundle"] = str(path.parent / bundle)
-    return _parse(Experiment, values, str(path))
+    return parse(Experiment, values, str(path))
 
 
 def _client(table: Any, where: str, base: Path) -> ClientTable:
-    client = _parse(ClientTable, table, where)
+    client = parse(ClientTable, table, where)
     directory = base / client.target
     values = vars(client) | {"prompts": base / client.prompts, "held_out": base / client.held_out}
     return ClientTable(**(values | ({"target": str(directory)} if directory.is_dir() else {})))
-
-
-def _parse(kind: type[T], table: Any, where: str) -> T:
-    """Builds a config from a TOML table; every complaint names the file, the key and the expectation."""
-    if not isinstance(table, Mapping):
-        raise ConfigError(f"{where} is {type(table).__name__}, expected a table")
-    known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-    for key in table:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    for name, f in known.items():
-        if f.default is MISSING and f.default_factory is MISSING and name not in table:
-            raise ConfigError(f"{where}: key {name!r} is missing")
-    try:
-        return kind(**{key: _typed(value, known[key].type, key, where) for key, value in table.items()})
-    except ConfigError as error:
-        raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from error
-
-
-def _typed(value: Any, expected: Any, key: str, where: str) -> Any:
-    if expected is Path and isinstance(value, str):
-        return Path(value)
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if expected in (int, float, str) and type(value) is not expected:
-        raise ConfigError(f"{where}: {key} is {value!r}, expected {expected.__name__}")
-    return value

@@ -1,58 +1,14 @@
-"""The charts of a report, as SVG that takes its colours from the page. It knows results and no page.
+"""The charts of a report, drawn by ``drawing.py``. It knows results and no page."""
 
-Matplotlib draws in placeholder colours; each becomes a CSS variable (``--ink``, ``--before``, …) in the SVG, so one
-drawing serves light and dark pages. Text stays text and inherits the page's font.
-"""
+from collections.abc import Sequence
 
-import io
-import re
-from collections.abc import Callable, Sequence
-from html import escape
-from typing import Any
-
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..server.report import RoundReport
+from .drawing import COLOURS, FAMILY_COLOURS, LINE_STYLES, chart, legend, literal
 from .results import ClientRow, FamilyRow, FleetResults, WidenedTarget
 
-#: Placeholder colour of each CSS variable. No two are alike, and none is a colour Matplotlib would choose.
-_PLACEHOLDERS = {
-    "ink": "#010101",
-    "muted": "#020202",
-    "grid": "#030303",
-    "alone": "#040404",
-    "before": "#050505",
-    "after": "#060606",
-    "worst": "#070707",
-    "family-0": "#080808",
-    "family-1": "#090909",
-    "family-2": "#0a0a0a",
-    "family-3": "#0b0b0b",
-}
-_FAMILY_COLOURS = 4
-_LINE_STYLES = ("-", "--", ":", "-.")
-
-_STYLE: dict[Any, Any] = {  # Matplotlib annotates the names of its settings one by one
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "text.color": _PLACEHOLDERS["ink"],
-    "axes.labelcolor": _PLACEHOLDERS["muted"],
-    "axes.edgecolor": _PLACEHOLDERS["grid"],
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": _PLACEHOLDERS["grid"],
-    "xtick.color": _PLACEHOLDERS["muted"],
-    "ytick.color": _PLACEHOLDERS["muted"],
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
-
-_WIDTH_INCHES = 8.0
 _BAR_HEIGHT = 0.36
 
 
@@ -62,7 +18,7 @@ def acceptance_by_family(families: Sequence[FamilyRow]) -> str:
         "before": [row.before.draft_acceptance_rate for row in families],
         "after": [row.after.draft_acceptance_rate for row in families],
     }
-    return _chart(
+    return chart(
         "Acceptance rate per target vocabulary, before and after training",
         _bars_height(families, series),
         lambda axes: _bars(axes, families, series, "acceptance rate", "{:.3f}"),
@@ -86,7 +42,7 @@ def _speed(families: Sequence[FamilyRow], targets: Sequence[FamilyRow | WidenedT
         "before": [target.before.tokens_per_s for target in targets],
         "after": [target.after.tokens_per_s for target in targets],
     }
-    return _chart(
+    return chart(
         f"{label}: target alone, with the drafter before and after training",
         _bars_height(families, series),
         lambda axes: _bars(axes, families, series, "tokens per second", "{:,.0f}"),
@@ -95,40 +51,17 @@ def _speed(families: Sequence[FamilyRow], targets: Sequence[FamilyRow | WidenedT
 
 def acceptance_by_round(rounds: Sequence[RoundReport]) -> str:
     """Lines of the acceptance rate while training, one per target vocabulary."""
-    return _chart("Acceptance rate per round while training", 3.0, lambda axes: _lines(axes, rounds))
+    return chart("Acceptance rate per round while training", 3.0, lambda axes: _lines(axes, rounds))
 
 
 def acceptance_by_client(results: FleetResults) -> str:
     """One line per client from its acceptance rate before to the one after, the worst client set apart."""
     rows = sorted(results.clients, key=lambda row: (row.family, -row.gain))
-    return _chart(
+    return chart(
         "Acceptance rate per client, before and after training",
         0.9 + 0.26 * len(rows),
         lambda axes: _dumbbells(axes, rows, results.worst_client()),
     )
-
-
-def _chart(label: str, height: float, draw: Callable[[Axes], None]) -> str:
-    # The salt keeps the ids of several drawings on one page apart and each drawing reproducible.
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": label}):
-        figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
-        draw(figure.add_subplot())
-        return _svg(figure, label)
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element without prolog, metadata, group ids and fixed size."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
-    for name, colour in _PLACEHOLDERS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
 def _bars_height(families: Sequence[FamilyRow], series: dict[str, list[float]]) -> float:
@@ -140,17 +73,17 @@ def _bars(axes: Axes, families: Sequence[FamilyRow], series: dict[str, list[floa
     step = len(series) * _BAR_HEIGHT + 0.3
     for i, (name, values) in enumerate(series.items()):
         places = [row * step + i * _BAR_HEIGHT for row in range(len(families))]
-        bars = axes.barh(places, values, height=_BAR_HEIGHT * 0.86, color=_PLACEHOLDERS[name], label=name)
-        axes.bar_label(bars, [form.format(value) for value in values], padding=4, color=_PLACEHOLDERS["ink"])
+        bars = axes.barh(places, values, height=_BAR_HEIGHT * 0.86, color=COLOURS[name], label=name)
+        axes.bar_label(bars, [form.format(value) for value in values], padding=4, color=COLOURS["ink"])
     middle = (len(series) - 1) * _BAR_HEIGHT / 2
-    axes.set_yticks([row * step + middle for row in range(len(families))], [_literal(row.family) for row in families])
-    axes.tick_params(axis="y", labelcolor=_PLACEHOLDERS["ink"])
+    axes.set_yticks([row * step + middle for row in range(len(families))], [literal(row.family) for row in families])
+    axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel(label)
-    _legend(axes, len(series))
+    legend(axes, len(series))
 
 
 def _lines(axes: Axes, rounds: Sequence[RoundReport]) -> None:
@@ -160,49 +93,38 @@ def _lines(axes: Axes, rounds: Sequence[RoundReport]) -> None:
         points = [(r.round, r.families[family].draft_acceptance_rate) for r in rounds if family in r.families]
         axes.plot(
             *zip(*points, strict=True),
-            color=_PLACEHOLDERS[f"family-{i % _FAMILY_COLOURS}"],
-            linestyle=_LINE_STYLES[i // _FAMILY_COLOURS % len(_LINE_STYLES)],
+            color=COLOURS[f"family-{i % FAMILY_COLOURS}"],
+            linestyle=LINE_STYLES[i // FAMILY_COLOURS % len(LINE_STYLES)],
             linewidth=2,
             marker="o",
             markersize=5,
-            label=_literal(family),
+            label=literal(family),
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("acceptance rate")
     axes.margins(y=0.15)
     axes.grid(axis="y", linewidth=0.6)
-    _legend(axes, len(families))
+    legend(axes, len(families))
 
 
 def _dumbbells(axes: Axes, rows: Sequence[ClientRow], worst: ClientRow | None) -> None:
     places = range(len(rows))
-    ends = [_PLACEHOLDERS["worst" if row is worst else "after"] for row in rows]
+    ends = [COLOURS["worst" if row is worst else "after"] for row in rows]
     before, after = [row.acceptance_before for row in rows], [row.acceptance_after for row in rows]
     axes.hlines(places, before, after, colors=ends, linewidth=2.5, alpha=0.55)
-    axes.scatter(before, places, s=34, color=_PLACEHOLDERS["before"], label="before", zorder=3)
-    axes.scatter(after, places, s=34, color=_PLACEHOLDERS["after"], label="after", zorder=3)
+    axes.scatter(before, places, s=34, color=COLOURS["before"], label="before", zorder=3)
+    axes.scatter(after, places, s=34, color=COLOURS["after"], label="after", zorder=3)
     if worst is not None:
         place = next(i for i, row in enumerate(rows) if row is worst)
-        axes.scatter(
-            [worst.acceptance_after], [place], s=46, color=_PLACEHOLDERS["worst"], label="gained least", zorder=4
-        )
-    axes.set_yticks(list(places), [_literal(f"{row.client} · {row.family}") for row in rows])
+        axes.scatter([worst.acceptance_after], [place], s=46, color=COLOURS["worst"], label="gained least", zorder=4)
+    axes.set_yticks(list(places), [literal(f"{row.client} · {row.family}") for row in rows])
     for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
-        tick.set_color(_PLACEHOLDERS["worst" if row is worst else "ink"])
+        tick.set_color(COLOURS["worst" if row is worst else "ink"])
     axes.invert_yaxis()
     axes.margins(y=0.6 / max(len(rows), 1))
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.set_xlabel("acceptance rate")
-    _legend(axes, 3)
-
-
-def _legend(axes: Axes, columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(columns, 1), borderaxespad=0, handlelength=1.2)
-
-
-def _literal(text: str) -> str:
-    """Keeps Matplotlib from reading ``$`` in a name as mathematics."""
-    return text.replace("$", r"\$")
+    legend(axes, 3)

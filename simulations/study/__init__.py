@@ -1,0 +1,1 @@
+"""Experiments on learning: method x task x target, measured before and after online adaptation."""

@@ -1,0 +1,253 @@
+"""How a study's findings are shown: ``study.json``, ``study.md`` and ``study.html``, all from the same tables."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from ...common.files import write_atomic, write_json
+from .. import page
+from . import charts
+from .course import Course
+from .findings import Cell, Findings, Spread, settings
+from .method import Method
+from .published import published
+
+_NONE = "–"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One table with what belongs to it. text_columns: how many are text; charts: (SVG, caption)."""
+
+    title: str
+    hint: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    charts: Sequence[tuple[str, str]] = ()
+
+
+def write_study(findings: Findings, out: Path) -> Path:
+    """Writes the three files into ``out``, each atomically.
+
+    Returns:
+      The path of the page.
+    """
+    write_json(out / "study.json", findings.to_json())
+    write_atomic(out / "study.md", to_markdown(findings).encode())
+    html = out / "study.html"
+    write_atomic(html, to_html(findings).encode())
+    return html
+
+
+def to_markdown(findings: Findings) -> str:
+    """Title, remarks and tables in Markdown."""
+    parts = [f"# {findings.study.title}", _about(findings), *(f"* {line}" for line in remarks(findings))]
+    for part in sections(findings):
+        parts += [f"## {part.title}", part.hint, markdown_table(part.columns, part.rows, part.text_columns)]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """One table; a bar in a text is escaped."""
+    rule = ["---" if i < text_columns else "---:" for i in range(len(columns))]
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (columns, *rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
+
+
+def to_html(findings: Findings) -> str:
+    """The page, complete in itself."""
+    return page.page(findings.study.title, _html(findings))
+
+
+def _html(findings: Findings) -> Iterator[str]:
+    yield page.header(findings.study.title, _about(findings))
+    yield page.lines("warnings", _failures(findings))
+    yield page.lines("notes", _notes(findings))
+    for part in sections(findings):
+        yield page.heading(part.title, part.hint)
+        yield page.table(part.columns, part.rows, text_columns=part.text_columns)
+        yield from (page.figure(svg, caption) for svg, caption in part.charts)
+
+
+def _about(findings: Findings) -> str:
+    study, machine = findings.study, findings.machine
+    seeds, heats = len(study.seeds), ", ".join(f"{heat:g}" for heat in study.temperatures)
+    arm = findings.arm_seconds
+    time = f" An arm that learned took {arm.mean:.0f} s of a core." if arm else ""
+    return (
+        f"Drafter {study.drafter.name}; {seeds} seed{'' if seeds == 1 else 's'}, temperature {heats}, "
+        f"{study.max_new_tokens} tokens a text, {study.draft_tokens} draft tokens a block. "
+        f"{machine.cpu}, {machine.cores} cores.{time}"
+    )
+
+
+def remarks(findings: Findings) -> list[str]:
+    """What failed, and what a reader has to know."""
+    return [*_failures(findings), *_notes(findings)]
+
+
+def _failures(findings: Findings) -> list[str]:
+    return [f"failed: {key}: {why}" for key, why in findings.failures.items()]
+
+
+def _notes(findings: Findings) -> list[str]:
+    notes = []
+    if any(cell.published for cell in findings.cells):
+        notes.append(f"Published figures: {published().source}. Other models, so compare gains, not rates.")
+    if findings.study.widen_to:
+        notes.append("Targets are widened with zeros: the same text at the cost of a larger model.")
+    return notes
+
+
+def sections(findings: Findings) -> list[Part]:
+    """The tables in the order in which they are read, the settings last."""
+    parts = list[Part]()
+    for (target, heat), cells in _grouped(findings.cells):
+        what = f"{target}, temperature {heat:g}"
+        parts += [_acceptance(findings, target, what, cells), _lengths(what, cells), _gains(findings, what, cells)]
+        if findings.study.speed:
+            parts.append(_speed(what, cells))
+    return [*parts, *_streams(findings), _settings(findings)]
+
+
+def _grouped(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, float], list[Cell]]]:
+    """Cells by target and temperature, in each those of a task together."""
+    for key, group in groupby(cells, lambda cell: (cell.target, cell.temperature)):
+        own = list(group)
+        tasks = list(dict.fromkeys(cell.task for cell in own))
+        yield key, sorted(own, key=lambda cell: tasks.index(cell.task))
+
+
+def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell]) -> Part:
+    study = findings.study
+    drawings = [(charts.acceptance_of_methods(cells, what), "Acceptance rate on unseen prompts, before and after.")]
+    if study.kind == "ranks":
+        drawings.append((charts.acceptance_by_rank(cells, what), "Acceptance rate by LoRA rank."))
+    row = study.target(target).published
+    return Part(
+        title=f"Acceptance rate: {what}",
+        hint="On unseen prompts, the same drafting before → after learning, mean ± deviation of the seeds."
+        + (f" In brackets the published rate with {row}." if row else ""),
+        columns=("method", *_tasks(cells)),
+        rows=_by_method(cells, _acceptance_cell),
+        charts=drawings,
+    )
+
+
+def _acceptance_cell(cell: Cell) -> str:
+    told = f" [{cell.published.acceptance:.2f}]" if cell.published else ""
+    return _from_to(cell, cell.acceptance_before, cell.acceptance, ".3f") + told
+
+
+def _from_to(cell: Cell, before: float, after: Spread, form: str) -> str:
+    return f"{before:{form}} → {after.text(form)}" if cell.method.learns else after.text(form)
+
+
+def _lengths(what: str, cells: Sequence[Cell]) -> Part:
+    return Part(
+        title=f"Mean acceptance length: {what}",
+        hint="Tokens that a call of the target gives, before → after learning.",
+        columns=("method", *_tasks(cells)),
+        rows=_by_method(cells, lambda cell: _from_to(cell, cell.length_before, cell.length, ".2f")),
+    )
+
+
+def _gains(findings: Findings, what: str, cells: Sequence[Cell]) -> Part:
+    """A row for each method over the one without training, then one for each over the method that it names."""
+    learned = [cell for cell in cells if cell.gain is not None]
+    compared = [cell for cell in cells if cell.against_gain is not None]
+    base = findings.reference.name if findings.reference else ""
+    over_base = _by_method(learned, lambda cell: _times(cell.gain, cell.published_gain))
+    over_other = _by_method(compared, lambda cell: _times(cell.against_gain, cell.published_against_gain))
+    return Part(
+        title=f"Gains: {what}",
+        hint="One acceptance rate over the other. In brackets the published gain.",
+        columns=("method", "over", *_tasks(cells)),
+        rows=[
+            *((name, base, *gains) for name, *gains in over_base),
+            *((name, findings.study.method(name).against, *gains) for name, *gains in over_other),
+        ],
+        text_columns=2,
+    )
+
+
+def _times(own: float | None, told: float | None) -> str:
+    text = _NONE if own is None or math.isnan(own) else f"{own:.2f}×"
+    return text if told is None or math.isnan(told) else f"{text} [{told:.2f}×]"
+
+
+def _speed(what: str, cells: Sequence[Cell]) -> Part:
+    return Part(
+        title=f"Speed: {what}",
+        hint="Tokens per second, and in brackets those over the target alone on the same prompts in turns.",
+        columns=("method", *_tasks(cells)),
+        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')})"),
+        charts=[(charts.speed_of_methods(cells, what), "Tokens per second over those of the target alone.")],
+    )
+
+
+def _or_none(spread: Spread | None, form: str) -> str:
+    return spread.text(form) if spread else _NONE
+
+
+def _tasks(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.task for cell in cells))
+
+
+def _by_method(cells: Sequence[Cell], show: Callable[[Cell], str]) -> list[tuple[str, ...]]:
+    """A row for each method, a column for each task; a cell without a result shows that."""
+    found = {(cell.method.name, cell.task): show(cell) for cell in cells}
+    methods = dict.fromkeys(cell.method.name for cell in cells)
+    return [(name, *(found.get((name, task), _NONE) for task in _tasks(cells))) for name in methods]
+
+
+def _streams(findings: Findings) -> Iterator[Part]:
+    for (stream, heat), group in groupby(findings.courses, lambda course: (course.stream, course.temperature)):
+        own = list(group)
+        yield Part(
+            title=f"Stream: {stream}, temperature {heat:g}",
+            hint=f"Acceptance rate of the last {findings.study.window} prompts of each segment, in brackets how many "
+            "prompts went before the smoothed rate was and stayed at 90 % of it.",
+            columns=("method", *_segments(own[0])),
+            rows=[(course.method.name, *_levels(course)) for course in own],
+            charts=[(charts.course_of_stream(own), f"Acceptance rate of the newest {findings.study.window} prompts.")],
+        )
+
+
+def _segments(course: Course) -> Iterable[str]:
+    return (f"{segment.task} · {segment.target}, {segment.prompts} prompts" for segment in course.segments)
+
+
+def _levels(course: Course) -> Iterable[str]:
+    return (f"{level:.3f} ({prompts})" for level, prompts in zip(course.levels, course.recovery, strict=True))
+
+
+def _settings(findings: Findings) -> Part:
+    flat = {name: value for name, value in settings(findings.study).items() if name != "methods"}
+    rows = [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in flat.items()
+    ]
+    rows += [(method.name, _about_method(method)) for method in findings.study.methods]
+    return Part(
+        title="Settings",
+        hint="What to set to see these figures again.",
+        columns=("setting", "value"),
+        rows=rows,
+        text_columns=2,
+    )
+
+
+def _about_method(method: Method) -> str:
+    """The settings that have an effect."""
+    drafting = {
+        "paths": method.paths,
+        "controller": method.controller,
+        "draft tokens": method.draft_tokens or "as above",
+    }
+    skipped = {"name", "published", "against", "paths", "controller", "draft_tokens", "alpha"}
+    learning = {key: value for key, value in vars(method).items() if key not in skipped} | {"alpha": method.lora_alpha}
+    shown = drafting | (learning if method.learns else {"learning": "none"})
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
