@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..common.files import write_atomic, write_json
 from ..server.report import RoundReport
-from . import plots
+from . import page, plots
 from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
 
 
@@ -26,9 +26,9 @@ def write_report(results: FleetResults, out: Path) -> Path:
       The path of the page.
     """
     write_json(out / "report.json", results.to_json())
-    page = out / "report.html"
-    write_atomic(page, to_html(results).encode())
-    return page
+    html = out / "report.html"
+    write_atomic(html, to_html(results).encode())
+    return html
 
 
 def print_table(results: FleetResults, console: Console) -> None:
@@ -50,14 +50,7 @@ def print_table(results: FleetResults, console: Console) -> None:
 
 def to_html(results: FleetResults) -> str:
     """The page, complete in itself."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    body = "\n".join(_sections(results))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(results.title)}</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return page.page(results.title, _sections(results))
 
 
 def _sections(results: FleetResults) -> Iterable[str]:
@@ -65,8 +58,8 @@ def _sections(results: FleetResults) -> Iterable[str]:
     yield f'<div class="tiles">{"".join(_tile(row) for row in results.families)}</div>'
     if any(row.widened for row in results.families):
         yield f'<p class="hint">{escape(WIDENING)}</p>'
-    yield _list("warnings", results.warnings())
-    yield _list("notes", results.notes)
+    yield page.lines("warnings", results.warnings())
+    yield page.lines("notes", results.notes)
     if results.families:
         yield from _families(results.families)
     if results.rounds:
@@ -76,18 +69,14 @@ def _sections(results: FleetResults) -> Iterable[str]:
     yield from _settings(results)
 
 
-def _list(kind: str, lines: Sequence[str]) -> str:
-    return f'<ul class="{kind}">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
-
-
 def _header(results: FleetResults) -> str:
     machine = results.machine
     started = datetime.fromisoformat(results.started)
     about = (
-        f"{started:%d %B %Y, %H:%M}, took {_duration(results.seconds)}, on {machine.cpu} "
+        f"{started:%d %B %Y, %H:%M}, took {page.duration(results.seconds)}, on {machine.cpu} "
         f"({machine.cores} cores, {machine.threads} thread{'' if machine.threads == 1 else 's'} per target)."
     )
-    return f'<h1>{escape(results.title)}</h1>\n<p class="about">{escape(about)}</p>'
+    return page.header(results.title, about)
 
 
 def _tile(row: FamilyRow) -> str:
@@ -117,7 +106,7 @@ def _sizes(row: FamilyRow) -> Iterable[tuple[str, FamilyRow | WidenedTarget]]:
 
 
 def _families(families: Sequence[FamilyRow]) -> Iterable[str]:
-    yield _heading(
+    yield page.heading(
         "Targets",
         "Held-out prompts, the drafter before and after the fleet trained it. Acceptance rate: accepted proposals per "
         "proposal. Mean acceptance length: tokens the target emits per verified block.",
@@ -136,13 +125,13 @@ def _families(families: Sequence[FamilyRow]) -> Iterable[str]:
         )
         for row in families
     ]
-    yield _table(columns.split("|"), rows, text_columns=2)
-    yield _figure(plots.acceptance_by_family(families), "Acceptance rate per target vocabulary.")
+    yield page.table(columns.split("|"), rows, text_columns=2)
+    yield page.figure(plots.acceptance_by_family(families), "Acceptance rate per target vocabulary.")
     yield from _speed(families)
 
 
 def _speed(families: Sequence[FamilyRow]) -> Iterable[str]:
-    yield _heading(
+    yield page.heading(
         "Speed",
         "Tokens per second on the same prompts, in turns: the target alone, and with the drafter before and after "
         "training. Speed-up: over the same target alone. Greedy identical: texts at temperature 0 that equal the "
@@ -150,11 +139,11 @@ def _speed(families: Sequence[FamilyRow]) -> Iterable[str]:
     )
     columns = "family|target|tokens/s alone|before|after|speed-up before|after|greedy identical"
     rows = [(row.family, label, *_speed_cells(target)) for row in families for label, target in _sizes(row)]
-    yield _table(columns.split("|"), rows, text_columns=2)
-    yield _figure(plots.speed_by_family(families), "Tokens per second, targets as shipped.")
+    yield page.table(columns.split("|"), rows, text_columns=2)
+    yield page.figure(plots.speed_by_family(families), "Tokens per second, targets as shipped.")
     if any(row.widened for row in families):
         caption = "Tokens per second, widened targets: the same text at the cost of a larger model."
-        yield _figure(plots.widened_speed_by_family(families), caption)
+        yield page.figure(plots.widened_speed_by_family(families), caption)
 
 
 def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
@@ -169,25 +158,25 @@ def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
 
 
 def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
-    yield _heading("Rounds", "What the clients measured on their own prompts while they trained.")
-    yield _figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    yield page.heading("Rounds", "What the clients measured on their own prompts while they trained.")
+    yield page.figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
     cells = [
         (str(r.round), f"{r.seconds:.1f} s", str(len(r.accepted)), str(len(r.excluded)), _size(r.bytes_up))
         for r in rounds
     ]
-    yield _table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
+    yield page.table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
     excluded = [(str(r.round), name, reason) for r in rounds for name, reason in r.excluded.items()]
     if excluded:
-        yield _heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
-        yield _table(["round", "client", "reason"], excluded, text_columns=3)
+        yield page.heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
+        yield page.table(["round", "client", "reason"], excluded, text_columns=3)
 
 
 def _clients(results: FleetResults) -> Iterable[str]:
     worst = results.worst_client()
-    yield _heading(
+    yield page.heading(
         "Clients", "Each on its own held-out prompts, target as shipped. A mean can hide a device that lost."
     )
-    yield _figure(plots.acceptance_by_client(results), "Acceptance rate per client, from before to after.")
+    yield page.figure(plots.acceptance_by_client(results), "Acceptance rate per client, from before to after.")
     columns = ["client", "family", "task", "acceptance before", "after", "change", "speed-up before", "after"]
     cells = [
         (
@@ -203,34 +192,14 @@ def _clients(results: FleetResults) -> Iterable[str]:
         for row in results.clients
     ]
     marked = None if worst is None else results.clients.index(worst)
-    yield _table(columns, cells, text_columns=3, marked=marked)
+    yield page.table(columns, cells, text_columns=3, marked=marked)
 
 
 def _settings(results: FleetResults) -> Iterable[str]:
-    yield _heading("Settings", "What to set to see these figures again.")
-    yield _table(["setting", "value"], [(name, str(value)) for name, value in results.settings.items()], text_columns=2)
-
-
-def _heading(title: str, hint: str) -> str:
-    return f'<h2>{escape(title)}</h2>\n<p class="hint">{escape(hint)}</p>'
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{svg}</figure>"
-
-
-def _table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int, marked: int | None = None
-) -> str:
-    """An HTML table whose first ``text_columns`` columns are text, the others figures; row ``marked`` stands out."""
-    kinds = [' class="text"' if i < text_columns else "" for i in range(len(columns))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
-    lines = []
-    for i, row in enumerate(rows):
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        lines.append(f'<tr class="worst">{cells}</tr>' if i == marked else f"<tr>{cells}</tr>")
-    body = "\n".join(lines)
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    yield page.heading("Settings", "What to set to see these figures again.")
+    yield page.table(
+        ["setting", "value"], [(name, str(value)) for name, value in results.settings.items()], text_columns=2
+    )
 
 
 def _terminal_rows(row: FamilyRow, worst: ClientRow | None) -> Iterable[tuple[str, ...]]:
@@ -262,11 +231,6 @@ def _exclusions(rounds: Sequence[RoundReport]) -> Iterable[str]:
     for row in rounds:
         for client, reason in row.excluded.items():
             yield f"Round {row.round} excluded {client}: {reason}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _size(size_bytes: int) -> str:

@@ -1,20 +1,16 @@
 """Runs an experiment: rounds of federation, then the same held-out prompts before and after, then a report."""
 
-import contextlib
-import fcntl
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ..client.app import make_client_app
 from ..client.prompts import check_lengths, read_prompts
-from ..common.errors import ConfigError
-from ..common.files import check_replaceable, read_json, write_json
+from ..common.files import read_json, write_json
 from ..common.progress import progress
 from ..server.app import make_server_app
 from ..server.registry import Registry
@@ -23,6 +19,7 @@ from .cohort import Cohort, open_bundle
 from .evaluation import AFTER, BEFORE, HeldOut
 from .experiment import Experiment
 from .fleet import run_fleet
+from .folder import claim, locked
 from .results import FleetResults, Machine
 from .widen import widened_shape
 
@@ -56,33 +53,11 @@ class Run:
                 if client.target == target:
                     check_lengths(read_prompts(client.prompts), codec, shape.context_limit)
                     check_lengths(read_prompts(client.held_out), codec, shape.context_limit)
-        self._claim(resume)
+        claim(self.folder, "experiment.json", asdict(self.experiment), what="run", resume=resume)
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes out of the folder for as long as the context lasts.
-
-        Raises:
-          ConfigError: another process is at work in it.
-        """
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(f"{self.folder} is in use by another process; wait for it, or stop it") from error
-            yield
-
-    def _claim(self, resume: bool) -> None:
-        path, asked = self.folder / "experiment.json", _plain(asdict(self.experiment))
-        if not path.exists():
-            if resume:
-                raise ConfigError(f"{self.folder} holds no run to go on with; start one without --resume")
-            check_replaceable(self.folder, path.name)
-            write_json(path, asked)
-        elif not resume:
-            raise ConfigError(f"{self.folder} already holds a run; go on with --resume, or choose another --out")
-        elif read_json(path) != asked:
-            raise ConfigError(f"{self.folder} holds a run of another experiment; choose another --out")
+    def locked(self) -> AbstractContextManager[None]:
+        """See ``folder.locked``."""
+        return locked(self.folder)
 
     def execute(self) -> FleetResults:
         """Does the rounds that are left, measures, and returns what there is to report."""
@@ -138,8 +113,3 @@ def _settings(experiment: Experiment) -> dict[str, str | int | float | bool]:
     nested = {f"{table}.{key}": value for table, config in tables.items() for key, value in vars(config).items()}
     names = ("seed", "workers", "held_out_prompts", "measure_threads", "widen_to")
     return {"clients": len(experiment.clients)} | {name: getattr(experiment, name) for name in names} | nested
-
-
-def _plain(value: object) -> Any:
-    """What ``value`` is after a trip through JSON, so that it compares with a file's content."""
-    return json.loads(json.dumps(value, default=str))

@@ -2,30 +2,31 @@
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
 
+from ...client.controllers import CONTROLLERS
 from ...client.learner import LearnerConfig
+from ...client.objective import Objective
 from ...client.options import MAX_DRAFT_TOKENS, Options
 from ...client.sampling import Sampling
+from ...client.schedule import PLANS, Schedule
+from ...client.teacher import PROJECTIONS, Projection
 from ...client.tokenizer_pair import PathKind, path_kind
-from ...client.trainer import AdamWConfig, HybridLoss
+from ...client.trainer import AdamWConfig
 from ...common.errors import ConfigError
-
-Divergence = Literal["reverse-kl", "forward-kl", "jsd", "tvd", "tvd++", "tvd++sampled", "lk"]
-Controller = Literal["fixed", "ewma", "measured", "head"]
-Schedule = Literal["every", "joint", "interleaved"]
-ProjectionName = Literal["prefix", "direct", "law"]
+from ...common.losses import DIVERGENCES
 
 _CHOICES = {
-    "divergence": get_args(Divergence),
-    "controller": get_args(Controller),
-    "schedule": get_args(Schedule),
-    "projection": get_args(ProjectionName),
+    "divergence": DIVERGENCES,
+    "controller": tuple(CONTROLLERS),
+    # An idle learner waits for a background thread, which a study has not.
+    "schedule": tuple(name for name, plan in PLANS.items() if plan.after_texts),
+    "projection": PROJECTIONS,
 }
 #: Fields that neither generation without learning nor its figures depend on.
 _OF_LEARNING = (
-    "published", "projection", "divergence", "ngram_weight", "dynamic", "schedule", "every_prompts", "batch_size",
-    "learning_rate", "weight_decay", "replay_capacity",
+    "published", "projection", "divergence", "ngram_weight", "dynamic", "beta", "eta", "samples", "warmup_steps",
+    "schedule", "every_prompts", "batch_size", "teacher_width", "rejected", "learning_rate", "weight_decay",
+    "replay_capacity",
 )  # fmt: skip
 
 
@@ -45,15 +46,21 @@ class Method:
     paths: str = "full"
     draft_tokens: int = 0
     controller: str = "fixed"
-    projection: str = "prefix"
-    divergence: str = "reverse-kl"
-    ngram_weight: float = HybridLoss().ngram_weight
+    projection: Projection = "prefix"
+    divergence: str = Objective().divergence
+    ngram_weight: float = Objective().ngram_weight
     dynamic: bool = False
-    schedule: str = "every"
+    beta: float = Objective().beta
+    eta: float = Objective().eta
+    samples: int = Objective().samples
+    warmup_steps: int = 0
+    schedule: Schedule = "prompts"
     steps: int = LearnerConfig().steps
     every_prompts: int = LearnerConfig().every_prompts
     batch_size: int = LearnerConfig().batch_size
     replay_capacity: int = LearnerConfig().replay_capacity
+    teacher_width: int = LearnerConfig().teacher_width
+    rejected: bool = LearnerConfig().rejected
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
     rank: int = 32
@@ -74,8 +81,7 @@ class Method:
         if self.alpha < 0:
             raise ConfigError(f"alpha is {self.alpha}, expected a number >= 0")
         path_kind(self.paths)
-        HybridLoss(ngram_weight=self.ngram_weight)
-        _schedule(self, "prefix", HybridLoss())  # checks the other fields
+        learner_config(self)  # checks the other fields
 
     @property
     def learns(self) -> bool:
@@ -112,31 +118,20 @@ def learner_config(method: Method) -> LearnerConfig:
     """How the device learns under ``method``.
 
     Raises:
-      ConfigError: the device cannot do that.
+      ConfigError: a value is out of range.
     """
-    if method.divergence not in ("reverse-kl", "forward-kl"):
-        raise ConfigError(f"divergence is {method.divergence!r}, expected reverse-kl or forward-kl")
-    if method.dynamic:
-        raise ConfigError("dynamic is true, expected false")
-    if method.schedule != "every":
-        raise ConfigError(f"schedule is {method.schedule!r}, expected every")
-    mix = float(method.divergence == "forward-kl")
-    projections: dict[str, Literal["prefix", "direct"]] = {"prefix": "prefix", "direct": "direct"}
-    if method.projection not in projections:
-        raise ConfigError(f"projection is {method.projection!r}, expected one of {', '.join(projections)}")
-    loss = HybridLoss(ngram_weight=method.ngram_weight, forward_mix=mix)
-    return _schedule(method, projections[method.projection], loss)
-
-
-def _schedule(method: Method, projection: Literal["prefix", "direct"], loss: HybridLoss) -> LearnerConfig:
+    objective = Objective(**{f.name: getattr(method, f.name) for f in fields(Objective)})
     return LearnerConfig(
+        schedule=method.schedule,
         every_prompts=method.every_prompts,
         steps=max(method.steps, 1),
         batch_size=method.batch_size,
         replay_capacity=method.replay_capacity,
-        loss=loss,
+        teacher_width=method.teacher_width,
+        rejected=method.rejected,
+        objective=objective,
         optimizer=AdamWConfig(learning_rate=method.learning_rate, weight_decay=method.weight_decay),
-        projection=projection,
+        projection=method.projection,
     )
 
 
@@ -147,14 +142,12 @@ def options(method: Method, *, temperature: float, max_new_tokens: int, draft_to
       draft_tokens: where the method names none.
 
     Raises:
-      ConfigError: the device has no such controller, or a value is out of range.
+      ConfigError: a value is out of range.
     """
-    if method.controller not in ("fixed", "measured"):
-        raise ConfigError(f"controller is {method.controller!r}, expected fixed or measured")
     return Options(
         sampling=Sampling(temperature=temperature),
         max_new_tokens=max_new_tokens,
         draft_tokens=method.draft_tokens or draft_tokens,
-        adaptive=method.controller == "measured",
+        controller=method.controller,
         seed=seed,
     )
