@@ -77,12 +77,12 @@ class LearnerConfig:
     replay_ttl_s: float = ReplayConfig().ttl_s
     max_lesson_tokens: int = 192
     objective: Objective | None = None
-    """None is the published one; with ``projection`` "law", which says all that the n-gram likelihood does, without."""
+    """None is the published one; with ``projection`` "law" the forward KL alone."""
     optimizer: AdamWConfig = AdamWConfig()
     projection: Projection = "prefix"
     """How the target's distribution is seen in drafter tokens (``teacher.py``)."""
     teacher_width: int = 16
-    """Drafter tokens listed of it, K (``lesson.py`` says what that loses)."""
+    """Drafter tokens listed of it, K: bytes grow with it, a step's time hardly (``lesson.py`` says what is lost)."""
     positions: Positions = "all"
     rejected: bool = True
     """Whether what was rejected is listed (``lesson_writer.py``)."""
@@ -114,9 +114,11 @@ class LearnerConfig:
     @property
     def minimised(self) -> Objective:
         """The objective, or what ``projection`` makes of none."""
-        return self.objective or (Objective(ngram_weight=0.0) if self.projection == "law" else Objective())
+        return self.objective or (_OF_THE_LAW if self.projection == "law" else Objective())
 
 
+#: ``teacher.py``'s identity holds for the forward KL, and leaves nothing for the likelihood to say.
+_OF_THE_LAW = Objective(ngram_weight=0.0, forward_mix=1.0)
 #: The newest steps whose losses are remembered: enough to see a run's course, bounded where prompts never end.
 LOSSES_KEPT = 4096
 
