@@ -118,7 +118,7 @@ class LearnerConfig:
 
 
 #: ``teacher.py``'s identity holds for the forward KL, and leaves nothing for the likelihood to say.
-_OF_THE_LAW = Objective(ngram_weight=0.0, forward_mix=1.0)
+_OF_THE_LAW = Objective(divergence="forward-kl", ngram_weight=0.0)
 #: The newest steps whose losses are remembered: enough to see a run's course, bounded where prompts never end.
 LOSSES_KEPT = 4096
 

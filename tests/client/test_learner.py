@@ -181,7 +181,7 @@ def test_unknown_settings_name_field_value_and_expectation(field: str, value: An
 
 def test_law_is_learned_by_the_forward_divergence_alone_unless_asked() -> None:
     assert LearnerConfig().minimised == Objective()
-    assert LearnerConfig(projection="law").minimised == Objective(ngram_weight=0, forward_mix=1)
+    assert LearnerConfig(projection="law").minimised == Objective(ngram_weight=0, divergence="forward-kl")
     assert LearnerConfig(projection="law", objective=Objective(ngram_weight=0.1)).minimised.ngram_weight == 0.1
 
 
