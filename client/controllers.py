@@ -48,6 +48,11 @@ class Controllers:
         return HeadLearner(self._hidden_size, self._config, self._seed)
 
     @property
+    def head_in_use(self) -> HeadLearner | None:
+        """``head``, if it was asked for or given."""
+        return self.__dict__.get("head")
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """When and why drafting was switched off and on, by all that were used, oldest first for each."""
         losses = (pace for pace in self._paces.values() if isinstance(pace, StopLoss))

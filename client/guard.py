@@ -125,6 +125,11 @@ class Guard(Generic[A]):
         return self._trial is not None
 
     @property
+    def suspects(self) -> bool:
+        """Whether something speaks against the newest; without drafting that stays as it is."""
+        return self._newest is not self._good and self._sum > 0
+
+    @property
     def level(self) -> Tally:
         """The reference's last blocks."""
         return sum(self._reference, Tally())

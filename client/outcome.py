@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.metrics import DraftCounters
 from .decoder import Hidden, Logits
 
 
@@ -60,6 +61,19 @@ class Outcome:
     def rejected(self) -> int | None:
         """The proposal in whose place ``tokens[accepted]`` was emitted; None if all were accepted."""
         return self.proposed[self.accepted] if self.accepted < len(self.proposed) else None
+
+    @property
+    def counters(self) -> DraftCounters:
+        """What it adds to a text's, but for the drafter's calls; seconds without the reading of the prompt."""
+        return DraftCounters(
+            tokens=len(self.tokens),
+            target_calls=1,
+            blocks=1,
+            drafted=len(self.proposed),
+            accepted=self.accepted,
+            draft_tokens=self.cost.draft_tokens,
+            seconds=self.cost.seconds,
+        )
 
     def first(self, count: int) -> "Outcome":
         """The same as far as the first ``count`` tokens tell: a text may end within a block."""

@@ -90,12 +90,16 @@ class Pair:
         """Puts ``adapter`` in force for all pairs of the bundle, each from its next block on."""
         self.drafter.model.adapt(adapter)
 
+    def train_step(self) -> TrainStep:
+        """A training step of the drafter, not open yet."""
+        drafter = self.drafter
+        return TrainStep(drafter.train_graph, drafter.weights, drafter.model.threads)
+
     def learner(self, adapter: LoraAdapter, config: LearnerConfig, seed: int) -> OnlineLearner:
         """An online learner that starts from ``adapter`` and puts every improvement in force."""
         self.adapt(adapter)
-        drafter = self.drafter
         return OnlineLearner(
-            step=TrainStep(drafter.train_graph, drafter.weights, drafter.model.threads),
+            step=self.train_step(),
             writer=self.lesson_writer(config),
             adapter=adapter,
             config=config,

@@ -134,6 +134,27 @@ class PersonalStep:
         self._step.close()
 
 
+class StepBeside:
+    """A training step of a personal adapter beside the shared one that is in force when it runs."""
+
+    def __init__(self, step: Step, shared: Callable[[], LoraAdapter]) -> None:
+        self._step, self._shared = step, shared
+
+    def __call__(self, adapter: Mapping[str, NDArray[np.float32]], *args: Any, **kwargs: Any) -> Gradient:
+        """See ``PersonalStep``; a shared adapter that changes nothing costs nothing."""
+        shared = self._shared()
+        if shared.changes_nothing:
+            return self._step(adapter, *args, **kwargs)
+        rank, scaling = len(adapter["lora.0.q_proj.A"]), shared.layout.scaling
+        layout = replace(shared.layout, rank=rank, alpha=scaling * rank)
+        both = TwoAdapters(shared=shared, personal=PersonalAdapter(layout=layout, arrays=dict(adapter)))
+        return PersonalStep(self._step, both)(adapter, *args, **kwargs)
+
+    def close(self) -> None:
+        """See ``Step.close``."""
+        self._step.close()
+
+
 Choice = Literal["carry", "keep", "drop"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 

@@ -125,6 +125,11 @@ class LoraAdapter:
         return digest.hexdigest()
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether all that it adds is zero, as of ``LoraLayout.initial``."""
+        return not any(value.any() for name, value in self.arrays.items() if name.endswith(".B"))
+
+    @property
     def changes(self) -> dict[Projection, LowRank]:
         """What the adapter adds to each projection's weight."""
         found = {}
