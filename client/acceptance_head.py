@@ -4,8 +4,8 @@
 
 with h the drafter's last hidden state at a position boundary. v begins at zero, so an untrained head says a prior
 whatever it is shown. Source: SpecDec++ (Huang et al., 2024), section 3; the RMS is ours. The drafter's own largest
-probability and the place in the block are not shown to it: with them the loss on other texts fell by
-2 % only. It knows no drafter and no text.
+probability and the place in the block are not shown to it: with them the loss on other texts fell
+by 2 to 7 % (one pair at temperature 0, three settings). It knows no drafter and no text.
 """
 
 import math

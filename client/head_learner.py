@@ -16,6 +16,8 @@ from .decoder import Hidden
 from .outcome import Outcome
 
 _FORMAT = "fleetdraft acceptance head 1"
+_NEWEST = 128
+"""Half of each batch is drawn from so many newest boundaries: texts of one kind come one after the other."""
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
@@ -30,7 +32,7 @@ class HeadConfig:
 
     capacity: int = 1024
     batch_size: int = 16
-    steps: int = 8
+    steps: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     mismatch_weight: float = 1.0
@@ -101,7 +103,10 @@ class HeadLearner:
         return loss_and_gradient(self._tensors, examples, self._config.mismatch_weight)[0]
 
     def _drawn(self) -> Examples:
-        rows = self._memory[self._rng.integers(len(self), size=self._config.batch_size)]
+        size, newest = self._config.batch_size, min(len(self), _NEWEST)
+        anywhere = self._rng.integers(len(self), size=size - size // 2)
+        lately = (self.seen - 1 - self._rng.integers(newest, size=size // 2)) % self._config.capacity
+        rows = self._memory[np.concatenate((anywhere, lately))]
         return Examples(hidden=rows[:, :-1], labels=rows[:, -1])
 
     def _step(self, examples: Examples) -> float:

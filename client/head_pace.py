@@ -22,13 +22,15 @@ from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
 
-_EXPLORE_BLOCKS = 8
-"""One block in so many proposes something whatever the head says: of what is never proposed it learns nothing."""
+_EXPLORE_BLOCKS, _EXPLORED = 8, 2
+"""One block in so many makes so many proposals whatever the head says: of what is never proposed it learns nothing."""
+_FRESH_BLOCKS, _FRESH_EXPLORED = 4, 3
+"""The first drafts of a text, less one, make so many proposals whatever the head says."""
 _MOST_AHEAD = 8
 """Proposals that are looked ahead at most."""
 _PRIOR, _PRIOR_BLOCKS = 0.6, 8
-_TRAIN_ROWS, _SETTLED_ROWS, _SETTLED_STEPS = 4, 16, 500
-"""Judged proposals for each training step, at first and after so many steps."""
+_TRAIN_ROWS = 4
+"""Judged proposals between two trainings."""
 
 
 class StopScore(Protocol):
@@ -104,10 +106,11 @@ class HeadPace:
 
     def __init__(self, learner: HeadLearner, rule: StopScore, trains: bool = True) -> None:
         self.learner, self._rule, self._trains = learner, rule, trains
-        self._survival, self._budget, self._blocks, self._untrained = 1.0, 0, 0, 0
+        self._survival, self._budget, self._blocks, self._untrained, self._fresh = 1.0, 0, 0, 0, 0
 
     def begin(self) -> None:
-        """All texts count alike."""
+        """A text may be of a kind that the head was not trained on lately: its first drafts are made to learn from."""
+        self._fresh = _FRESH_BLOCKS
 
     def budget(self, most: int) -> int:
         self._budget = most
@@ -116,11 +119,11 @@ class HeadPace:
     def goes_on(self, boundary: Boundary) -> bool:
         proposed = len(boundary.proposed)
         if not proposed:
-            self._survival, self._blocks = 1.0, self._blocks + 1
+            self._survival, self._blocks, self._fresh = 1.0, self._blocks + 1, max(0, self._fresh - 1)
         acceptance = self.learner(boundary.hidden)
-        explores = not proposed and self._blocks % _EXPLORE_BLOCKS == 0
+        explored = _FRESH_EXPLORED if self._fresh else _EXPLORED if self._blocks % _EXPLORE_BLOCKS == 0 else 0
         left = self._budget - len(boundary.start)
-        goes_on = explores or self._rule.goes_on(self._survival, acceptance, proposed, left)
+        goes_on = proposed < explored or self._rule.goes_on(self._survival, acceptance, proposed, left)
         self._survival *= acceptance
         return goes_on
 
@@ -128,6 +131,6 @@ class HeadPace:
         self._rule.note(outcome)
         self.learner.observe(outcome)
         self._untrained += len(outcome.hidden)
-        if self._trains and self._untrained >= (_TRAIN_ROWS if self.learner.steps < _SETTLED_STEPS else _SETTLED_ROWS):
+        if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
             self.learner.train()

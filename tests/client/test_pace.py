@@ -122,7 +122,7 @@ class Notes:
     def __init__(self) -> None:
         self.seen: list[Outcome] = []
         self.whole: list[Outcome] = []
-        self.budget, self.goes_on = FixedPace().budget, FixedPace.goes_on
+        self.begin, self.budget, self.goes_on = FixedPace().begin, FixedPace().budget, FixedPace.goes_on
 
     def observe(self, outcome: Outcome) -> None:
         self.seen.append(replace(outcome, rows=outcome.rows.copy(), hidden=outcome.hidden.copy()))
