@@ -19,8 +19,8 @@ _SAMPLED = "tvd++sampled"
 class Objective:
     """The hybrid loss (ALGORITHMS §3): a divergence where there is a teacher + λ x n-gram NLL."""
 
-    divergence: str = "reverse-kl"
-    """One of ``losses.DIVERGENCES``."""
+    divergence: str = "forward-kl"
+    """One of ``losses.DIVERGENCES``; the default taught most where they were compared (docs/learning.md)."""
     ngram_weight: float = 0.2
     """λ."""
     dynamic: bool = False

@@ -24,7 +24,7 @@ def test_warm_up_is_forward_kl_for_so_many_steps() -> None:
 
 def test_the_published_hybrid_is_the_default() -> None:
     objective = Objective()
-    assert (objective.at(0).divergence, objective.ngram_weight, objective.dynamic) == ("reverse-kl", 0.2, False)
+    assert (objective.at(0).divergence, objective.ngram_weight, objective.dynamic) == ("forward-kl", 0.2, False)
 
 
 @pytest.mark.parametrize(
