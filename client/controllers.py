@@ -29,7 +29,8 @@ class Controllers:
         self, hidden_size: int = 0, head: HeadConfig | None = None, seed: int = 0, trains_head: bool = True
     ) -> None:
         self._hidden_size, self._config, self._seed = hidden_size, head or HeadConfig(), seed
-        self._trains_head = trains_head
+        self.trains_head = trains_head
+        """May be set until the head's pace is first asked for."""
         self._paces: dict[str, Pace] = {}
 
     def __call__(self, name: str) -> Pace:
@@ -52,6 +53,11 @@ class Controllers:
         """``head``, if it was asked for or given."""
         return self.__dict__.get("head")
 
+    def train(self) -> None:
+        """Trains the head in use; nothing where there is none. For a learner's schedule."""
+        if self.head_in_use is not None:
+            self.head_in_use.train()
+
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """When and why drafting was switched off and on, by all that were used, oldest first for each."""
@@ -60,7 +66,7 @@ class Controllers:
 
     def cost_aware(self) -> Pace:
         """``head``."""
-        return StopLoss(HeadPace(self.head, CostAware(), self._trains_head))
+        return StopLoss(HeadPace(self.head, CostAware(), self.trains_head))
 
     def threshold(self) -> Pace:
         """``threshold``, with a head of its own: it is trained to another weight."""

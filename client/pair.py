@@ -15,6 +15,7 @@ from .onnx_decoder import OnnxDecoder
 from .onnx_model import OnnxModel
 from .paths import DraftPaths
 from .runtime import BoundWeights
+from .schedule import PLANS
 from .steps import DrafterSide
 from .text import TextCodec
 from .tokenizer_pair import TokenizerPair
@@ -96,8 +97,14 @@ class Pair:
         return TrainStep(drafter.train_graph, drafter.weights, drafter.model.threads)
 
     def learner(self, adapter: LoraAdapter, config: LearnerConfig, seed: int) -> OnlineLearner:
-        """An online learner that starts from ``adapter`` and puts every improvement in force."""
+        """An online learner that starts from ``adapter`` and puts every improvement in force.
+
+        Where the schedule says when the acceptance head is trained, the learner does it, and the head's pace does not.
+        """
         self.adapt(adapter)
+        plan = PLANS[config.schedule]
+        trains_head = plan.head_with_lora or plan.head_between
+        self.controllers.trains_head = not trains_head
         return OnlineLearner(
             step=self.train_step(),
             writer=self.lesson_writer(config),
@@ -105,6 +112,7 @@ class Pair:
             config=config,
             seed=seed,
             on_change=self.adapt,
+            head=self.controllers if trains_head else None,
         )
 
     def lesson_writer(self, config: LearnerConfig) -> LessonWriter:

@@ -94,7 +94,10 @@ class Workshop:
         bundle, name = self._bundle(arm.method), str(self.study.target(arm.target).directory)
         shape = bundle.entry(name).shape
         wide = widened_shape(shape, self.study.widen_to)
-        return replace(pair, target=widened_decoder(bundle.target_weights(name), shape, wide, 1))
+        widened = replace(pair, target=widened_decoder(bundle.target_weights(name), shape, wide, 1))
+        if pair.controllers.head_in_use is not None:  # costs are measured anew, what is likely stays
+            widened.controllers.head = pair.controllers.head_in_use
+        return widened
 
     def _stream(self, arm: Arm) -> ArmResult:
         """Goes through the segments; the adapter stays, and so does what was learned with a pair as long as it lasts.

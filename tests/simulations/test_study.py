@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from fleetdraft.simulations.study import plan
 from fleetdraft.simulations.study.arm import ArmResult, Moment, after, arms, before
 from fleetdraft.simulations.study.course import recovered, smooth
 from fleetdraft.simulations.study.findings import Findings, Spread
+from fleetdraft.simulations.study.method import Method
 from fleetdraft.simulations.study.plan import KINDS, Study
 from fleetdraft.simulations.study.published import published
 from fleetdraft.simulations.study.report import markdown_table, to_html, to_markdown
@@ -260,7 +260,7 @@ def test_published_ranks_are_there_and_missing_speed_ups_are_none() -> None:
     assert published().figure("Vicuna-7B", ["no such row", "no training"], "XSum") is not None
 
 
-def test_what_the_device_cannot_do_is_told_before_work_begins(study: Study) -> None:
-    strange = replace(study.methods[1], controller="ewma")
-    with pytest.raises(ConfigError, match="method 'direct': controller is 'ewma', expected fixed or measured"):
-        replace(study, methods=(study.methods[0], strange, study.methods[2])).check_device()
+@pytest.mark.parametrize(("field", "value"), [("controller", "no"), ("divergence", "kl"), ("schedule", "idle")])
+def test_a_method_that_the_device_does_not_know_is_told_with_what_it_knows(field: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is '{value}', expected one of .*"):
+        Method(name="odd", **{field: value})
