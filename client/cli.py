@@ -24,7 +24,7 @@ from ..common.progress import progress
 from .adaptation import adapt_online
 from .background import BackgroundConfig
 from .bundle import Bundle
-from .cli_online import Notices, adapt_on, learning_pair
+from .cli_online import Stderr, adapt_on, learning_pair
 from .cli_options import (
     AdapterOption,
     BundleOption,
@@ -112,29 +112,29 @@ def generate(
     )
     if state is not None and ngrams is not None:
         raise ConfigError("--ngrams and --state are both given, expected one: a state keeps the n-grams itself")
-    opened, notices = _open(bundle, target, threads, adapter, paths), Notices()
+    opened, stderr = _open(bundle, target, threads, adapter, paths), Stderr()
     pair = opened.pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
     if state is None:
-        alarm = AcceptanceAlarm(pair.paths, sampling.temperature, notices.say)
+        alarm = AcceptanceAlarm(pair.paths, sampling.temperature, stderr.say)
         with _remembered(pair, ngrams):
             if as_json:
                 print(_json(_generation_json(pair.name, pair.drafted.run(prompt, options, alarm))))
             else:
-                _show(prompt, pair.drafted.stream(prompt, options, alarm), notices)
+                _show(prompt, pair.drafted.stream(prompt, options, alarm), stderr)
         return
     release = opened.adapter if adapter is not None else None
-    with learning_pair(state, opened.bundle, pair, release, OnlineConfig(seed=seed), notices) as (online, _):
+    with learning_pair(state, opened.bundle, pair, release, OnlineConfig(seed=seed), stderr) as (online, _):
         if as_json:
             told = _generation_json(pair.name, online.run(prompt, options))
             print(_json(told | {"status": online.status()}))
         else:
-            _show(prompt, online.stream(prompt, options), notices)
+            _show(prompt, online.stream(prompt, options), stderr)
 
 
-def _show(prompt: str, pieces: Iterator[str], notices: Notices) -> None:
+def _show(prompt: str, pieces: Iterator[str], stderr: Stderr) -> None:
     """Writes a text while it is decided."""
-    with notices.waiting():
+    with stderr.waiting():
         sys.stdout.write(prompt)
         try:
             for piece in pieces:
@@ -319,10 +319,10 @@ def _adapt_on(
     config: OnlineConfig,
 ) -> _Learned:
     """With a state; an interruption keeps what was learned there."""
-    notices = Notices()
+    stderr = Stderr()
     try:
-        with learning_pair(state, opened.bundle, opened.pair, release, config, notices) as (online, held):
-            counters = adapt_on(online, held, stream, passes, options, notices)
+        with learning_pair(state, opened.bundle, opened.pair, release, config, stderr) as (online, held):
+            counters = adapt_on(online, held, stream, passes, options, stderr)
             adapter, lost = online.as_adapter()
             return _Learned(
                 adapter=adapter,
@@ -333,7 +333,7 @@ def _adapt_on(
                 status=online.status(),
             )
     except KeyboardInterrupt:
-        notices.say(f"interrupted; what was learned is in {state}, and the same command goes on from there")
+        stderr.say(f"interrupted; what was learned is in {state}, and the same command goes on from there")
         raise typer.Exit(130) from None
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import typer
+
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
 from ..common.progress import progress
@@ -18,7 +20,7 @@ from .prompts import Prompt
 from .state import State
 
 
-class Notices:
+class Stderr:
     """Lines on stderr; while a text is shown they wait for its end."""
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ def learning_pair(
     pair: Pair,
     release: LoraAdapter | None,
     config: OnlineConfig,
-    notices: Notices,
+    stderr: Stderr,
 ) -> Iterator[tuple[OnlinePair, State]]:
     """A pair that goes on from the state in ``directory``, with a release in force if one is given.
 
@@ -60,25 +62,25 @@ def learning_pair(
     layout = bundle.manifest.layout.fingerprint
     with (
         State.open(directory, base=bundle.base, layout=layout) as state,
-        OnlinePair(pair, state, bundle.adapter(), config, notices.say) as online,
+        OnlinePair(pair, state, bundle.adapter(), config, stderr.say) as online,
     ):
         if release is not None and (rebased := online.take_release(release)) is not None:
-            notices.say(f"a release is in force; the personal adapter: {rebased.choice} ({rebased.why})")
+            stderr.say(f"a release is in force; the personal adapter: {rebased.choice} ({rebased.why})")
         yield online, state
 
 
 def adapt_on(
-    online: OnlinePair, state: State, prompts: Sequence[Prompt], passes: int, options: Options, notices: Notices
+    online: OnlinePair, state: State, prompts: Sequence[Prompt], passes: int, options: Options, stderr: Stderr
 ) -> DraftCounters:
     """Generates the stream from where it was left, each text a lesson, and counts; training that fails ends it.
 
     Raises:
-      TrainingError: what was learned before is in the state.
+      typer.Exit: training failed; what was learned before is in the state.
     """
     stream, total = list(prompts) * passes, DraftCounters()
     course = Course(state, online.pair.name, prompts, passes, options.seed)
     if first := course.done:
-        notices.say(f"going on at prompt {first + 1} of {len(stream)}")
+        stderr.say(f"going on at prompt {first + 1} of {len(stream)}")
     with progress("adapting", len(stream) - first) as advance:
         for index in range(first, len(stream)):
             total += online.run(stream[index].text, replace(options, seed=options.seed + index)).counters
@@ -91,5 +93,6 @@ def adapt_on(
 
 
 def _check(online: OnlinePair) -> None:
+    """Ends the command where training failed, which the pair has told."""
     if online.failure is not None:
-        raise online.failure
+        raise typer.Exit(1)

@@ -17,10 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from math import inf, isfinite
 from typing import Any, TypeVar
-
-import numpy as np
 
 from ..common.errors import ConfigError, FleetdraftError, TrainingError
 from ..common.lora import LoraAdapter
@@ -30,6 +27,7 @@ from .continuation import Generation
 from .controllers import Controllers
 from .decision import Decision
 from .diagnosis import AcceptanceAlarm
+from .fleet_adapter import FleetAdapter, plain
 from .generation import Generator
 from .guard import Guard, GuardConfig
 from .head_learner import HeadLearner
@@ -37,21 +35,17 @@ from .journal import Journal
 from .keeper import Keeper, PairParts
 from .learner import LearnerConfig, OnlineLearner
 from .ngrams import NgramCache
-from .objective import Objective
+from .notices import Notices
 from .options import Options
 from .outcome import Outcome
 from .pace import Pace
 from .pair import Pair
-from .personal import PersonalAdapter, Rebased, StepBeside, TwoAdapters, rebase
+from .personal import PersonalAdapter, Rebased, StepBeside
 from .state import State
 from .steps import DrafterSide
 from .trying_pace import TryingPace
 
 T = TypeVar("T")
-
-_JUDGED_LESSONS = 12
-"""The newest lessons, on which adapters are compared."""
-_JUDGED_BY = Objective(divergence="tvd", ngram_weight=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,15 +100,12 @@ class OnlinePair:
         on_notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.pair, self.config = pair, config or OnlineConfig()
-        self._state, self._on_notice = state, on_notice
-        self._untold = list[str]()
-        """Lines for the user, until the text ends."""
-        self._notices, self._unwritable, self._failures = 0, False, list[FleetdraftError]()
-        """What was told: how many notices of the state, whether it cannot be written, why learning failed."""
+        self._state, self._notices = state, Notices(state, on_notice)
         self._keeper = Keeper(state, pair.name, pair.family)
         self._keeping = threading.Lock()
         """Held from a checkpoint's making to its writing, so that no older one is written after it."""
-        self._shared = self._or_anew("shared", lambda: self._keeper.shared(initial.layout), None) or initial
+        shared = self._or_anew("shared", lambda: self._keeper.shared(initial.layout), None)
+        self._fleet = FleetAdapter(pair, shared or initial, lambda: self._learner.lessons)
         self._counters, self._journal = self._keeper.counters(), Journal(self._keeper.decisions())
         self._made = deque[LoraAdapter](maxlen=1)
         """What the learner made, until the guard hears of it, between two blocks."""
@@ -123,11 +114,11 @@ class OnlinePair:
         self._failure: FleetdraftError | None = None
         self._controllers = self._restored_controllers()
         self._restore_ngrams()
-        seed = self.config.seed
-        self._learner = self._made_learner(_plain(PersonalAdapter.initial(initial.layout, initial.layout.rank, seed)))
+        own = PersonalAdapter.initial(initial.layout, initial.layout.rank, self.config.seed)
+        self._learner = self._made_learner(plain(own))
         known = self._restore_learner()
         self._guard = self._made_guard()
-        self.pair.adapt(self.in_force)
+        self._fleet.put(self._guard.newest)
         self._restore_guard(known)
         self._generator = self._made_generator()
         self._background: BackgroundLearner | None = None
@@ -153,7 +144,7 @@ class OnlinePair:
             raise ConfigError("the learning pair is closed; open another one")
         number, blocks, read = self._texts + 1, self._counters.blocks, False
         if self._alarm is None:
-            self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._untold.append)
+            self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._notices.add)
         with self._background.generating() if self._background else contextlib.nullcontext():
             self._texts = number
             self._take_made()
@@ -228,17 +219,11 @@ class OnlinePair:
     @property
     def in_force(self) -> LoraAdapter:
         """Shared and personal adapter as one, of the newest that the guard knows."""
-        return self._both(self._guard.newest)
+        return self._fleet.both(self._guard.newest)
 
     def as_adapter(self) -> tuple[LoraAdapter, float]:
-        """(what is in force in the layout of a release, the share of it that this lacks).
-
-        Either adapter where the other changes nothing, else the best approximation of both (``LoraAdapter.cut``).
-        """
-        personal = self._guard.newest
-        if self._shared.changes_nothing or personal.changes_nothing:
-            return (personal if self._shared.changes_nothing else self._shared), 0.0
-        return self.in_force.cut(self._shared.layout)
+        """What is in force in the layout of a release, and what that lacks; see ``FleetAdapter.cut``."""
+        return self._fleet.cut(self._guard.newest)
 
     def take_release(self, release: LoraAdapter) -> Rebased | None:
         """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). Between two texts.
@@ -249,16 +234,14 @@ class OnlinePair:
         Raises:
           ModelError: the release is of another drafter.
         """
-        if release.digest == self._shared.digest:
+        if release.digest == self._fleet.shared.digest:
             return None
-        personal = self._guard.good if self._guard.on_trial else self._learner.adapter
-        two = TwoAdapters(shared=self._shared, personal=_personal(personal))
-        rebased = rebase(two, release, self._losses, self.config.seed)
-        self._shared = release  # a training step under way comes to nothing by the rollback
-        self._learner.rollback(_plain(rebased.adapters.personal))
+        own = self._guard.good if self._guard.on_trial else self._learner.adapter
+        own, rebased = self._fleet.take(release, own, self.config.seed)
+        self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
         self._guard = self._made_guard()
         self._made.clear()
-        self.pair.adapt(self.in_force)
+        self._fleet.put(own)
         why = f"{rebased.choice}: {rebased.why}"
         self._journal.add(Decision(what="re-based on a release", why=why, at_block=self._counters.blocks))
         self._keep(learner=True, shared=release)
@@ -269,20 +252,7 @@ class OnlinePair:
         """What the guard calls: the learner goes on from the good adapter, and both are written as one."""
         self._learner.rollback(good)
         self._keep(learner=True)
-        self._untold.append(f"the newest adapter is rolled back: {self._guard.decisions[-1].why}")
-
-    def _both(self, personal: LoraAdapter) -> LoraAdapter:
-        """Shared and personal as one; the personal alone where the shared one changes nothing."""
-        if self._shared.changes_nothing:
-            return personal
-        return TwoAdapters(shared=self._shared, personal=_personal(personal)).in_force
-
-    def _losses(self, in_force: LoraAdapter) -> list[float]:
-        """Of an adapter on the newest lessons, one each: the share of drafts that it would lose there."""
-        newest = list(self._learner.lessons.values())[-_JUDGED_LESSONS:]
-        with contextlib.closing(self.pair.train_step()) as step:
-            found = [step(in_force.arrays, [each], _JUDGED_BY, np.random.default_rng(0)).loss for each in newest]
-        return [loss if isfinite(loss) else inf for loss in found]
+        self._notices.add(f"the newest adapter is rolled back: {self._guard.decisions[-1].why}")
 
     # --- status and end ---------------------------------------------------------------------------------------
 
@@ -306,7 +276,7 @@ class OnlinePair:
             "training_steps": self._learner.training.steps,
             "lessons": len(self._learner.lessons),
             "personal": self._guard.newest.digest,
-            "release": None if self._shared.changes_nothing else self._shared.digest,
+            "release": None if self._fleet.shared.changes_nothing else self._fleet.shared.digest,
             "guard": self._guard.status(),
             "decisions": [asdict(decision) for decision in self._journal.newest],
             "failure": str(self.failure or ""),
@@ -339,7 +309,7 @@ class OnlinePair:
 
     def _made_learner(self, personal: LoraAdapter) -> OnlineLearner:
         return OnlineLearner(
-            step=StepBeside(self.pair.train_step(), lambda: self._shared),
+            step=StepBeside(self.pair.train_step(), lambda: self._fleet.shared),
             writer=self.pair.lesson_writer(self.config.learning),
             adapter=personal,
             config=self.config.learning,
@@ -368,9 +338,9 @@ class OnlinePair:
         return Guard(
             self.config.guard,
             self._learner.adapter,
-            put=lambda personal: self.pair.adapt(self._both(personal)),
+            put=self._fleet.put,
             on_rollback=self._rolled_back,
-            judge=lambda personal: self._losses(self._both(personal)),
+            judge=self._fleet.judge,
         )
 
     def _restore_guard(self, learner_known: bool) -> None:
@@ -443,19 +413,10 @@ class OnlinePair:
 
     def _tell(self) -> None:
         """Tells what went wrong, each thing once."""
-        notices = self._state.notices[self._notices :]
-        self._notices += len(notices)
-        notices += self._untold
-        self._untold.clear()
-        if self._keeper.failure and not self._unwritable:
-            self._unwritable = True
-            notices.append(f"{self._keeper.failure}; what is learned from now on may be lost")
-        if (failure := self.failure) is not None and failure not in self._failures:
-            self._failures.append(failure)
+        if self._notices.is_new(self.failure):
             self._keep_learner()  # the state has steps that are taken back
-            notices.append(f"{failure}; the adapter stays as it was")
-        for notice in notices:
-            self._on_notice(notice)
+        self._notices.cannot_write(self._keeper.failure)
+        self._notices.tell()
 
 
 class _HeadOf:
@@ -468,11 +429,3 @@ class _HeadOf:
         head = self._controllers.head_in_use
         if head is not None:
             head.train()
-
-
-def _personal(adapter: LoraAdapter) -> PersonalAdapter:
-    return PersonalAdapter(layout=adapter.layout, arrays=adapter.arrays)
-
-
-def _plain(personal: PersonalAdapter) -> LoraAdapter:
-    return LoraAdapter(layout=personal.layout, arrays=personal.arrays)
