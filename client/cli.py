@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,18 +12,24 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..common.bundle import check_outside
 from ..common.embedded import EMBEDDED, located
 from ..common.errors import ConfigError
-from ..common.files import check_file, check_replaceable, write_json
-from ..common.lora import ABOUT, LoraAdapter
+from ..common.files import check_file, write_json
 from ..common.losses import DIVERGENCES
-from ..common.metrics import DraftCounters
 from ..common.progress import progress
-from .adaptation import adapt_online
 from .background import BackgroundConfig
 from .bundle import Bundle
-from .cli_online import Stderr, adapt_on, learning_pair
+from .cli_adapt import (
+    adapt_with_state,
+    adapt_without_state,
+    adaptation_json,
+    check_outputs,
+    checked_schedule,
+    objective_of,
+    print_adapted,
+)
+from .cli_online import Stderr, learning_pair
+from .cli_opened import open_pair
 from .cli_options import (
     AdapterOption,
     BundleOption,
@@ -50,15 +55,12 @@ from .diagnosis import AcceptanceAlarm
 from .learner import LearnerConfig
 from .measurement import measure
 from .ngrams import NgramCache
-from .objective import Objective
 from .online import OnlineConfig
 from .options import Options
 from .pair import Pair
 from .prompts import Prompt, check_lengths, is_text, read_prompts
 from .sampling import Sampling
-from .schedule import SCHEDULES, Schedule
 from .teacher import PROJECTIONS, Projection
-from .tokenizer_pair import path_kind
 from .trainer import AdamWConfig
 
 
@@ -112,7 +114,7 @@ def generate(
     )
     if state is not None and ngrams is not None:
         raise ConfigError("--ngrams and --state are both given, expected one: a state keeps the n-grams itself")
-    opened, stderr = _open(bundle, target, threads, adapter, paths), Stderr()
+    opened, stderr = open_pair(bundle, target, threads, adapter, paths), Stderr()
     pair = opened.pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
     if state is None:
@@ -220,12 +222,12 @@ def adapt(
     """
     if draft_tokens < 1:
         raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: what is not drafted teaches nothing")
-    _check_outputs(out, state, located(bundle), json_file)
+    check_outputs(out, state, located(bundle), json_file)
     learning = LearnerConfig(
         every_prompts=every_prompts,
         steps=steps,
-        schedule=_schedule(schedule, background, state),
-        objective=_objective(projection, divergence, ngram_weight),
+        schedule=checked_schedule(schedule, background, state),
+        objective=objective_of(projection, divergence, ngram_weight),
         optimizer=AdamWConfig(learning_rate=learning_rate),
         projection=cast(Projection, projection),
     )
@@ -237,132 +239,19 @@ def adapt(
         seed=seed,
     )
     stream = read_prompts(prompts)
-    opened = _open(bundle, target, threads, adapter)
+    opened = open_pair(bundle, target, threads, adapter)
     check_lengths(stream, opened.pair.target_codec, opened.pair.target.limit)
     if state is None:
-        learned = _adapt(opened, stream * passes, options, learning)
+        learned = adapt_without_state(opened, stream * passes, options, learning)
     else:
         release = opened.adapter if adapter is not None else None
         config = OnlineConfig(learning=learning, background=BackgroundConfig() if background else None, seed=seed)
-        learned = _adapt_on(state, opened, release, stream, passes, options, config)
+        learned = adapt_with_state(state, opened, release, stream, passes, options, config)
     if out is not None:
         learned.adapter.save(out, opened.bundle.base)
     if json_file is not None:
-        write_json(json_file, _adaptation_json(out, learned))
-    _print_adapted(out, state, learned)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Learned:
-    """counters: of this run. steps, losses: of all runs. lost: the share of what is in force that ``adapter`` lacks."""
-
-    adapter: LoraAdapter
-    counters: DraftCounters
-    steps: int
-    losses: list[float]
-    lost: float = 0.0
-    status: dict[str, Any] = field(default_factory=dict)
-
-
-def _check_outputs(out: Path | None, state: Path | None, bundle: Path, json_file: Path | None) -> None:
-    if out is None and state is None:
-        raise ConfigError("neither --out nor --state is given, expected at least one: nothing learned would be kept")
-    if out is not None:
-        check_replaceable(out, ABOUT)
-        check_outside(out, bundle)
-    check_file(json_file)
-
-
-def _schedule(name: str, background: bool, state: Path | None) -> Schedule:
-    """The learner's schedule."""
-    between = [known for known in SCHEDULES if known != "idle"]
-    if name not in between:
-        raise ConfigError(f"--schedule is {name!r}, expected one of {', '.join(between)}")
-    if background and name != LearnerConfig().schedule:
-        raise ConfigError(f"--schedule {name} and --background are both given, expected one of them")
-    if state is None and (background or name != LearnerConfig().schedule):
-        raise ConfigError(f"{'--background' if background else f'--schedule {name}'} is given without --state DIR")
-    return "idle" if background else cast(Schedule, name)
-
-
-def _objective(projection: str, divergence: str | None, ngram_weight: float | None) -> Objective:
-    """That of the projection, but for what is given."""
-    own = LearnerConfig(projection=cast(Projection, projection)).minimised
-    return replace(
-        own,
-        divergence=own.divergence if divergence is None else divergence,
-        ngram_weight=own.ngram_weight if ngram_weight is None else ngram_weight,
-    )
-
-
-def _adapt(opened: "_Opened", stream: list[Prompt], options: Options, learning: LearnerConfig) -> _Learned:
-    """Without a state."""
-    learner, total = opened.pair.learner(opened.adapter, learning, options.seed), DraftCounters()
-    with progress("adapting", len(stream)) as advance:
-
-        def one_more(counters: DraftCounters) -> None:
-            nonlocal total
-            total += counters
-            advance(f"acceptance {total.draft_acceptance_rate:.3f}")
-
-        counters = adapt_online(opened.pair, learner, stream, options, one_more)
-    return _Learned(adapter=learner.adapter, counters=counters, steps=learner.training.steps, losses=learner.losses)
-
-
-def _adapt_on(
-    state: Path,
-    opened: "_Opened",
-    release: LoraAdapter | None,
-    stream: list[Prompt],
-    passes: int,
-    options: Options,
-    config: OnlineConfig,
-) -> _Learned:
-    """With a state; an interruption keeps what was learned there."""
-    stderr = Stderr()
-    try:
-        with learning_pair(state, opened.bundle, opened.pair, release, config, stderr) as (online, held):
-            counters = adapt_on(online, held, stream, passes, options, stderr)
-            adapter, lost = online.as_adapter()
-            return _Learned(
-                adapter=adapter,
-                counters=counters,
-                steps=online.learner.training.steps,
-                losses=online.learner.losses,
-                lost=lost,
-                status=online.status(),
-            )
-    except KeyboardInterrupt:
-        stderr.say(f"interrupted; what was learned is in {state}, and the same command goes on from there")
-        raise typer.Exit(130) from None
-
-
-def _adaptation_json(out: Path | None, learned: _Learned) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "adapter": None if out is None else str(out),
-        "digest": learned.adapter.digest,
-        "prompts": learned.counters.prompts,
-        "draft_acceptance_rate": learned.counters.draft_acceptance_rate,
-        "mean_acceptance_length": learned.counters.mean_acceptance_length,
-        "training_steps": learned.steps,
-        "losses": learned.losses,
-    } | ({"lost": learned.lost, "status": learned.status} if learned.status else {})
-
-
-def _print_adapted(out: Path | None, state: Path | None, learned: _Learned) -> None:
-    counters = learned.counters
-    wrote = f"wrote {out}" if out is not None else f"{state} holds what was learned"
-    compare = "compare 'fleetdraft eval' with and without --adapter" if out is not None else "see 'fleetdraft state'"
-    print(
-        f"{wrote} after {counters.prompts} prompts and {learned.steps} training steps; acceptance while learning "
-        f"{counters.draft_acceptance_rate:.3f}; {compare}"
-    )
-    if out is not None and learned.lost:
-        print(
-            f"{out} is the best adapter of rank {learned.adapter.layout.rank} for release and own adapter together; it "
-            f"lacks {learned.lost:.3f} of the change (Frobenius norm), which {state} has whole"
-        )
+        write_json(json_file, adaptation_json(out, learned))
+    print_adapted(out, state, learned)
 
 
 def evaluate(
@@ -405,7 +294,7 @@ def evaluate(
     for name in names:  # a wrong name is told before the first is measured
         Bundle.open(bundle).entry(name)
     for name in names:
-        opened = _open(bundle, name, threads, adapter, paths)
+        opened = open_pair(bundle, name, threads, adapter, paths)
         for chosen in by_task.values():
             check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
         for task, chosen in by_task.items():
@@ -415,22 +304,6 @@ def evaluate(
     if json_file is not None:
         write_json(json_file, {"schema": 1, "results": rows})
     Console().print(_table(rows))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    bundle: Bundle
-    pair: Pair
-    adapter: LoraAdapter
-
-
-def _open(path: Path, target: str | None, threads: int, adapter: Path | None, paths: str = "full") -> _Opened:
-    """Opens bundle and target and puts the adapter (the bundle's initial one by default) in force."""
-    bundle = Bundle.open(path)
-    pair = bundle.pair(target, threads, path_kind(paths))
-    in_force = bundle.adapter(adapter)
-    pair.adapt(in_force)
-    return _Opened(bundle=bundle, pair=pair, adapter=in_force)
 
 
 @contextmanager
