@@ -140,8 +140,7 @@ class OnlinePair:
     @contextlib.contextmanager
     def _text(self, prompt: str, options: Options) -> Iterator[None]:
         """What surrounds a text: it is counted, becomes a lesson, and what it changed is written."""
-        if self._closed:
-            raise ConfigError("the learning pair is closed; open another one")
+        self._check_open()
         number, blocks, read = self._texts + 1, self._counters.blocks, False
         if self._alarm is None:
             self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._notices.add)
@@ -192,6 +191,7 @@ class OnlinePair:
 
     def finish(self) -> None:
         """Trains on what came since the last training, now; what the guard thinks of it shows when texts go on."""
+        self._check_open()
         self._rest()
         self._train(self._learner.finish)
         self._take_made()
@@ -234,6 +234,7 @@ class OnlinePair:
         Raises:
           ModelError: the release is of another drafter.
         """
+        self._check_open()
         if release.digest == self._fleet.shared.digest:
             return None
         own = self._guard.good if self._guard.on_trial else self._learner.adapter
@@ -298,6 +299,10 @@ class OnlinePair:
             self._take_made()
             self._keep()
             self._tell()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("the learning pair is closed; open another one")
 
     def __enter__(self) -> "OnlinePair":
         return self

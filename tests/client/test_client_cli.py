@@ -269,7 +269,9 @@ def test_interrupted_adapt_keeps_what_it_learned_and_goes_on_there(tmp_path: Pat
     kept = f"interrupted; what was learned is in {tmp_path}/s, and the same command goes on from there"
     assert err == f"fleetdraft: {kept}\n"
     assert main(["state", "show", str(tmp_path / "s"), "--json"]) == 0
-    done = json.loads(capsys.readouterr().out)["acceptance"][0]["counters"]["prompts"]
+    shown = json.loads(capsys.readouterr().out)
+    done = shown["acceptance"][0]["counters"]["prompts"]
+    assert shown["training_steps"] > 0
     with running(words) as process:
         said = line(process)
         process.kill()

@@ -264,6 +264,8 @@ def test_a_poisoned_adapter_in_the_state_is_rolled_back_and_stays_away(device: D
     device._stack.close()  # a kill right behind: the rollback is there as a whole
     online = device.open()
     assert online.learner.adapter.digest == online.status()["personal"] == good.digest
+    read(online, prompts[:1])
+    assert [json.loads(row.data)["what"] for row in held(online).decisions()].count("rolled back") == 1
 
 
 # --- releases -------------------------------------------------------------------------------------------------------
@@ -377,6 +379,8 @@ def test_closing_twice_does_no_harm_and_a_closed_pair_writes_no_text(device: Dev
     online.close()
     with pytest.raises(ConfigError, match="is closed"):
         online.run(prompts[0].text, SHORT)
+    with pytest.raises(ConfigError, match="is closed"):
+        online.finish()
     assert saved_steps(device.open(BESIDE)) == steps
 
 
