@@ -1,6 +1,7 @@
 """A learning pair on the shipped bundle: what it learned is in the state, harm is undone, texts stay what they are."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 from fleetdraft.client.background import BackgroundConfig
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.guard import GuardConfig
-from fleetdraft.client.learner import LearnerConfig
+from fleetdraft.client.learner import LearnerConfig, Step
 from fleetdraft.client.online import OnlineConfig, OnlinePair
 from fleetdraft.client.options import Options
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.state import State
 from fleetdraft.client.stop_loss import StopLossConfig
+from fleetdraft.client.trainer import Gradient
 from fleetdraft.common.errors import ConfigError, ContextLimitError, TrainingError
 from fleetdraft.common.lora import LoraAdapter
 
@@ -344,26 +346,54 @@ def test_a_part_that_cannot_be_used_is_begun_anew_with_one_notice(
 
 
 def test_a_lost_learner_goes_on_from_the_last_good_adapter(device: Device, prompts: list[Prompt]) -> None:
-    online = device.open(replace(BETWEEN, guard=SILENT))
-    read(online, prompts[:4])
+    quick = GuardConfig(odds=1e300, least_blocks=1, window_blocks=1)
+    online = device.open(replace(BETWEEN, guard=quick))
+    initial = online.learner.adapter.digest
+    read(online, prompts[:6])
     device.close(online)
     state = device.state
     state.put_all("learner/", {})
     good = json.loads(state.get("guard/numbers.json") or b"")["adapters"]["good"]
     adapter = device.bundle.manifest.layout.read(state.get(f"guard/adapter.{good}") or b"")
     device._stack.close()
-    assert device.open().learner.adapter.digest == adapter.digest
+    assert device.open().learner.adapter.digest == adapter.digest != initial
+
+
+def test_opening_again_brings_the_guard_nothing_new(device: Device, prompts: list[Prompt]) -> None:
+    config = replace(BETWEEN, learning=replace(LEARNING, every_prompts=1000))
+    online = device.open(config)
+    read(online, prompts[:1])
+    device.close(online)
+    guard = device.open(config).status()["guard"]
+    assert (guard["newest"], guard["trial"]) == (None, None)
+    assert guard["good"]["blocks"] > 0
+
+
+class Diverging:
+    """A training step whose second loss is not finite."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._calls = step, 0
+
+    def __call__(self, *args: Any) -> Gradient:
+        self._calls += 1
+        gradient = self._step(*args)
+        return replace(gradient, loss=math.nan) if self._calls == 2 else gradient
+
+    def close(self) -> None:
+        self._step.close()
 
 
 def test_training_that_diverges_is_told_once_and_comes_to_nothing(device: Device, prompts: list[Prompt]) -> None:
     online = device.open()
-    read(online, prompts[:3])
-    far = noisy(online.learner.adapter, 1e25)
-    online.learner.rollback(far)
-    online.finish()
+    before = online.learner.adapter.digest
+    online.learner._step = Diverging(online.learner._step)
+    texts = read(online, prompts[:2])
+    assert all(texts)
     assert isinstance(online.failure, TrainingError)
-    assert saved_steps(online) == online.learner.training.steps == 2
+    assert saved_steps(online) == online.learner.training.steps == 0
     device.close(online)
+    assert device.open().learner.adapter.digest == before
     assert len(device.notices) == 1
     assert "diverged" in device.notices[0]
 
