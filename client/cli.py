@@ -2,91 +2,66 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..common.bundle import check_outside
 from ..common.embedded import EMBEDDED, located
 from ..common.errors import ConfigError
-from ..common.files import check_file, check_replaceable, write_json
-from ..common.lora import ABOUT, LoraAdapter
+from ..common.files import check_file, write_json
 from ..common.losses import DIVERGENCES
-from ..common.metrics import DraftCounters
 from ..common.progress import progress
-from .adaptation import adapt_online
+from .background import BackgroundConfig
 from .bundle import Bundle
-from .controllers import CONTROLLERS
+from .cli_adapt import (
+    adapt_with_state,
+    adapt_without_state,
+    adaptation_json,
+    check_outputs,
+    checked_schedule,
+    objective_of,
+    print_adapted,
+)
+from .cli_online import Stderr, learning_pair
+from .cli_opened import open_pair
+from .cli_options import (
+    AdapterOption,
+    BundleOption,
+    ControllerOption,
+    DraftTokensOption,
+    MinP,
+    NgramsOption,
+    PathsOption,
+    PenaltyOption,
+    PromptsOption,
+    SeedOption,
+    StateOption,
+    StopOption,
+    TargetOption,
+    TemperatureOption,
+    ThreadsOption,
+    TokensOption,
+    TopK,
+    TopP,
+)
+from .continuation import Generation
 from .diagnosis import AcceptanceAlarm
-from .learner import LearnerConfig, OnlineLearner
+from .learner import LearnerConfig
 from .measurement import measure
 from .ngrams import NgramCache
-from .objective import Objective
+from .online import OnlineConfig
 from .options import Options
 from .pair import Pair
 from .prompts import Prompt, check_lengths, is_text, read_prompts
 from .sampling import Sampling
-from .tokenizer_pair import path_kind
+from .teacher import PROJECTIONS, Projection
 from .trainer import AdamWConfig
-
-BundleOption = Annotated[
-    Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory; 'embedded' is the one shipped inside.")
-]
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        metavar="DIR",
-        help="Hugging Face directory the bundle was built for, or name of a target inside it (default: its first).",
-    ),
-]
-PromptsOption = Annotated[
-    Path, typer.Option("--prompts", metavar="FILE", help='JSONL, one {"prompt": …, "task": …} a line.')
-]
-AdapterOption = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT directory).")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
-DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads of the target.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Least share of the likeliest token's probability; 0 is off.")]
-PenaltyOption = Annotated[
-    float, typer.Option("--repetition-penalty", help="Above 1 makes tokens of the text less likely; 1 is off.")
-]
-StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeat for several.")
-]
-ControllerOption = Annotated[
-    str,
-    typer.Option(
-        "--controller",
-        metavar="|".join(CONTROLLERS),
-        help="How many of --draft-tokens a block drafts: all, or by the clock as many as pay.",
-    ),
-]
-PathsOption = Annotated[
-    str,
-    typer.Option(
-        "--paths",
-        metavar="full|online|direct",
-        help="What may be drafted: all the drafter can spell, what the target emitted before, single tokens.",
-    ),
-]
-NgramsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--ngrams", metavar="FILE", help="With --paths online: the n-grams learned so far; read, and written again."
-    ),
-]
 
 
 def generate(
@@ -107,16 +82,20 @@ def generate(
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
     paths: PathsOption = "full",
     ngrams: NgramsOption = None,
+    state: StateOption = None,
     threads: ThreadsOption = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of streaming text.")] = False,
 ) -> None:
     """Continues a prompt with a target model, sped up by the bundle's drafter.
 
-    The text is exactly what the target alone would write (at temperature 0) or sample (above).
+    The text is exactly what the target alone would write (at temperature 0) or sample (above). With --state the drafter
+    learns in the background from what is written, and --adapter is the fleet's release, beside which it learns.
 
     Examples:
 
       fleetdraft generate --prompt "def parse(self, text):"
+
+      fleetdraft generate --prompt "def parse(self, text):" --state my-state
 
       fleetdraft generate --bundle B --target models/stories3m --prompt "Once upon a time" --temperature 0.8 --json
     """
@@ -133,38 +112,57 @@ def generate(
         controller=controller,
         seed=seed,
     )
-    pair = _open(bundle, target, threads, adapter, paths).pair
+    if state is not None and ngrams is not None:
+        raise ConfigError("--ngrams and --state are both given, expected one: a state keeps the n-grams itself")
+    opened, stderr = open_pair(bundle, target, threads, adapter, paths), Stderr()
+    pair = opened.pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
-    with _remembered(pair, ngrams):
+    if state is None:
+        alarm = AcceptanceAlarm(pair.paths, sampling.temperature, stderr.say)
+        with _remembered(pair, ngrams):
+            if as_json:
+                print(_json(_generation_json(pair.name, pair.drafted.run(prompt, options, alarm))))
+            else:
+                _show(prompt, pair.drafted.stream(prompt, options, alarm), stderr)
+        return
+    release = opened.adapter if adapter is not None else None
+    with learning_pair(state, opened.bundle, pair, release, OnlineConfig(seed=seed), stderr) as (online, _):
         if as_json:
-            print(json.dumps(_generation_json(pair, prompt, options), ensure_ascii=False))
-            return
+            told = _generation_json(pair.name, online.run(prompt, options))
+            print(_json(told | {"status": online.status()}))
+        else:
+            _show(prompt, online.stream(prompt, options), stderr)
+
+
+def _show(prompt: str, pieces: Iterator[str], stderr: Stderr) -> None:
+    """Writes a text while it is decided."""
+    with stderr.waiting():
         sys.stdout.write(prompt)
         try:
-            for piece in pair.drafted.stream(prompt, options, _alarm(pair, options)):
+            for piece in pieces:
                 sys.stdout.write(piece)
                 sys.stdout.flush()
         finally:
             sys.stdout.write("\n")  # an interrupted text ends its line too
-
-
-def _alarm(pair: Pair, options: Options) -> AcceptanceAlarm:
-    """Says on stderr, once, that hardly anything is accepted, and why."""
-    return AcceptanceAlarm(pair.paths, options.sampling.temperature, lambda line: print(line, file=sys.stderr))
+            sys.stdout.flush()
+            if isinstance(pieces, Generator):
+                pieces.close()  # what was read of it is learned from now, not when it is collected
 
 
 def adapt(
     prompts: PromptsOption,
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option("--out", metavar="ADAPTER", help="PEFT directory to write; an older adapter there is replaced."),
-    ],
+    ] = None,
+    state: StateOption = None,
     bundle: BundleOption = EMBEDDED,
     target: TargetOption = None,
     adapter: AdapterOption = None,
     temperature: TemperatureOption = 0.0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
+    controller: ControllerOption = "fixed",
     seed: SeedOption = 0,
     passes: Annotated[int, typer.Option("--passes", min=1, help="How often to go through the prompts.")] = 1,
     learning_rate: Annotated[float, typer.Option("--learning-rate")] = AdamWConfig().learning_rate,
@@ -174,12 +172,37 @@ def adapt(
     every_prompts: Annotated[
         int, typer.Option("--every-prompts", help="Prompts between trainings.")
     ] = LearnerConfig().every_prompts,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            "--schedule",
+            metavar="prompts|joint|interleaved",
+            help="What is trained: the adapter; with it the head of --controller head; or that in between (--state).",
+        ),
+    ] = LearnerConfig().schedule,
+    background: Annotated[
+        bool, typer.Option("--background", help="Train beside the texts instead of between them (needs --state).")
+    ] = False,
     ngram_weight: Annotated[
-        float, typer.Option("--ngram-weight", help="Lambda of the hybrid loss.")
-    ] = Objective().ngram_weight,
+        float | None,
+        typer.Option("--ngram-weight", help="Lambda of the hybrid loss (default: 0.2; 0 with --projection law)."),
+    ] = None,
     divergence: Annotated[
-        str, typer.Option("--divergence", help=f"From the target's distribution: {', '.join(DIVERGENCES)}.")
-    ] = Objective().divergence,
+        str | None,
+        typer.Option(
+            "--divergence",
+            help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
+            "(default: reverse-kl; forward-kl with --projection law).",
+        ),
+    ] = None,
+    projection: Annotated[
+        str,
+        typer.Option(
+            "--projection",
+            metavar="|".join(PROJECTIONS),
+            help="How the drafter sees the target's distribution: single tokens, by first tokens, by the law.",
+        ),
+    ] = LearnerConfig().projection,
     threads: ThreadsOption = 1,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the figures here.")
@@ -187,48 +210,48 @@ def adapt(
 ) -> None:
     """Generates prompts and lets the drafter learn online from what the target accepts.
 
-    No text leaves the process: what is written is a LoRA adapter in PEFT format.
+    No text leaves the process. With --out the adapter is written in PEFT format; with --state all that is learned is
+    kept in a directory, harmful training is rolled back, and the same command goes on where it was killed or
+    interrupted; --adapter is then the fleet's release, beside which the device's own adapter learns.
 
-    Example:
+    Examples:
 
       fleetdraft adapt --bundle B --target models/stories3m --prompts mine.jsonl --out my-adapter
+
+      fleetdraft adapt --prompts mine.jsonl --state my-state --background
     """
     if draft_tokens < 1:
         raise ConfigError(f"--draft-tokens is {draft_tokens}, expected at least 1: what is not drafted teaches nothing")
-    check_replaceable(out, ABOUT)
-    check_outside(out, located(bundle))
-    check_file(json_file)
-    objective = Objective(divergence=divergence, ngram_weight=ngram_weight)
-    optimizer = AdamWConfig(learning_rate=learning_rate)
-    learning = LearnerConfig(every_prompts=every_prompts, steps=steps, objective=objective, optimizer=optimizer)
-    sampling = Sampling(temperature=temperature)
-    options = Options(sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, seed=seed)
-    stream = read_prompts(prompts)
-    opened = _open(bundle, target, threads, adapter)
-    check_lengths(stream, opened.pair.target_codec, opened.pair.target.limit)
-    learner = opened.pair.learner(opened.adapter, learning, seed)
-    with progress("adapting", len(stream) * passes) as advance:
-        counters = adapt_online(opened.pair, learner, stream * passes, options, lambda _: advance(""))
-    learner.adapter.save(out, opened.bundle.base)
-    if json_file is not None:
-        write_json(json_file, _adaptation_json(out, learner, counters))
-    print(
-        f"wrote {out} after {counters.prompts} prompts and {learner.training.steps} training steps; acceptance while "
-        f"learning {counters.draft_acceptance_rate:.3f}; compare 'fleetdraft eval' with and without --adapter"
+    check_outputs(out, state, located(bundle), json_file)
+    learning = LearnerConfig(
+        every_prompts=every_prompts,
+        steps=steps,
+        schedule=checked_schedule(schedule, background, state),
+        objective=objective_of(projection, divergence, ngram_weight),
+        optimizer=AdamWConfig(learning_rate=learning_rate),
+        projection=cast(Projection, projection),
     )
-
-
-def _adaptation_json(out: Path, learner: OnlineLearner, counters: DraftCounters) -> dict[str, Any]:
-    return {
-        "schema": 1,
-        "adapter": str(out),
-        "digest": learner.adapter.digest,
-        "prompts": counters.prompts,
-        "draft_acceptance_rate": counters.draft_acceptance_rate,
-        "mean_acceptance_length": counters.mean_acceptance_length,
-        "training_steps": learner.training.steps,
-        "losses": learner.losses,
-    }
+    options = Options(
+        sampling=Sampling(temperature=temperature),
+        max_new_tokens=max_new_tokens,
+        draft_tokens=draft_tokens,
+        controller=controller,
+        seed=seed,
+    )
+    stream = read_prompts(prompts)
+    opened = open_pair(bundle, target, threads, adapter)
+    check_lengths(stream, opened.pair.target_codec, opened.pair.target.limit)
+    if state is None:
+        learned = adapt_without_state(opened, stream * passes, options, learning)
+    else:
+        release = opened.adapter if adapter is not None else None
+        config = OnlineConfig(learning=learning, background=BackgroundConfig() if background else None, seed=seed)
+        learned = adapt_with_state(state, opened, release, stream, passes, options, config)
+    if out is not None:
+        learned.adapter.save(out, opened.bundle.base)
+    if json_file is not None:
+        write_json(json_file, adaptation_json(out, learned))
+    print_adapted(out, state, learned)
 
 
 def evaluate(
@@ -271,7 +294,7 @@ def evaluate(
     for name in names:  # a wrong name is told before the first is measured
         Bundle.open(bundle).entry(name)
     for name in names:
-        opened = _open(bundle, name, threads, adapter, paths)
+        opened = open_pair(bundle, name, threads, adapter, paths)
         for chosen in by_task.values():
             check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
         for task, chosen in by_task.items():
@@ -281,22 +304,6 @@ def evaluate(
     if json_file is not None:
         write_json(json_file, {"schema": 1, "results": rows})
     Console().print(_table(rows))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    bundle: Bundle
-    pair: Pair
-    adapter: LoraAdapter
-
-
-def _open(path: Path, target: str | None, threads: int, adapter: Path | None, paths: str = "full") -> _Opened:
-    """Opens bundle and target and puts the adapter (the bundle's initial one by default) in force."""
-    bundle = Bundle.open(path)
-    pair = bundle.pair(target, threads, path_kind(paths))
-    in_force = bundle.adapter(adapter)
-    pair.adapt(in_force)
-    return _Opened(bundle=bundle, pair=pair, adapter=in_force)
 
 
 @contextmanager
@@ -317,12 +324,11 @@ def _remembered(pair: Pair, file: Path | None) -> Iterator[None]:
         cache.save(file)
 
 
-def _generation_json(pair: Pair, prompt: str, options: Options) -> dict[str, Any]:
-    generation = pair.drafted.run(prompt, options)
+def _generation_json(target: str, generation: Generation) -> dict[str, Any]:
     counters = generation.counters
     return {
         "schema": 1,
-        "target": pair.name,
+        "target": target,
         "text": generation.text,
         "token_ids": list(generation.token_ids),
         "finish_reason": generation.finish_reason,
@@ -331,6 +337,10 @@ def _generation_json(pair: Pair, prompt: str, options: Options) -> dict[str, Any
         "mean_acceptance_length": counters.mean_acceptance_length,
         "counters": counters.to_json(),
     }
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _by_task(prompts: list[Prompt]) -> dict[str, list[Prompt]]:

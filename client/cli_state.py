@@ -96,10 +96,18 @@ def _told(held: State, now_s: float) -> dict[str, Any]:
             }
             for shelf in held.shelves()
         ],
+        "training_steps": _training_steps(held),
         "acceptance": [_acceptance(b.name.removeprefix(COUNTERS), held) for b in blobs if b.name.startswith(COUNTERS)],
         "decisions": [_decision(row, now_s) for row in held.decisions(_NEWEST)],
         "notices": held.notices,
     }
+
+
+def _training_steps(held: State) -> int:
+    """Of all runs; 0 where nothing was trained, or the learner is none of ours."""
+    done = _object(held.get("learner/learner") or b"").get("done")
+    steps = done.get("steps") if isinstance(done, dict) else 0
+    return steps if isinstance(steps, int) else 0
 
 
 def _acceptance(target: str, held: State) -> dict[str, Any]:
@@ -132,7 +140,8 @@ def _print(told: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     console.print(
         f"{told['state']}: {_size(told['size_bytes'])}, made {_age(told['age_s'])} ago for the drafter "
-        f"{told['base'][:12]}… with adapters of layout {told['layout'][:12]}…",
+        f"{told['base'][:12]}… with adapters of layout {told['layout'][:12]}…; "
+        f"{told['training_steps']:,} training steps",
         soft_wrap=True,
     )
     for title, headings, lines in (

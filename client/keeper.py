@@ -11,16 +11,13 @@
 | ``counters/<target>`` | counters of speculative decoding                          | when a text ends         |
 | decisions             | what the device decided by itself, and why                | when a text ends         |
 
-A disk that is full or read-only costs what could not be written, is told once, and stops nothing.
+What changes together is written together: a rollback and a release are there whole or not at all. A disk that is full
+or read-only costs what could not be written, and stops nothing.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
-
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 
 from ..common.errors import ModelError, UserError
 from ..common.lora import LoraAdapter, LoraLayout
@@ -29,12 +26,28 @@ from .decision import Decision
 from .lesson import Lesson
 from .replay import ReplayChange
 from .state import COUNTERS, State
+from .state_file import digest, stored
 
 _SHARED, _LEARNER, _GUARD, _HEAD, _NGRAMS = "shared", "learner/", "guard/", "head/", "ngrams/"
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairParts:
+    """What a text changed beside its lesson.
+
+    counters: of all texts on this target. guard: its checkpoint. head, ngrams: None where the pair has none. decisions:
+    those that are not in the state yet.
+    """
+
+    counters: DraftCounters
+    guard: Mapping[str, bytes]
+    head: bytes | None
+    ngrams: bytes | None
+    decisions: Sequence[Decision]
+
+
 class Keeper:
-    """One pair's view of a state.
+    """One pair's view of a state. Any thread may call.
 
     Args:
       state: open; the caller closes it.
@@ -44,62 +57,74 @@ class Keeper:
     def __init__(self, state: State, target: str, family: str) -> None:
         self._state, self._target, self._family = state, target, family
         self.failure = ""
-        """Why the newest change could not be written; empty if it could."""
+        """Why the newest change that could not be written could not; empty if all could."""
 
     # --- writing ----------------------------------------------------------------------------------------------
 
-    def keep_shared(self, adapter: LoraAdapter) -> None:
-        """Writes the fleet's adapter."""
-        self._try(lambda: self._state.put(_SHARED, adapter_bytes(adapter)))
-
-    def keep_learner(self, blobs: Mapping[str, bytes]) -> None:
-        """Writes a learner's checkpoint."""
-        self._try(lambda: self._state.put_all(_LEARNER, blobs))
-
-    def keep_lessons(self, change: ReplayChange) -> None:
-        """Mirrors the replay."""
-        self._try(lambda: self._mirror(change))
-
-    def keep_text(
+    def keep(
         self,
-        counters: DraftCounters,
-        guard: Mapping[str, bytes],
-        head: bytes | None,
-        ngrams: bytes | None,
-        decisions: Iterable[Decision],
-    ) -> None:
-        """Writes what a text changed beside its lesson, all of it or nothing.
+        *,
+        learner: Mapping[str, bytes] | None = None,
+        pair: PairParts | None = None,
+        shared: LoraAdapter | None = None,
+    ) -> bool:
+        """Writes a learner's checkpoint, what a text changed, and the fleet's adapter: all that is given, or nothing.
 
-        Args:
-          counters: of all texts on this target, this one included.
-          head, ngrams: None where the pair has none.
-          decisions: those since the last call.
+        Returns:
+          Whether it is in the state.
         """
+        blobs = dict[str, bytes]()
+        blobs |= {} if shared is None else {_SHARED: shared.to_bytes()}
+        blobs |= {} if pair is None else self._of_pair(pair)
+        groups = {_LEARNER: learner, _GUARD: None if pair is None else pair.guard}
 
         def write() -> None:
             with self._state.transaction():
-                self._state.put(COUNTERS + self._target, json.dumps(counters.to_json()).encode())
-                self._state.put_all(_GUARD, guard)
-                for prefix, data in ((_HEAD, head), (_NGRAMS, ngrams)):
-                    if data is not None:
-                        self._state.put(prefix + self._target, data)
-                for decision in decisions:
+                for prefix, group in groups.items():
+                    if group is not None:
+                        self._put_group(prefix, group)
+                self._put_changed(blobs)
+                for decision in () if pair is None else pair.decisions:
                     self._state.add_decision(json.dumps(asdict(decision)).encode())
+
+        return self._try(write)
+
+    def keep_lessons(self, change: ReplayChange) -> None:
+        """Mirrors the replay."""
+
+        def write() -> None:
+            with self._state.transaction():
+                for number, lesson in change.added.items():
+                    self._state.add_lesson(self._family, lesson.to_bytes(), number)
+                self._state.delete_lessons(change.dropped)
 
         self._try(write)
 
-    def _mirror(self, change: ReplayChange) -> None:
-        with self._state.transaction():
-            for number, lesson in change.added.items():
-                self._state.add_lesson(self._family, lesson.to_bytes(), number)
-            self._state.delete_lessons(change.dropped)
+    def _of_pair(self, pair: PairParts) -> dict[str, bytes]:
+        counters = json.dumps(pair.counters.to_json()).encode()
+        held = {COUNTERS: counters, _HEAD: pair.head, _NGRAMS: pair.ngrams}
+        return {prefix + self._target: data for prefix, data in held.items() if data is not None}
 
-    def _try(self, write: Callable[[], None]) -> None:
+    def _put_group(self, prefix: str, blobs: Mapping[str, bytes]) -> None:
+        """As ``State.put_all``, but what is there already is not written again."""
+        for blob in self._state.blobs():
+            if blob.name.startswith(prefix) and blob.name.removeprefix(prefix) not in blobs:
+                self._state.delete(blob.name)
+        self._put_changed({prefix + name: data for name, data in blobs.items()})
+
+    def _put_changed(self, blobs: Mapping[str, bytes]) -> None:
+        held = {blob.name: blob.digest for blob in self._state.blobs()}
+        for name, data in blobs.items():
+            if held.get(name) != digest(stored(name), data).hex():
+                self._state.put(name, data)
+
+    def _try(self, write: Callable[[], None]) -> bool:
         try:
             write()
-            self.failure = ""
         except UserError as error:
             self.failure = str(error)
+            return False
+        return True
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -110,7 +135,7 @@ class Keeper:
           ModelError: it is of another drafter.
         """
         data = self._state.get(_SHARED)
-        return None if data is None else adapter_of(data, layout)
+        return None if data is None else layout.read(data)
 
     def learner(self) -> dict[str, bytes]:
         """A learner's checkpoint; empty if there is none."""
@@ -118,13 +143,15 @@ class Keeper:
 
     def lessons(self) -> dict[int, Lesson]:
         """Those of all targets, by number: the drafter reads them in its own tokens."""
-        found = dict[int, Lesson]()
+        found, unreadable = dict[int, Lesson](), list[int]()
         for row in self._state.lessons():
             try:
                 found[row.id] = Lesson.from_bytes(row.data)
             except ModelError:
-                self._state.delete_lessons([row.id])
-                self._state.notices.append(f"lesson {row.id} cannot be read and is dropped")
+                unreadable.append(row.id)
+        if unreadable:
+            self._try(lambda: self._state.delete_lessons(unreadable))
+            self._state.notices.append(f"{len(unreadable)} lessons cannot be read and are dropped")
         return found
 
     def guard(self) -> dict[str, bytes]:
@@ -147,6 +174,16 @@ class Keeper:
         except (ValueError, TypeError):
             return DraftCounters()
 
+    def decisions(self) -> list[Decision]:
+        """Those that were written, oldest first; what is none of ours is left out."""
+        found = list[Decision]()
+        for row in self._state.decisions():
+            try:
+                found.append(Decision(**json.loads(row.data)))
+            except (ValueError, TypeError):
+                continue
+        return found
+
     def forget(self, what: str, why: str) -> None:
         """Deletes a part that cannot be used, and says so: learner, guard, head, ngrams or shared."""
         names = {"learner": _LEARNER, "guard": _GUARD}
@@ -155,25 +192,3 @@ class Keeper:
         else:
             self._try(lambda: self._state.delete(what if what == _SHARED else f"{what}/{self._target}"))
         self._state.notices.append(f"{what} is begun anew: {why}")
-
-
-def adapter_bytes(adapter: LoraAdapter) -> bytes:
-    """An adapter's tensors; ``adapter_of`` reads them."""
-    return save({name: np.ascontiguousarray(value) for name, value in adapter.arrays.items()})
-
-
-def adapter_of(data: bytes, layout: LoraLayout) -> LoraAdapter:
-    """The adapter of ``adapter_bytes``.
-
-    Raises:
-      ModelError: damaged, or of another layout.
-    """
-    try:
-        arrays = load(data)
-    except SafetensorError as error:
-        raise ModelError(f"an adapter in the state is damaged: {error}") from error
-    if {name: value.shape for name, value in arrays.items()} != layout.shapes:
-        raise ModelError("an adapter in the state is of another rank or drafter")
-    if not all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values()):
-        raise ModelError("an adapter in the state holds values that are no finite float32")
-    return LoraAdapter(layout=layout, arrays={name: arrays[name] for name in layout.shapes})

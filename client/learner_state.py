@@ -8,10 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
-
 from ..common.errors import ModelError
 from ..common.lora import LoraAdapter, LoraLayout
 from ..common.messages import TrainCounters
@@ -45,9 +41,8 @@ class Point:
         names = ("generators", "fresh", "left", "first", "losses")
         values = {name: getattr(self, name) for name in names}
         learner = {"schema": _SCHEMA, "next_lesson": next_lesson, "done": asdict(self.done), **values}
-        arrays = {name: np.ascontiguousarray(value) for name, value in self.adapter.arrays.items()}
         return {
-            ADAPTER: save(arrays),
+            ADAPTER: self.adapter.to_bytes(),
             OPTIMIZER: self.optimizer.to_bytes(),
             LEARNER: json.dumps(learner, separators=(",", ":")).encode(),
         }
@@ -67,7 +62,7 @@ class Point:
             if value["schema"] != _SCHEMA:
                 raise ModelError(f"the learner's state is of version {value['schema']}, expected {_SCHEMA}")
             point = cls(
-                adapter=_adapter(blobs[ADAPTER], layout),
+                adapter=layout.read(blobs[ADAPTER]),
                 optimizer=AdamW.from_bytes(config, blobs[OPTIMIZER]),
                 generators={str(name): dict(state) for name, state in value["generators"].items()},
                 fresh=int(value["fresh"]),
@@ -79,15 +74,3 @@ class Point:
             return point, int(value["next_lesson"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"the learner's state is damaged: {error!r}; start without it") from error
-
-
-def _adapter(data: bytes, layout: LoraLayout) -> LoraAdapter:
-    try:
-        arrays = load(data)
-    except SafetensorError as error:
-        raise ModelError(f"the learner's adapter is damaged: {error}; start without it") from error
-    if {name: value.shape for name, value in arrays.items()} != layout.shapes:
-        raise ModelError("the learner's adapter is of another rank or drafter; start without it")
-    if not all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values()):
-        raise ModelError("the learner's adapter holds values that are no finite float32; start without it")
-    return LoraAdapter(layout=layout, arrays={name: arrays[name] for name in layout.shapes})

@@ -3,20 +3,23 @@
     text -> blocks -> Outcome -> guard      which adapter is in force
                               -> learner    lesson -> replay -> training, in the background or between texts
                               -> pace       how long drafts are; its head learns from the same outcomes
-    end of a text, training step -> keeper -> state
+    end of a text, training step, rollback, release -> keeper -> state
 
 Two adapters are in force at once (``personal.py``): the fleet's, which a release brings, and the device's own, which is
 what is trained and which never leaves.
+
+Threads: one generates; it alone talks to guard, pace and n-grams. The one that learns in the background trains, writes
+the learner's checkpoint, and leaves what it made where the other takes it between two blocks.
 """
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
-from ..common.errors import FleetdraftError
+from ..common.errors import ConfigError, FleetdraftError, TrainingError
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
 from .background import BackgroundConfig, BackgroundLearner
@@ -24,34 +27,35 @@ from .continuation import Generation
 from .controllers import Controllers
 from .decision import Decision
 from .diagnosis import AcceptanceAlarm
+from .fleet_adapter import FleetAdapter, plain
 from .generation import Generator
 from .guard import Guard, GuardConfig
 from .head_learner import HeadLearner
-from .keeper import Keeper, adapter_bytes, adapter_of
+from .journal import Journal
+from .keeper import Keeper, PairParts
 from .learner import LearnerConfig, OnlineLearner
 from .ngrams import NgramCache
-from .objective import Objective
+from .notices import Notices
 from .options import Options
 from .outcome import Outcome
 from .pace import Pace
 from .pair import Pair
-from .personal import PersonalAdapter, Rebased, StepBeside, TwoAdapters, rebase
+from .personal import PersonalAdapter, Rebased, StepBeside
 from .state import State
 from .steps import DrafterSide
 from .trying_pace import TryingPace
 
 T = TypeVar("T")
 
-_JUDGED_LESSONS = 12
-"""The newest lessons, on which adapters are compared."""
-_JUDGED_BY = Objective(divergence="tvd", ngram_weight=0.0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineConfig:
     """How a pair learns while it writes.
 
-    background: learning beside generation, which needs the schedule ``idle``; None trains between texts.
+    background: learning beside generation, with the schedule ``idle``; None trains between texts, as the schedule says.
+
+    Raises:
+      ConfigError: learning in the background with another schedule.
     """
 
     learning: LearnerConfig = field(default_factory=lambda: LearnerConfig(schedule="idle"))
@@ -59,19 +63,32 @@ class OnlineConfig:
     background: BackgroundConfig | None = field(default_factory=BackgroundConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.background is not None and self.learning.schedule != "idle":
+            raise ConfigError(
+                f"schedule is {self.learning.schedule!r}, expected 'idle' where learning goes on in the background"
+            )
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the acceptance head is trained between blocks; else the learner trains it, by its schedule."""
+        return self.learning.schedule in ("prompts", "idle")
+
 
 class OnlinePair:
     """One pair with its learner. One text at a time; training may go on beside it.
 
     Guarantees:
-      - What was learned by the last training step, and each text that ended, is in the state, however this ends.
+      - Each text that ended and the last training step are in the state, however this ends.
       - An adapter that does harm is rolled back (``guard.py``). Texts are exact whatever the learner does.
+      - A part of the state that cannot be used is begun anew, with a notice; a learner then goes on from the guard's
+        last good adapter, if that is there. A disk that cannot be written is one notice, and stops nothing.
 
     Args:
       pair: its controllers and n-grams go on from the state.
-      state: open; the caller closes it, after ``close``.
+      state: open; the caller closes it, after ``close``. To purge it, close this first.
       initial: the adapter that changes nothing. It is the shared one as long as there is no release.
-      on_notice: told a line that the user should see.
+      on_notice: told a line that the user should see, between two texts, on the thread that generates.
     """
 
     def __init__(
@@ -83,35 +100,35 @@ class OnlinePair:
         on_notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.pair, self.config = pair, config or OnlineConfig()
-        self._state, self._on_notice, self._told = state, on_notice, 0
+        self._state, self._notices = state, Notices(state, on_notice)
         self._keeper = Keeper(state, pair.name, pair.family)
-        self._shared = self._or_anew("shared", lambda: self._keeper.shared(initial.layout) or initial) or initial
-        self._counters, self._failure = self._keeper.counters(), ""
-        self._decisions, self._written = list[Decision](), list[Decision]()
-        """About releases; and of all, those that the state knows."""
-        self._newest: LoraAdapter | None = None
+        self._keeping = threading.Lock()
+        """Held from a checkpoint's making to its writing, so that no older one is written after it."""
+        shared = self._or_anew("shared", lambda: self._keeper.shared(initial.layout), None)
+        self._fleet = FleetAdapter(pair, shared or initial, lambda: self._learner.lessons)
+        self._counters, self._journal = self._keeper.counters(), Journal(self._keeper.decisions())
+        self._made = deque[LoraAdapter](maxlen=1)
         """What the learner made, until the guard hears of it, between two blocks."""
         self._alarm: AcceptanceAlarm | None = None
-        personal = PersonalAdapter.initial(initial.layout, initial.layout.rank, self.config.seed)
-        self._learner = self._made_learner(LoraAdapter(layout=personal.layout, arrays=personal.arrays))
-        self._guard = self._made_guard()
-        self._restore_guard()
-        self._controllers = self._made_controllers()
+        self._texts, self._closed = 0, False
+        self._failure: FleetdraftError | None = None
+        self._controllers = self._restored_controllers()
         self._restore_ngrams()
+        own = PersonalAdapter.initial(initial.layout, initial.layout.rank, self.config.seed)
+        self._learner = self._made_learner(plain(own))
+        known = self._restore_learner()
+        self._guard = self._made_guard()
+        self._fleet.put(self._guard.newest)
+        self._restore_guard(known)
         self._generator = self._made_generator()
-        self.pair.adapt(self.in_force)
-        config_of_thread = self.config.background
-        self._background = BackgroundLearner(self._learner, config_of_thread) if config_of_thread else None
+        self._background: BackgroundLearner | None = None
+        self._wake()
         self._tell()
 
     # --- texts ------------------------------------------------------------------------------------------------
 
     def run(self, prompt: str, options: Options) -> Generation:
-        """As ``Generator.run``, and learns from the text.
-
-        Raises:
-          TrainingError: training between texts diverged; the text and what was learned before are in the state.
-        """
+        """As ``Generator.run``, and learns from the text. If training fails, ``failure`` says why."""
         with self._text(prompt, options):
             return self._generator.run(prompt, options, self)
 
@@ -123,18 +140,31 @@ class OnlinePair:
     @contextlib.contextmanager
     def _text(self, prompt: str, options: Options) -> Iterator[None]:
         """What surrounds a text: it is counted, becomes a lesson, and what it changed is written."""
+        self._check_open()
+        number, blocks, read = self._texts + 1, self._counters.blocks, False
         if self._alarm is None:
-            self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._on_notice)
-        self._take_newest()
-        self._learner.begin(self.pair.target_codec.prompt_tokens(prompt))
+            self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._notices.add)
         with self._background.generating() if self._background else contextlib.nullcontext():
+            self._texts = number
+            self._take_made()
+            self._learner.begin(self.pair.target_codec.prompt_tokens(prompt))
             try:
                 yield
+                read = True
+            except GeneratorExit:
+                read = True
+                raise
             finally:
-                self._counters += DraftCounters(prompts=1)
-                self._keep_text()
-                self._learner.end()
-                self._tell()
+                if self._counters.blocks > blocks and not self._closed:
+                    # Broken off within a block, or by another text, it may be no whole lesson.
+                    self._end_text(read and number == self._texts)
+
+    def _end_text(self, teaches: bool) -> None:
+        self._counters += DraftCounters(prompts=1)
+        self._keep()
+        if teaches:
+            self._train(self._learner.end)
+        self._tell()
 
     def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``; called by the generator."""
@@ -143,15 +173,89 @@ class OnlinePair:
         self._guard.observe(outcome)
         if self._alarm is not None:
             self._alarm.observe(outcome)
-        self._take_newest()
+        self._take_made()
 
-    def _take_newest(self) -> None:
+    def _take_made(self) -> None:
         """Tells the guard of what the learner made: on the thread that generates, between two blocks."""
-        newest, self._newest = self._newest, None
-        if newest is not None and newest is not self._guard.newest:
-            self._guard.changed(newest)
+        with contextlib.suppress(IndexError):
+            made = self._made.pop()
+            if made.digest != self._guard.newest.digest:
+                self._guard.changed(made)
 
-    # --- releases, status, end --------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------------------
+
+    @property
+    def failure(self) -> FleetdraftError | None:
+        """Why the newest training failed, if one did; in the background learning pauses then."""
+        return self._failure or (self._background.failure if self._background else None)
+
+    def finish(self) -> None:
+        """Trains on what came since the last training, now; what the guard thinks of it shows when texts go on."""
+        self._check_open()
+        self._rest()
+        self._train(self._learner.finish)
+        self._take_made()
+        self._keep()
+        self._wake()
+        self._tell()
+
+    def _train(self, train: Callable[[], None]) -> None:
+        try:
+            train()
+        except TrainingError as error:
+            self._failure = error
+
+    def _rest(self) -> None:
+        if self._background is not None:
+            self._failure = self._failure or self._background.failure
+            self._background.close()
+
+    def _wake(self) -> None:
+        if self.config.background is not None:
+            self._background = BackgroundLearner(self._learner, self.config.background)
+
+    # --- adapters ---------------------------------------------------------------------------------------------
+
+    @property
+    def in_force(self) -> LoraAdapter:
+        """Shared and personal adapter as one, of the newest that the guard knows."""
+        return self._fleet.both(self._guard.newest)
+
+    def as_adapter(self) -> tuple[LoraAdapter, float]:
+        """What is in force in the layout of a release, and what that lacks; see ``FleetAdapter.cut``."""
+        return self._fleet.cut(self._guard.newest)
+
+    def take_release(self, release: LoraAdapter) -> Rebased | None:
+        """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). Between two texts.
+
+        Returns:
+          What became of the personal adapter; None, and nothing changes, if the release is in force already.
+
+        Raises:
+          ModelError: the release is of another drafter.
+        """
+        self._check_open()
+        if release.digest == self._fleet.shared.digest:
+            return None
+        own = self._guard.good if self._guard.on_trial else self._learner.adapter
+        own, rebased = self._fleet.take(release, own, self.config.seed)
+        self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
+        self._guard = self._made_guard()
+        self._made.clear()
+        self._fleet.put(own)
+        why = f"{rebased.choice}: {rebased.why}"
+        self._journal.add(Decision(what="re-based on a release", why=why, at_block=self._counters.blocks))
+        self._keep(learner=True, shared=release)
+        self._tell()
+        return rebased
+
+    def _rolled_back(self, good: LoraAdapter) -> None:
+        """What the guard calls: the learner goes on from the good adapter, and both are written as one."""
+        self._learner.rollback(good)
+        self._keep(learner=True)
+        self._notices.add(f"the newest adapter is rolled back: {self._guard.decisions[-1].why}")
+
+    # --- status and end ---------------------------------------------------------------------------------------
 
     @property
     def counters(self) -> DraftCounters:
@@ -163,35 +267,8 @@ class OnlinePair:
         """What learns; its adapter is the personal one."""
         return self._learner
 
-    @property
-    def in_force(self) -> LoraAdapter:
-        """Shared and personal adapter as one."""
-        return self._both(self._guard.newest)
-
-    def take_release(self, release: LoraAdapter) -> Rebased:
-        """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). Between two texts.
-
-        Raises:
-          ModelError: the release is of another drafter.
-        """
-        two = TwoAdapters(shared=self._shared, personal=_personal(self._learner.adapter))
-        rebased = rebase(two, release, self._losses, self.config.seed)
-        self._shared = release
-        self._keeper.keep_shared(release)
-        personal = rebased.adapters.personal
-        self._learner.rollback(LoraAdapter(layout=personal.layout, arrays=personal.arrays))
-        self._keep_learner()
-        self._guard = self._made_guard()
-        self._newest = None
-        self.pair.adapt(self.in_force)
-        why = f"{rebased.choice}: {rebased.why}"
-        self._decisions.append(Decision(what="re-based", why=why, at_block=self._counters.blocks))
-        self._keep_text()
-        return rebased
-
     def status(self) -> dict[str, Any]:
         """What is going on, for people and for JSON; nothing of a text."""
-        background = self._background
         return {
             "target": self.pair.name,
             "draft_acceptance_rate": self._counters.draft_acceptance_rate,
@@ -199,81 +276,98 @@ class OnlinePair:
             "counters": self._counters.to_json(),
             "training_steps": self._learner.training.steps,
             "lessons": len(self._learner.lessons),
+            "personal": self._guard.newest.digest,
+            "release": None if self._fleet.shared.changes_nothing else self._fleet.shared.digest,
             "guard": self._guard.status(),
-            "decisions": [asdict(decision) for decision in self._all_decisions()],
-            "learning": str(background.failure or "") if background else "",
+            "decisions": [asdict(decision) for decision in self._journal.newest],
+            "failure": str(self.failure or ""),
             "notices": list(self._state.notices),
         }
 
-    def finish(self) -> None:
-        """Trains on what came since the last training, now; what the guard thinks of it shows when texts go on."""
-        self._rest()
-        try:
-            self._learner.finish()
-        finally:
-            self._wake()
-
     def close(self) -> None:
-        """Ends learning with the running step, and writes everything."""
-        self._rest()
-        self._take_newest()
-        self._keep_learner()
-        self._keep_text()
-        self._tell()
+        """Ends learning with the running step, and writes what is not written yet. A second call does nothing.
 
-    def _rest(self) -> None:
-        if self._background is not None:
-            self._background.close()
+        Raises:
+          BaseException: the defect that ended learning in the background.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._rest()
+        finally:
+            self._take_made()
+            self._keep()
+            self._tell()
 
-    def _wake(self) -> None:
-        if self.config.background is not None:
-            self._background = BackgroundLearner(self._learner, self.config.background)
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("the learning pair is closed; open another one")
 
-    # --- parts ------------------------------------------------------------------------------------------------
+    def __enter__(self) -> "OnlinePair":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    # --- parts, as far as they came before --------------------------------------------------------------------
 
     def _made_learner(self, personal: LoraAdapter) -> OnlineLearner:
-        """The learner of the personal adapter, as far as it came before."""
-        learner = OnlineLearner(
-            step=StepBeside(self.pair.train_step(), lambda: self._shared),
+        return OnlineLearner(
+            step=StepBeside(self.pair.train_step(), lambda: self._fleet.shared),
             writer=self.pair.lesson_writer(self.config.learning),
             adapter=personal,
             config=self.config.learning,
             seed=self.config.seed,
-            on_change=self._note_newest,
+            on_change=self._made.append,
             on_step=self._keep_learner,
             on_replay=self._keeper.keep_lessons,
-            head=None if self._head_trains_itself else _HeadOf(lambda: self._controllers),
+            head=None if self.config.trains_head else _HeadOf(self._controllers),
         )
-        if blobs := self._keeper.learner():
-            self._or_anew("learner", lambda: learner.restore(blobs, self._keeper.lessons()))
-        return learner
+
+    def _restore_learner(self) -> bool:
+        """Whether there was a checkpoint; the lessons, which are written apart from it, are there in any case."""
+        blobs, lessons = self._keeper.learner(), self._keeper.lessons()
+
+        def restore() -> bool:
+            self._learner.restore(blobs, lessons)
+            return True
+
+        if bool(blobs) and self._or_anew("learner", restore, False):
+            return True
+        self._learner.restore(self._learner.checkpoint(), lessons)
+        return False
 
     def _made_guard(self) -> Guard[LoraAdapter]:
         """A guard of personal adapters, which has seen nothing yet."""
         return Guard(
             self.config.guard,
             self._learner.adapter,
-            put=lambda personal: self.pair.adapt(self._both(personal)),
-            on_rollback=self._learner.rollback,
-            judge=lambda personal: self._losses(self._both(personal)),
+            put=self._fleet.put,
+            on_rollback=self._rolled_back,
+            judge=self._fleet.judge,
         )
 
-    def _restore_guard(self) -> None:
-        if parts := self._keeper.guard():
-            layout = self._learner.adapter.layout
-            self._or_anew("guard", lambda: self._guard.restore(parts, lambda data: adapter_of(data, layout)))
-        # The learner may have gone on since the guard was written.
-        if self._guard.newest.digest != self._learner.adapter.digest:
-            self._newest = self._learner.adapter
+    def _restore_guard(self, learner_known: bool) -> None:
+        """A learner that was lost goes on from the last good adapter; one that went on without the guard is heard."""
+        parts, read = self._keeper.guard(), self._learner.adapter.layout.read
 
-    def _made_controllers(self) -> Controllers:
-        controllers = Controllers(
-            self.pair.drafter.model.hidden_size, seed=self.config.seed, trains_head=self._head_trains_itself
-        )
-        data = self._keeper.head()
-        if data is not None:
-            size = self.pair.drafter.model.hidden_size
-            head = self._or_anew("head", lambda: HeadLearner.from_bytes(data, size))
+        def restore() -> bool:
+            self._guard.restore(parts, read)
+            return True
+
+        if bool(parts) and self._or_anew("guard", restore, False):
+            self._journal.know(self._guard.decisions)
+            if not learner_known:
+                self._learner.rollback(self._guard.good)
+        self._made.append(self._learner.adapter)
+        self._take_made()
+
+    def _restored_controllers(self) -> Controllers:
+        size, seed = self.pair.drafter.model.hidden_size, self.config.seed
+        controllers = Controllers(size, seed=seed, trains_head=self.config.trains_head)
+        if (data := self._keeper.head()) is not None:
+            head = self._or_anew("head", lambda: HeadLearner.from_bytes(data, size), None)
             if head is not None:
                 controllers.head = head
         return controllers
@@ -281,7 +375,15 @@ class OnlinePair:
     def _restore_ngrams(self) -> None:
         paths, data = self.pair.paths, self._keeper.ngrams()
         if isinstance(paths, NgramCache) and data is not None:
-            self._or_anew("ngrams", lambda: paths.restore_bytes(data))
+            self._or_anew("ngrams", lambda: paths.restore_bytes(data), None)
+
+    def _or_anew(self, what: str, restore: Callable[[], T], otherwise: T) -> T:
+        """What ``restore`` gives; ``otherwise``, and a notice, where a part of the state cannot be used."""
+        try:
+            return restore()
+        except FleetdraftError as error:
+            self._keeper.forget(what, str(error))
+            return otherwise
 
     def _made_generator(self) -> Generator:
         pair = self.pair
@@ -289,86 +391,46 @@ class OnlinePair:
         return Generator(pair.target, pair.target_codec, side, paces=self._pace)
 
     def _pace(self, name: str) -> Pace:
-        return TryingPace(self._controllers(name), self._is_undecided)
+        return TryingPace(self._controllers(name), lambda: self._guard.on_trial or self._guard.suspects)
 
-    def _is_undecided(self) -> bool:
-        return self._guard.on_trial or self._guard.suspects
-
-    @property
-    def _head_trains_itself(self) -> bool:
-        return self.config.learning.schedule in ("prompts", "idle")
-
-    # --- adapters ---------------------------------------------------------------------------------------------
-
-    def _note_newest(self, personal: LoraAdapter) -> None:
-        self._newest = personal
-
-    def _both(self, personal: LoraAdapter) -> LoraAdapter:
-        """Shared and personal as one; the personal alone where the shared one changes nothing."""
-        if self._shared.changes_nothing:
-            return personal
-        return TwoAdapters(shared=self._shared, personal=_personal(personal)).in_force
-
-    def _losses(self, in_force: LoraAdapter) -> list[float]:
-        """Of an adapter on the newest lessons, one each: the share of drafts that it would lose there."""
-        newest = list(self._learner.lessons.values())[-_JUDGED_LESSONS:]
-        step = self.pair.train_step()
-        try:
-            return [step(in_force.arrays, [lesson], _JUDGED_BY, np.random.default_rng(0)).loss for lesson in newest]
-        finally:
-            step.close()
-
-    # --- writing ----------------------------------------------------------------------------------------------
+    # --- writing and telling ----------------------------------------------------------------------------------
 
     def _keep_learner(self) -> None:
-        self._keeper.keep_learner(self._learner.checkpoint())
+        """Writes the learner's checkpoint; from any thread."""
+        with self._keeping:
+            self._keeper.keep(learner=self._learner.checkpoint())
 
-    def _keep_text(self) -> None:
-        """Writes all that a text changes but its lesson."""
-        decisions, paths, head = self._all_decisions(), self.pair.paths, self._controllers.head_in_use
-        self._keeper.keep_text(
-            self._counters,
-            self._guard.checkpoint(adapter_bytes),
-            None if head is None else head.to_bytes(),
-            paths.to_bytes() if isinstance(paths, NgramCache) else None,
-            [decision for decision in decisions if decision not in self._written],
+    def _keep(self, learner: bool = False, shared: LoraAdapter | None = None) -> None:
+        """Writes what a text changed but its lesson; with it what else has to change at once."""
+        self._journal.take([*self._guard.decisions, *self._controllers.decisions])
+        paths, head = self.pair.paths, self._controllers.head_in_use
+        parts = PairParts(
+            counters=self._counters,
+            guard=self._guard.checkpoint(LoraAdapter.to_bytes),
+            head=None if head is None else head.to_bytes(),
+            ngrams=paths.to_bytes() if isinstance(paths, NgramCache) else None,
+            decisions=self._journal.unwritten,
         )
-        self._written = decisions
-
-    def _all_decisions(self) -> list[Decision]:
-        """The newest of guard, controllers and releases, by block."""
-        every = [*self._guard.decisions, *self._controllers.decisions, *self._decisions]
-        return sorted(every, key=lambda decision: decision.at_block)
+        with self._keeping:
+            checkpoint = self._learner.checkpoint() if learner else None
+            if self._keeper.keep(learner=checkpoint, pair=parts, shared=shared):
+                self._journal.written()
 
     def _tell(self) -> None:
-        """Tells what went wrong with the state, each thing once."""
-        for notice in self._state.notices[self._told :]:
-            self._on_notice(notice)
-        self._told = len(self._state.notices)
-        if self._keeper.failure and self._keeper.failure != self._failure:
-            self._on_notice(f"{self._keeper.failure}; what is learned now may be lost")
-        self._failure = self._keeper.failure
-
-    def _or_anew(self, what: str, restore: Callable[[], T]) -> T | None:
-        """What ``restore`` gives; None, and a notice, where a part of the state cannot be used."""
-        try:
-            return restore()
-        except FleetdraftError as error:
-            self._keeper.forget(what, str(error))
-            return None
+        """Tells what went wrong, each thing once."""
+        if self._notices.is_new(self.failure):
+            self._keep_learner()  # the state has steps that are taken back
+        self._notices.cannot_write(self._keeper.failure)
+        self._notices.tell()
 
 
 class _HeadOf:
     """Trains the acceptance head that is in use, where one is."""
 
-    def __init__(self, controllers: Callable[[], Controllers]) -> None:
+    def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
 
     def train(self) -> None:
-        head = self._controllers().head_in_use
+        head = self._controllers.head_in_use
         if head is not None:
             head.train()
-
-
-def _personal(adapter: LoraAdapter) -> PersonalAdapter:
-    return PersonalAdapter(layout=adapter.layout, arrays=adapter.arrays)

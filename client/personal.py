@@ -13,8 +13,6 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from ..common.errors import ModelError
 from ..common.lora import Arrays, LoraAdapter, LoraLayout
@@ -44,29 +42,6 @@ class PersonalAdapter:
         """This adapter with ``delta`` added tensor by tensor; names absent from ``delta`` stay."""
         added = {n: v + delta[n] if n in delta else v for n, v in self.arrays.items()}
         return replace(self, arrays=added)
-
-    def to_bytes(self) -> bytes:
-        """For the device's own state; ``from_bytes`` reads it."""
-        return save({name: np.ascontiguousarray(value) for name, value in self.arrays.items()})
-
-    @classmethod
-    def from_bytes(cls, data: bytes, shared: LoraLayout) -> "PersonalAdapter":
-        """Reads what ``to_bytes`` wrote on a device with a shared adapter of this layout.
-
-        Raises:
-          ModelError: damaged, or of another decoder.
-        """
-        try:
-            arrays = load(data)
-            rank = len(arrays["lora.0.q_proj.A"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the personal adapter is damaged ({error}); delete it to begin a new one") from error
-        layout = replace(shared, rank=rank, alpha=shared.scaling * rank)
-        if not rank or layout.shapes != {name: value.shape for name, value in arrays.items()}:
-            raise ModelError("the personal adapter is of another drafter; delete it to begin a new one")
-        if not all(np.isfinite(value).all() for value in arrays.values()):
-            raise ModelError("the personal adapter holds values that are not finite; delete it to begin a new one")
-        return cls(layout=layout, arrays=arrays)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from .errors import FingerprintError, ModelError
 from .files import directory_written_whole, write_atomic, write_json
@@ -77,6 +79,22 @@ class LoraLayout:
         }
         return LoraAdapter(layout=self, arrays=arrays)
 
+    def read(self, data: bytes) -> "LoraAdapter":
+        """The adapter of this layout whose ``LoraAdapter.to_bytes`` is ``data``, bit for bit.
+
+        Raises:
+          ModelError: damaged, of another layout, or with values that are no finite float32.
+        """
+        try:
+            arrays = load(data)
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"an adapter is damaged: {str(error).splitlines()[0]}; begin without it") from error
+        if {name: value.shape for name, value in arrays.items()} != self.shapes:
+            raise ModelError("an adapter is of another rank or drafter; begin without it")
+        if not all(value.dtype == np.float32 and np.isfinite(value).all() for value in arrays.values()):
+            raise ModelError("an adapter holds values that are no finite float32; begin without it")
+        return LoraAdapter(layout=self, arrays={name: arrays[name] for name in self.shapes})
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraAdapter:
@@ -138,6 +156,25 @@ class LoraAdapter:
                 a, b = (self.arrays[f"lora.{layer}.{name}.{factor}"] for factor in "AB")
                 found[layer, name] = LowRank(a=a, b=b, scaling=self.layout.scaling)
         return found
+
+    def cut(self, layout: LoraLayout) -> "tuple[LoraAdapter, float]":
+        """(its best approximation in a layout of smaller rank, what that lacks: a share, in the Frobenius norm).
+
+        Raises:
+          ModelError: ``layout`` is for a decoder of another shape.
+        """
+        if layout.shape != self.layout.shape:
+            raise ModelError("the layout is for a decoder of another shape, expected the adapter's; use its own bundle")
+        ratio, arrays, lost, whole = np.float32(self.layout.scaling / layout.scaling), Arrays(), 0.0, 0.0
+        for (layer, name), change in self.changes.items():
+            found = change.truncated(layout.rank)
+            arrays[f"lora.{layer}.{name}.A"], arrays[f"lora.{layer}.{name}.B"] = found.change.a, ratio * found.change.b
+            lost, whole = lost + found.lost, whole + found.whole
+        return LoraAdapter(layout=layout, arrays=arrays), sqrt(lost / whole) if whole else 0.0
+
+    def to_bytes(self) -> bytes:
+        """The tensors alone; ``LoraLayout.read`` reads them."""
+        return save({name: np.ascontiguousarray(value) for name, value in self.arrays.items()})
 
     def merged(self, weights: Mapping[str, NDArray[np.float32]]) -> Arrays:
         """A decoder's weights with the adapter added to them; what is no projection, a bias for example, stays."""

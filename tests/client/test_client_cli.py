@@ -2,11 +2,18 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.state import State
 from fleetdraft.common.cli import main
 
 
@@ -76,6 +83,35 @@ WRONG = {
     "prompt too long": (["generate", "--prompt", "x " * 3000], "expected 1 to"),
     "no prompts file": (["adapt", "--prompts", "none", "--out", "out"], "cannot read prompts file none"),
     "empty prompts file": (["adapt", "--prompts", "empty.jsonl", "--out", "out"], "holds no prompts"),
+    "nothing to keep": (["adapt", "--prompts", "torn.jsonl"], "neither --out nor --state is given"),
+    "head without a state": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--schedule", "joint"],
+        "--schedule joint is given without --state",
+    ),
+    "background without a state": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--background"],
+        "--background is given without --state",
+    ),
+    "two schedules": (
+        ["adapt", "--prompts", "torn.jsonl", "--state", "s", "--background", "--schedule", "joint"],
+        "--schedule joint and --background are both given",
+    ),
+    "no such schedule": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--schedule", "idle"],
+        "--schedule is 'idle', expected one of prompts, joint, interleaved",
+    ),
+    "no such divergence": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--divergence", "x"],
+        "divergence is 'x'",
+    ),
+    "no such projection": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--projection", "x"],
+        "projection is 'x'",
+    ),
+    "n-grams twice": (
+        ["generate", "--prompt", "x", "--paths", "online", "--ngrams", "n", "--state", "s"],
+        "--ngrams and --state are both given",
+    ),
     "malformed line": (["eval", "--prompts", "torn.jsonl"], "torn.jsonl:2: not valid JSON"),
 }
 
@@ -142,3 +178,113 @@ def test_damaged_weights_are_refused(tmp_path: Path, bundle: Bundle, capsys: pyt
 def test_directory_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", "--target", str(tmp_path)]) == 2
     assert "is not a Hugging Face model directory: no config.json" in capsys.readouterr().err
+
+
+# --- with a state ---------------------------------------------------------------------------------------------------
+
+ADAPT = ["adapt", "--max-new-tokens", "8", "--every-prompts", "1", "--steps", "1"]
+
+
+def told(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def test_generate_with_a_state_writes_the_same_text_and_says_how_it_stands(tmp_path: Path, capsys) -> None:
+    words = ["generate", "--prompt", "def f(x):\n", "--max-new-tokens", "12"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert main([*words, "--state", str(tmp_path / "s")]) == 0
+    assert capsys.readouterr().out == text
+    assert main([*words, "--state", str(tmp_path / "s"), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)["status"]
+    assert status["counters"]["prompts"] == 2
+    assert (status["lessons"], status["decisions"], status["failure"]) == (2, [], "")
+
+
+@pytest.mark.parametrize("more", [[], ["--background"], ["--schedule", "joint", "--controller", "head"]])
+def test_adapt_with_a_state_goes_on_from_it(tmp_path: Path, prompts_file: Path, capsys, more: list[str]) -> None:
+    figures = tmp_path / "figures.json"
+    words = [*ADAPT, *more, "--prompts", str(prompts_file), "--state", str(tmp_path / "s"), "--json", str(figures)]
+    steps = []
+    for run in (1, 2):
+        assert main(words) == 0
+        assert told(figures)["status"]["counters"]["prompts"] == 2 * run
+        assert told(figures)["prompts"] == 2
+        steps.append(told(figures)["training_steps"])
+    assert 0 < steps[0] < steps[1]
+    assert "holds what was learned after 2 prompts" in capsys.readouterr().out
+
+
+def test_adapt_with_a_state_writes_its_adapter_for_a_bundle(
+    tmp_path: Path, prompts_file: Path, bundle: Bundle, capsys
+) -> None:
+    figures, state = tmp_path / "figures.json", ["--state", str(tmp_path / "s")]
+    words = [*ADAPT, *state, "--prompts", str(prompts_file), "--json", str(figures)]
+    assert main([*words, "--out", str(tmp_path / "own")]) == 0
+    assert bundle.adapter(tmp_path / "own").digest == told(figures)["digest"] == told(figures)["status"]["personal"]
+    assert "lacks" not in capsys.readouterr().out
+    release = bundle.adapter(tmp_path / "own").plus({"lora.0.q_proj.B": np.full((128, 16), 0.01, np.float32)})
+    release.save(tmp_path / "release", bundle.base)
+    assert main(["generate", "--prompt", "x", *state, "--adapter", str(tmp_path / "release")]) == 0
+    assert "fleetdraft: a release is in force; the personal adapter: " in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "both"), "--adapter", str(tmp_path / "release")]) == 0
+    heard = capsys.readouterr()
+    assert "release is in force" not in heard.err
+    assert told(figures)["status"]["release"] == release.digest
+    assert 0 < told(figures)["lost"] < 1
+    assert f"it lacks {told(figures)['lost']:.3f} of the change" in heard.out
+    assert bundle.adapter(tmp_path / "both").digest == told(figures)["digest"]
+
+
+def test_a_state_in_use_is_one_line(tmp_path: Path, bundle: Bundle, capsys) -> None:
+    directory = tmp_path / "s"
+    with State.open(directory, base=bundle.base, layout=bundle.manifest.layout.fingerprint):
+        for words in (["generate", "--prompt", "x", "--state", str(directory)], ["state", "show", str(directory)]):
+            assert main(words) == 2
+            err = capsys.readouterr().err
+            assert "is in use by process" in err
+            assert len(err.splitlines()) == 1
+
+
+def test_a_state_set_aside_is_one_line_on_stderr(tmp_path: Path, capsys) -> None:
+    words = ["generate", "--prompt", "x", "--state", str(tmp_path / "s"), "--max-new-tokens", "4"]
+    assert main(words) == 0
+    (tmp_path / "s" / "state.sqlite3").write_bytes(b"not a database")
+    capsys.readouterr()
+    assert main(words) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("fleetdraft: ")
+    assert "the state begins anew" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_interrupted_adapt_keeps_what_it_learned_and_goes_on_there(tmp_path: Path, prompts_file: Path, capsys) -> None:
+    words = [*ADAPT, "--prompts", str(prompts_file), "--state", str(tmp_path / "s"), "--passes", "2000"]
+    with running(words) as process:
+        assert line(process) == "adapting 0/4000\n"
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    kept = f"interrupted; what was learned is in {tmp_path}/s, and the same command goes on from there"
+    assert err == f"fleetdraft: {kept}\n"
+    assert main(["state", "show", str(tmp_path / "s"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    done = shown["acceptance"][0]["counters"]["prompts"]
+    assert shown["training_steps"] > 0
+    with running(words) as process:
+        said = line(process)
+        process.kill()
+    assert done > 0
+    # A text that was interrupted is counted, and comes again.
+    assert said in [f"fleetdraft: going on at prompt {place} of 4000\n" for place in (done, done + 1)]
+
+
+def running(words: list[str]) -> "subprocess.Popen[str]":
+    code = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+
+
+def line(process: "subprocess.Popen[str]") -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()

@@ -234,3 +234,47 @@ def test_peft_computes_with_our_files_what_the_formula_says(adapter, tmp_path) -
         by_formula = merged(ids).logits
     assert (by_peft - plain).abs().max() > 0.05
     torch.testing.assert_close(by_peft, by_formula, atol=2e-5, rtol=0)  # float32 sums in another order
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_give_the_same_adapter_bit_for_bit(adapter) -> None:
+    assert LAYOUT.read(adapter.to_bytes()).digest == adapter.digest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda adapter: adapter.to_bytes()[:-3],
+        lambda adapter: b"",
+        lambda adapter: b"{}",
+        lambda adapter: adapter.plus({"lora.0.q_proj.A": np.full((3, 16), np.nan, np.float32)}).to_bytes(),
+        lambda adapter: replace(LAYOUT, rank=4, alpha=8.0).initial(0).to_bytes(),
+    ],
+    ids=["cut", "empty", "no tensors", "not a number", "another rank"],
+)
+def test_bytes_of_no_adapter_of_the_layout_are_told_in_a_line(adapter, damage) -> None:
+    with pytest.raises(ModelError, match="^an adapter .*; begin without it$"):
+        LAYOUT.read(damage(adapter))
+
+
+# --- cuts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_of_two_adapters_lacks_what_it_says(adapter) -> None:
+    both = adapter.beside(adapter.plus({name: np.roll(value, 5) for name, value in adapter.arrays.items()}))
+    cut, lost = both.cut(LAYOUT)
+    whole = {projection: change.dense() for projection, change in both.changes.items()}
+    lacks = sum(np.square(whole[key] - change.dense()).sum() for key, change in cut.changes.items())
+    assert cut.layout == LAYOUT
+    assert 0.05 < lost < 0.95
+    assert np.isclose(lost**2, lacks / sum(np.square(change).sum() for change in whole.values()), rtol=1e-4)
+
+
+def test_a_cut_of_what_fits_loses_nothing(adapter) -> None:
+    wide = adapter.beside(LAYOUT.initial(seed=3))
+    cut, lost = wide.cut(replace(LAYOUT, alpha=12.0))
+    assert lost < 1e-6
+    for key, change in adapter.changes.items():
+        np.testing.assert_allclose(cut.changes[key].dense(), change.dense(), atol=1e-5)

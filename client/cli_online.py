@@ -1,0 +1,98 @@
+"""What generate and adapt do with a state: open it, take a release, say what happened. It decodes nothing itself."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
+from ..common.lora import LoraAdapter
+from ..common.metrics import DraftCounters
+from ..common.progress import progress
+from .bundle import Bundle
+from .course import Course
+from .online import OnlineConfig, OnlinePair
+from .options import Options
+from .pair import Pair
+from .prompts import Prompt
+from .state import State
+
+
+class Stderr:
+    """Lines on stderr; while a text is shown they wait for its end."""
+
+    def __init__(self) -> None:
+        self._waiting: list[str] | None = None
+
+    def say(self, line: str) -> None:
+        """One line for the user."""
+        if self._waiting is None:
+            print(f"fleetdraft: {line}", file=sys.stderr)
+        else:
+            self._waiting.append(line)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Nothing is said inside."""
+        self._waiting = []
+        try:
+            yield
+        finally:
+            waiting, self._waiting = self._waiting, None
+            for line in waiting:
+                self.say(line)
+
+
+@contextmanager
+def learning_pair(
+    directory: Path,
+    bundle: Bundle,
+    pair: Pair,
+    release: LoraAdapter | None,
+    config: OnlineConfig,
+    stderr: Stderr,
+) -> Iterator[tuple[OnlinePair, State]]:
+    """A pair that goes on from the state in ``directory``, with a release in force if one is given.
+
+    Raises:
+      FingerprintError, UserError: the state is another drafter's, in use, or cannot be used.
+    """
+    layout = bundle.manifest.layout.fingerprint
+    with (
+        State.open(directory, base=bundle.base, layout=layout) as state,
+        OnlinePair(pair, state, bundle.adapter(), config, stderr.say) as online,
+    ):
+        if release is not None and (rebased := online.take_release(release)) is not None:
+            stderr.say(f"a release is in force; the personal adapter: {rebased.choice} ({rebased.why})")
+        yield online, state
+
+
+def adapt_on(
+    online: OnlinePair, state: State, prompts: Sequence[Prompt], passes: int, options: Options, stderr: Stderr
+) -> DraftCounters:
+    """Generates the stream from where it was left, each text a lesson, and counts; training that fails ends it.
+
+    Raises:
+      typer.Exit: training failed; what was learned before is in the state.
+    """
+    stream, total = list(prompts) * passes, DraftCounters()
+    course = Course(state, online.pair.name, prompts, passes, options.seed)
+    if first := course.done:
+        stderr.say(f"going on at prompt {first + 1} of {len(stream)}")
+    with progress("adapting", len(stream) - first) as advance:
+        for index in range(first, len(stream)):
+            total += online.run(stream[index].text, replace(options, seed=options.seed + index)).counters
+            _check(online)
+            course.note(index + 1)
+            advance(f"acceptance {total.draft_acceptance_rate:.3f}")
+    online.finish()
+    _check(online)
+    return total
+
+
+def _check(online: OnlinePair) -> None:
+    """Ends the command where training failed, which the pair has told."""
+    if online.failure is not None:
+        raise typer.Exit(1)
