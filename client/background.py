@@ -1,9 +1,10 @@
 """Learning in a thread of its own while texts are generated, within a budget. It knows no models, lessons or files.
 
-While texts are generated, a training step of s seconds is followed by a rest of s (1 - b) / b, so that at most the
-share b of the time is spent on training; as generation goes on beside it, it loses less than that. On an idle device
-there are no rests. The thread also asks for the lowest scheduling priority, which costs generation less still where
-both want the same core; on one intra-op thread ONNX Runtime trains on the thread that calls, so it applies to it.
+While texts are generated, a training step that took s seconds of a core is followed by a rest of s (1 - b) / b, so that
+training has at most the share b of one core; as generation goes on beside it, it loses less than that. On an idle
+device there are no rests. The thread also asks for the lowest scheduling priority, which costs generation less still
+where both want the same core. Training runs on one intra-op thread, which is the thread that calls: priority and count
+of seconds apply to it.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ class BackgroundConfig:
     """
 
     budget: float = 0.1
-    """Share of the time, above 0 to 1, while texts are generated."""
+    """Share of one core's time, above 0 to 1, while texts are generated."""
     idle_after_s: float = 1.0
     """Seconds without a text until the device counts as idle: texts that follow each other are one work."""
 
@@ -73,7 +74,8 @@ class BackgroundLearner:
 
     Args:
       learner: its steps run in the thread, one after the other.
-      clock: seconds, of a clock that is not set. wait: as ``threading.Condition.wait``.
+      clock: seconds, of a clock that is not set. cpu: seconds of a core that the calling thread had.
+      wait: as ``threading.Condition.wait``.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class BackgroundLearner:
         learner: Learning,
         config: BackgroundConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.thread_time,
         wait: Wait = threading.Condition.wait,
     ) -> None:
         self.priority = "not asked for yet"
@@ -88,9 +91,9 @@ class BackgroundLearner:
         self.failure: FleetdraftError | None = None
         """Why learning pauses, if it does."""
         self.steps_done, self.seconds = 0, 0.0
-        """Training steps, and the seconds spent on them."""
+        """Training steps, and the seconds of a core spent on them."""
         self._learner, self._config = learner, config or BackgroundConfig()
-        self._clock, self._wait = clock, wait
+        self._clock, self._cpu, self._wait = clock, cpu, wait
         self._changed = threading.Condition()
         self._texts, self._last_text, self._closing = 0, -math.inf, False
         self._until = -math.inf
@@ -191,14 +194,17 @@ class BackgroundLearner:
                     return
 
     def _stepped(self, steps: Iterator[None]) -> bool:
-        """Whether there was one more step; its time is noted, and that of the end."""
-        began = self._clock()
+        """Whether there was one more step; its time is noted, and that of the end.
+
+        On a busy device a step of low priority waits more than it works; what it waits costs nobody anything.
+        """
+        began = self._cpu()
         try:
             return next(steps, _END) is not _END
         finally:
-            now = self._clock()
-            self.seconds += now - began
-            self._until = max(self._until, now) + self._config.rest_s(now - began)
+            worked = self._cpu() - began
+            self.seconds += worked
+            self._until = max(self._until, self._clock()) + self._config.rest_s(worked)
 
     def _rested(self) -> bool:
         """Rests for the steps so far, unless the device is idle; whether to go on."""

@@ -46,7 +46,7 @@ ALONE = "no learning"
 #: A step at a time, never between texts, and too small to change what is drafted.
 LEARNING = LearnerConfig(every_prompts=1 << 30, steps=1, optimizer=AdamWConfig(learning_rate=1e-12))
 _BUDGETS = (BackgroundConfig().budget, 0.25, 0.5, 1.0)
-_HEADINGS = ("learning", "tokens/s", "of no\nlearning", "from", "to", "steps", "of the\ntime")
+_HEADINGS = ("learning", "tokens/s", "of no\nlearning", "from", "to", "steps", "of a\ncore")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class BackgroundRow(Row):
     """Tokens per second, the median over all turns; peer: no learning, in the same run.
 
     share: of tokens per second without learning, the median over the rounds; lowest, highest: of the rounds. steps: of
-    training, in all turns. busy: share of the wall time in which a step ran.
+    training, in all turns. busy: seconds of a core that training had, as a share of the time.
     """
 
     budget: float
@@ -69,7 +69,7 @@ class BackgroundRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """All prompts once by one contestant; ``busy_s`` of ``seconds`` a training step ran."""
+    """All prompts once by one contestant; in ``seconds`` training had ``busy_s`` of a core."""
 
     tokens: int
     seconds: float

@@ -72,7 +72,7 @@ class Work:
 
 def learning(work: Work, budget: float = 0.1, idle_after_s: float = 1.0) -> BackgroundLearner:
     config = BackgroundConfig(budget=budget, idle_after_s=idle_after_s)
-    return BackgroundLearner(work, config, clock=work.clock, wait=work.clock.wait)
+    return BackgroundLearner(work, config, clock=work.clock, cpu=work.clock, wait=work.clock.wait)
 
 
 def settle(background: BackgroundLearner, work: Work, *seconds: float) -> None:
@@ -224,7 +224,7 @@ def test_closing_waits_for_the_running_step_and_no_other() -> None:
 def test_closing_ends_a_rest() -> None:
     """On real time: a rest of more than an hour."""
     work = Work(Clock())
-    background = BackgroundLearner(work, clock=work.clock)
+    background = BackgroundLearner(work, clock=work.clock, cpu=work.clock)
     with background.generating():
         work.left = [500.0, 1.0]
         background.wake()
