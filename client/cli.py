@@ -192,7 +192,7 @@ def adapt(
         typer.Option(
             "--divergence",
             help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
-            "(default: reverse-kl; forward-kl with --projection law).",
+            "(default: forward-kl).",
         ),
     ] = None,
     projection: Annotated[
