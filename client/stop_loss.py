@@ -25,7 +25,7 @@ _FIRST_ALONE = 3
 _ALONE_BLOCKS = 96
 """Blocks between two tokens alone while drafting pays: the machine and the length of the text change what one takes."""
 _ALONE_NEWEST = 0.1
-_PEEK_WAIT, _PEEK_STAKE = 16, 0.25
+_PEEK_WAIT, _PEEK_STAKE = 16, 0.5
 """Blocks alone before a text may begin with a peek, and what that may lose, in tokens."""
 
 
@@ -105,6 +105,9 @@ class StopLoss:
         self.inner.note(outcome)
         if self._drafts_next:
             self._since_alone += 1
+            if not outcome.proposed:  # the drafter was asked and proposed nothing: the target's call was one alone
+                self._since_alone = 0
+                self._alone.add_time(outcome.cost.target_s)
             self._book(len(outcome.tokens), outcome.cost.seconds)
         else:
             self._since_alone = 0
