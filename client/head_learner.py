@@ -33,7 +33,7 @@ class HeadConfig:
     capacity: int = 1024
     batch_size: int = 16
     steps: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.01
     mismatch_weight: float = 1.0
 
@@ -77,6 +77,11 @@ class HeadLearner:
     def __call__(self, hidden: Hidden) -> float:
         """P(the next proposal is accepted), given that those before it are; see ``acceptance_head.acceptance``."""
         return acceptance(self._tensors, hidden)
+
+    @property
+    def mismatch_weight(self) -> float:
+        """See ``HeadConfig``."""
+        return self._config.mismatch_weight
 
     def __len__(self) -> int:
         return min(self.seen, self._config.capacity)

@@ -8,11 +8,16 @@ Both rules see a boundary's state only: each block has a length of its own, and 
 | cost-aware  | some number of further proposals is worth its time: survival of each, summed, against the time of  |
 |             | drafting and scoring them at the tokens per second that are achieved now                           |
 
+Beside what the head says there is a shift of its logit, learned within the text by the loss of the head's training, in
+part for all proposals and in part for the first of a block and for those behind it: what kind of text it is shows
+within some ten blocks, while the head learns it over many texts.
+
 The first is that of SpecDec++, its thresholds 0.3 and 0.7 by task. The second is ours and has nothing to choose: with N
 tokens in T seconds a block, the rate E N / E T is largest where a proposal is made iff its tokens exceed the rate times
 its seconds (the reward-renewal argument; the rate found is what the next blocks are held against).
 """
 
+import math
 from typing import Protocol
 
 from ..common.errors import ConfigError
@@ -22,10 +27,12 @@ from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
 
-_EXPLORE_BLOCKS, _EXPLORED = 8, 2
-"""One block in so many makes so many proposals whatever the head says: of what is never proposed it learns nothing."""
-_FRESH_BLOCKS, _FRESH_EXPLORED = 4, 3
-"""The first drafts of a text, less one, make so many proposals whatever the head says."""
+_EXPLORE_BLOCKS = 8
+"""One block in so many makes a proposal more than the rule says: of what is never proposed nothing is learned."""
+_SHIFT_RATE, _PLACE_RATE, _SHIFT_KEPT = 0.2, 0.4, 0.5
+"""Steps of the shift by one verdict, for all places and for the verdict's own; what of it the next text begins with."""
+_SUREST = 4.0
+"""The head's logit counts up to here: beyond, a shift would come too late."""
 _MOST_AHEAD = 8
 """Proposals that are looked ahead at most."""
 _PRIOR, _PRIOR_BLOCKS = 0.6, 8
@@ -106,31 +113,48 @@ class HeadPace:
 
     def __init__(self, learner: HeadLearner, rule: StopScore, trains: bool = True) -> None:
         self.learner, self._rule, self._trains = learner, rule, trains
-        self._survival, self._budget, self._blocks, self._untrained, self._fresh = 1.0, 0, 0, 0, 0
+        self._budget, self._blocks, self._untrained = 0, 0, 0
+        self._told, self._survival, self._one_more = list[float](), 1.0, False
+        self._shift, self._of_place = 0.0, [0.0, 0.0]
 
     def begin(self) -> None:
-        """A text may be of a kind that the head was not trained on lately: its first drafts are made to learn from."""
-        self._fresh = _FRESH_BLOCKS
+        """A text may be of another kind than the one before."""
+        self._shift *= _SHIFT_KEPT
+        self._of_place = [_SHIFT_KEPT * shift for shift in self._of_place]
 
     def budget(self, most: int) -> int:
-        self._budget = most
+        self._budget, self._told, self._survival = most, [], 1.0
+        self._blocks += 1
+        self._one_more = self._blocks % _EXPLORE_BLOCKS == 0
         return most
 
     def goes_on(self, boundary: Boundary) -> bool:
-        proposed = len(boundary.proposed)
-        if not proposed:
-            self._survival, self._blocks, self._fresh = 1.0, self._blocks + 1, max(0, self._fresh - 1)
-        acceptance = self.learner(boundary.hidden)
-        explored = _FRESH_EXPLORED if self._fresh else _EXPLORED if self._blocks % _EXPLORE_BLOCKS == 0 else 0
-        left = self._budget - len(boundary.start)
-        goes_on = proposed < explored or self._rule.goes_on(self._survival, acceptance, proposed, left)
+        acceptance, left = self._acceptance(boundary), self._budget - len(boundary.start)
+        goes_on = self._rule.goes_on(self._survival, acceptance, len(boundary.proposed), left)
+        if not goes_on:
+            goes_on, self._one_more = self._one_more, False
+        self._told.append(acceptance)
         self._survival *= acceptance
         return goes_on
 
     def note(self, outcome: Outcome) -> None:
         self._rule.note(outcome)
         self.learner.observe(outcome)
+        self._learn_text(outcome.acceptance.tolist())
         self._untrained += len(outcome.hidden)
         if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
             self.learner.train()
+
+    def _acceptance(self, boundary: Boundary) -> float:
+        """The head's probability, shifted by what this text showed."""
+        head = self.learner(boundary.hidden)
+        logit = max(-_SUREST, min(_SUREST, math.log(head / (1 - head))))
+        return 1 / (1 + math.exp(-logit - self._shift - self._of_place[bool(boundary.proposed)]))
+
+    def _learn_text(self, labels: list[float]) -> None:
+        """A step down the gradient of the head's loss for each verdict."""
+        for place, (told, label) in enumerate(zip(self._told, labels, strict=False)):  # where it stopped, no verdict
+            error = label * (1 - told) - self.learner.mismatch_weight * (1 - label) * told
+            self._shift += _SHIFT_RATE * error
+            self._of_place[place > 0] += _PLACE_RATE * error

@@ -24,8 +24,10 @@ _FIRST_ALONE = 3
 """Tokens by the target alone before the first draft: without them there is nothing to compare with."""
 _ALONE_BLOCKS = 96
 """Blocks between two tokens alone while drafting pays: the machine and the length of the text change what one takes."""
+_UNPROVEN_BLOCKS = 12
+"""The same until drafting has paid: three tokens alone on a busy machine may say anything."""
 _ALONE_NEWEST = 0.1
-_PEEK_WAIT, _PEEK_STAKE = 16, 0.25
+_PEEK_WAIT, _PEEK_STAKE = 16, 0.5
 """Blocks alone before a text may begin with a peek, and what that may lose, in tokens."""
 
 
@@ -92,7 +94,8 @@ class StopLoss:
         if not self._drafting and (peeks or self._waited >= self._wait):
             self._try(peek=self._waited < self._wait)
             most = min(most, self._config.peek_tokens) if self._peeking else most
-        measures = self._alone.count < _FIRST_ALONE or self._since_alone >= _ALONE_BLOCKS
+        longest = _ALONE_BLOCKS if self._proven else _UNPROVEN_BLOCKS
+        measures = self._alone.count < _FIRST_ALONE or self._since_alone >= longest
         budget = 0 if measures or not self._drafting else self.inner.budget(most)
         self._drafts_next = budget > 0
         return budget
@@ -105,6 +108,9 @@ class StopLoss:
         self.inner.note(outcome)
         if self._drafts_next:
             self._since_alone += 1
+            if not outcome.proposed:  # the drafter was asked and proposed nothing: the target's call was one alone
+                self._since_alone = 0
+                self._alone.add_time(outcome.cost.target_s)
             self._book(len(outcome.tokens), outcome.cost.seconds)
         else:
             self._since_alone = 0

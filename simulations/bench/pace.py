@@ -1,14 +1,21 @@
 """Who sets the length of a draft best: fixed lengths beside the controllers that go by the clock, task by task.
 
-One pair, one contestant for each fixed length and each controller, in turns on the same prompts, medians over passes. A
-controller first reads the warm-up prompts, which are not counted, and goes on learning from prompt to prompt and from
-task to task without being told which it is. Run it as ``python -m fleetdraft.simulations.bench.pace``.
+One pair, one contestant for each fixed length and each controller, in turns prompt by prompt, the tasks mixed. A
+controller first reads the warm-up prompts, which are not counted, and goes on learning from prompt to prompt without
+being told the task. Each is compared with the fixed length that is best on the task, three times:
+
+* ``total``: tokens per second over the task's prompts, the reading of prompts included; median over the passes;
+* ``median``: of the same ratio prompt by prompt, which a few disturbed texts do not move;
+* ``modelled``: tokens per modelled second, where every block takes the usual time of this run (``modelled.py``).
+
+Run it as ``python -m fleetdraft.simulations.bench.pace``.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Annotated
 
 import numpy as np
@@ -18,6 +25,7 @@ from rich.console import Console
 from ...client.controllers import CONTROLLERS, checked_controller
 from ...client.generation import Generator
 from ...client.options import Options
+from ...client.outcome import BlockCost
 from ...client.pair import Pair
 from ...client.prompts import Prompt
 from ...client.sampling import Sampling
@@ -25,29 +33,58 @@ from ...common.embedded import EMBEDDED
 from ...common.files import check_file
 from ...common.progress import progress
 from .arguments import AdapterOption, BundleOption, JsonOption, PromptsOption, TargetOption, TokensOption
+from .modelled import CostModel, Costs
 from .race import Lap, Result, Run, race
 from .setting import open_setting, read_some
 from .table import Row, figures, run, write_rows
 
 PROGRAM = "python -m fleetdraft.simulations.bench.pace"
-ALONE, FIXED = "alone", "fixed"
-_HEADINGS = ("task", "length by", "tokens/s", "over\nalone", "over best\nfixed", "accepted", "tau", "drafted\na block")
+ALONE, FIXED, ALL = "alone", "fixed", "all"
+_HEADINGS = (
+    "task",
+    "length by",
+    "tokens/s",
+    "over\nalone",
+    "over best\nfixed: total",
+    "median",
+    "modelled\ntokens/s",
+    "over best\nfixed",
+    "accepted",
+    "tau",
+    "drafted\na block",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaceRow(Row):
     """Tokens per second of one contestant on one task; peer: the best fixed length there.
 
-    over_alone: of the target alone. draft_acceptance_rate: accepted proposals. mean_acceptance_length: tokens a block.
-    draft_tokens: drafter tokens drawn a block.
+    over_alone: of the target alone. median_ratio: to the peer's, median over texts. modelled_tokens_per_s: tokens per
+    modelled second. modelled_ratio: to the fixed length that is best by this. draft_acceptance_rate: accepted
+    proposals. mean_acceptance_length: tokens a block. draft_tokens: drafter tokens drawn a block.
     """
 
     task: str
     temperature: float
     over_alone: float
+    median_ratio: float
+    modelled_tokens_per_s: float
+    modelled_ratio: float
     draft_acceptance_rate: float
     mean_acceptance_length: float
     draft_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostedLap(Lap):
+    """A text, and what its blocks took."""
+
+    costs: Sequence[BlockCost]
+
+    @property
+    def reading_s(self) -> float:
+        """Seconds outside the blocks: the target's reading of the prompt, most of all."""
+        return self.generation.counters.seconds - sum(block.seconds for block in self.costs)
 
 
 def fixed(length: int) -> str:
@@ -56,7 +93,12 @@ def fixed(length: int) -> str:
 
 
 def _run(generator: Generator, **changes: object) -> Run:
-    return lambda prompt, options: Lap(generation=generator.run(prompt, replace(options, **changes)))  # type: ignore[arg-type]
+    def lap(prompt: str, options: Options) -> Lap:
+        costs = Costs()
+        generation = generator.run(prompt, replace(options, **changes), costs)  # type: ignore[arg-type]
+        return CostedLap(generation=generation, costs=costs.blocks)
+
+    return lap
 
 
 def warmed(pair: Pair, name: str, texts: Sequence[str], options: Options) -> Generator:
@@ -81,9 +123,17 @@ def contestants(
     }
 
 
-def pace_rows(task: str, temperature: float, results: Mapping[str, Result]) -> list[PaceRow]:
-    """One row for each contestant of a race with ``ALONE`` and at least one fixed length."""
-    best = max((name for name in results if name.startswith(FIXED)), key=lambda name: results[name].tokens_per_s)
+def pace_rows(
+    task: str, temperature: float, results: Mapping[str, Result], modelled: Mapping[str, float]
+) -> list[PaceRow]:
+    """One row for each contestant of a race with ``ALONE`` and at least one fixed length.
+
+    Args:
+      modelled: tokens per modelled second of each.
+    """
+    lengths = [name for name in results if name.startswith(FIXED)]
+    best = max(lengths, key=lambda name: results[name].tokens_per_s)
+    best_modelled = max(modelled[name] for name in lengths)
     return [
         PaceRow(
             name=name,
@@ -94,6 +144,9 @@ def pace_rows(task: str, temperature: float, results: Mapping[str, Result]) -> l
             task=task,
             temperature=temperature,
             over_alone=result.tokens_per_s / results[ALONE].tokens_per_s,
+            median_ratio=median_ratio(result, results[best]),
+            modelled_tokens_per_s=modelled[name],
+            modelled_ratio=modelled[name] / best_modelled,
             draft_acceptance_rate=result.counters.draft_acceptance_rate,
             mean_acceptance_length=result.counters.mean_acceptance_length,
             draft_tokens=result.counters.draft_tokens / max(1, result.counters.blocks),
@@ -102,12 +155,36 @@ def pace_rows(task: str, temperature: float, results: Mapping[str, Result]) -> l
     ]
 
 
-def by_task(prompts: Sequence[Prompt]) -> dict[str, list[str]]:
-    """The texts of each task, in their order."""
-    tasks: dict[str, list[str]] = {}
-    for prompt in prompts:
-        tasks.setdefault(prompt.task, []).append(prompt.text)
-    return tasks
+def median_ratio(result: Result, peer: Result) -> float:
+    """Tokens per second over the peer's, text by text."""
+    return median(
+        own.generation.counters.tokens_per_s / other.generation.counters.tokens_per_s
+        for laps, others in zip(result.passes, peer.passes, strict=True)
+        for own, other in zip(laps, others, strict=True)
+    )
+
+
+def modelled_rates(results: Mapping[str, Result]) -> dict[str, float]:
+    """Tokens per modelled second of each, all on the same prompts, whose reading takes the same for all."""
+    laps = {
+        name: [lap for laps in result.passes for lap in laps if isinstance(lap, CostedLap)]
+        for name, result in results.items()
+    }
+    model = CostModel(lap.costs for all_laps in laps.values() for lap in all_laps)
+    reading_s = sum(median(lap.reading_s for lap in one_text) for one_text in zip(*laps.values(), strict=True))
+    return {
+        name: sum(lap.generation.counters.tokens for lap in own)
+        / (reading_s + sum(model.seconds(lap.costs) for lap in own))
+        for name, own in laps.items()
+    }
+
+
+def of_task(results: Mapping[str, Result], prompts: Sequence[Prompt], task: str) -> dict[str, Result]:
+    """The laps of one task's prompts, or of ``ALL``."""
+    chosen = [n for n, prompt in enumerate(prompts) if task in (prompt.task, ALL)]
+    return {
+        name: Result(passes=[[laps[n] for n in chosen] for laps in result.passes]) for name, result in results.items()
+    }
 
 
 def _cells(row: PaceRow) -> tuple[str, ...]:
@@ -117,6 +194,9 @@ def _cells(row: PaceRow) -> tuple[str, ...]:
         f"{row.value:.1f}",
         f"{row.over_alone:.2f}x",
         f"{row.ratio:.1%}",
+        f"{row.median_ratio:.1%}",
+        f"{row.modelled_tokens_per_s:.1f}",
+        f"{row.modelled_ratio:.1%}",
         f"{row.draft_acceptance_rate:.3f}",
         f"{row.mean_acceptance_length:.2f}",
         f"{row.draft_tokens:.2f}",
@@ -156,15 +236,18 @@ def main(
     setting = open_setting(bundle, target, adapter, threads, widen)
     print(setting.models)
     chosen = read_some(prompts, setting, count, max_new_tokens)
+    order = np.random.default_rng(seed).permutation
     measured, rest = chosen[: len(chosen) - warm_up], chosen[len(chosen) - warm_up :]
-    mixed = [rest[i].text for i in np.random.default_rng(seed).permutation(len(rest))]
-    generators = {name: warmed(setting.pair, name, mixed, options) for name in names}
+    measured, rest = [measured[n] for n in order(len(measured))], [rest[n] for n in order(len(rest))]
+    generators = {name: warmed(setting.pair, name, [prompt.text for prompt in rest], options) for name in names}
+    racing = contestants(setting.pair, lengths, generators, max(lengths))
+    with progress("texts", 1 + repeats * len(measured)) as advance:
+        results = race(racing, [prompt.text for prompt in measured], options, repeats, advance)
     rows = list[PaceRow]()
-    for task, texts in by_task(measured).items():
-        with progress(task, 1 + repeats * len(texts)) as advance:
-            racing = contestants(setting.pair, lengths, generators, max(lengths))
-            rows += pace_rows(task, temperature, race(racing, texts, options, repeats, advance))
-    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 110).print(
+    for task in (*dict.fromkeys(prompt.task for prompt in chosen[: len(measured)]), ALL):
+        own = of_task(results, measured, task)
+        rows += pace_rows(task, temperature, own, modelled_rates(own))
+    Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 130).print(
         figures(_HEADINGS, map(_cells, rows))
     )
     if json_file is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from device import Device, outcome_of
 
+from fleetdraft.client.boundary import Boundary
 from fleetdraft.client.controllers import CONTROLLERS, Controllers
 from fleetdraft.client.ewma_pace import EwmaPace
 from fleetdraft.client.measured_pace import MeasuredPace
@@ -70,6 +71,23 @@ def test_a_text_that_begins_is_looked_at_while_drafting_is_off() -> None:
     pace.begin()
     perfect = replace(USEFUL, acceptance=1.0)
     assert [perfect.step(pace, rng).draft_tokens for _ in range(3)] == [2, 8, 8]
+
+
+def test_a_draft_of_nothing_tells_what_a_token_alone_takes() -> None:
+    """A pace that asks the drafter and proposes nothing: the target is never asked apart again."""
+
+    class Nothing(FixedPace):
+        @staticmethod
+        def goes_on(_: Boundary) -> bool:
+            return False
+
+    free, rng = replace(USEFUL, reading=0.0, batch=10.0, more=0.0), np.random.default_rng(0)
+    pace = StopLoss(Nothing())
+    budgets = []
+    for _ in range(300):
+        budgets.append(pace.budget(8))
+        pace.note(outcome_of(free.block(0, rng)))
+    assert [n for n, budget in enumerate(budgets) if not budget] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", BY_THE_CLOCK)
