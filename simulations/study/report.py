@@ -1,7 +1,7 @@
 """How a study's findings are shown: ``study.json``, ``study.md`` and ``study.html``, all from the same tables."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -51,9 +51,9 @@ def to_markdown(findings: Findings) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """One table; a bar in a text is escaped."""
+    """One table; a bar in a text is escaped, and each row is one line."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(columns))]
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in (columns, *rows)]
+    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 
@@ -94,7 +94,7 @@ def _failures(findings: Findings) -> list[str]:
 
 
 def _notes(findings: Findings) -> list[str]:
-    notes = []
+    notes = list(findings.shortages)
     if any(cell.published for cell in findings.cells):
         notes.append(f"Published figures: {published().source}. Other models, so compare gains, not rates.")
     if findings.study.widen_to:
@@ -138,7 +138,7 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
 
 
 def _acceptance_cell(cell: Cell) -> str:
-    told = f" [{cell.published.acceptance:.2f}]" if cell.published else ""
+    told = f"\n[{cell.published.acceptance:.2f}]" if cell.published else ""
     return _from_to(cell, cell.acceptance_before, cell.acceptance, ".3f") + told
 
 
@@ -158,13 +158,14 @@ def _lengths(what: str, cells: Sequence[Cell]) -> Part:
 def _gains(findings: Findings, what: str, cells: Sequence[Cell]) -> Part:
     """A row for each method over the one without training, then one for each over the method that it names."""
     learned = [cell for cell in cells if cell.gain is not None]
-    compared = [cell for cell in cells if cell.against_gain is not None]
     base = findings.reference.name if findings.reference else ""
+    compared = [cell for cell in cells if cell.against_gain is not None and cell.method.against != base]
     over_base = _by_method(learned, lambda cell: _times(cell.gain, cell.published_gain))
     over_other = _by_method(compared, lambda cell: _times(cell.against_gain, cell.published_against_gain))
     return Part(
         title=f"Gains: {what}",
-        hint="One acceptance rate over the other. In brackets the published gain.",
+        hint="One acceptance rate over the other."
+        + (" In brackets the published gain." if any(cell.published_gain for cell in cells) else ""),
         columns=("method", "over", *_tasks(cells)),
         rows=[
             *((name, base, *gains) for name, *gains in over_base),
@@ -209,8 +210,8 @@ def _streams(findings: Findings) -> Iterator[Part]:
         own = list(group)
         yield Part(
             title=f"Stream: {stream}, temperature {heat:g}",
-            hint=f"Acceptance rate of the last {findings.study.window} prompts of each segment, in brackets how many "
-            "prompts went before the smoothed rate was and stayed at 90 % of it.",
+            hint=f"Acceptance rate of the last {findings.study.window} prompts of each segment; in brackets, after how "
+            "many prompts of the segment the smoothed rate was and stayed at 90 % of that.",
             columns=("method", *_segments(own[0])),
             rows=[(course.method.name, *_levels(course)) for course in own],
             charts=[(charts.course_of_stream(own), f"Acceptance rate of the newest {findings.study.window} prompts.")],
@@ -222,7 +223,7 @@ def _segments(course: Course) -> Iterable[str]:
 
 
 def _levels(course: Course) -> Iterable[str]:
-    return (f"{level:.3f} ({prompts})" for level, prompts in zip(course.levels, course.recovery, strict=True))
+    return (f"{level:.3f} (after {prompts})" for level, prompts in zip(course.levels, course.recovery, strict=True))
 
 
 def _settings(findings: Findings) -> Part:
@@ -230,7 +231,7 @@ def _settings(findings: Findings) -> Part:
     rows = [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in flat.items()
     ]
-    rows += [(method.name, _about_method(method)) for method in findings.study.methods]
+    rows += _about_methods(findings.study.methods)
     return Part(
         title="Settings",
         hint="What to set to see these figures again.",
@@ -240,7 +241,26 @@ def _settings(findings: Findings) -> Part:
     )
 
 
-def _about_method(method: Method) -> str:
+def _about_methods(methods: Sequence[Method]) -> list[tuple[str, str]]:
+    """What all that learn have in common, then for each method what is its own."""
+    learned = [_effective(method) for method in methods if method.learns]
+    common = {
+        name: value
+        for name, value in (learned[0] if len(learned) > 1 else {}).items()
+        if all(settings.get(name) == value for settings in learned)
+    }
+    rows = [("methods that learn", _listed(common))] if common else []
+    for method in methods:
+        own = _effective(method)
+        rows.append((method.name, _listed({k: v for k, v in own.items() if not method.learns or k not in common})))
+    return rows
+
+
+def _listed(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()) or "as above"
+
+
+def _effective(method: Method) -> dict[str, object]:
     """The settings that have an effect."""
     drafting = {
         "paths": method.paths,
@@ -249,5 +269,4 @@ def _about_method(method: Method) -> str:
     }
     skipped = {"name", "published", "against", "paths", "controller", "draft_tokens", "alpha"}
     learning = {key: value for key, value in vars(method).items() if key not in skipped} | {"alpha": method.lora_alpha}
-    shown = drafting | (learning if method.learns else {"learning": "none"})
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+    return drafting | (learning if method.learns else {"learning": "none"})
