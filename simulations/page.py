@@ -45,10 +45,10 @@ def table(
 ) -> str:
     """An HTML table whose first ``text_columns`` columns are text, the others figures; row ``marked`` stands out.
 
-    A line break in a cell is one on the page.
+    A line break in a text is one on the page.
     """
     kinds = [' class="text"' if i < text_columns else "" for i in range(len(columns))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    head = "".join(f"<th{kind}>{_broken(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
     body = []
     for i, row in enumerate(rows):
         cells = "".join(f"<td{kind}>{_broken(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))

@@ -35,9 +35,9 @@ def study(
 
     Examples:
 
-      fleetdraft study simulations/study/ranks.toml --out ranks
+      fleetdraft study simulations/study/small.toml --out small
 
-      fleetdraft study simulations/study/ranks.toml --out ranks --resume
+      fleetdraft study simulations/study/small.toml --out small --resume
     """
     plan = Study.read(file)
     run = StudyRun(study=plan, folder=out)

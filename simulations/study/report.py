@@ -219,11 +219,13 @@ def _streams(findings: Findings) -> Iterator[Part]:
 
 
 def _segments(course: Course) -> Iterable[str]:
-    return (f"{segment.task} · {segment.target}, {segment.prompts} prompts" for segment in course.segments)
+    return (f"{segment.task} · {segment.target}\n{segment.prompts} prompts" for segment in course.segments)
 
 
 def _levels(course: Course) -> Iterable[str]:
-    return (f"{level:.3f} (after {prompts})" for level, prompts in zip(course.levels, course.recovery, strict=True))
+    """What does not learn does not recover either: only its level."""
+    told = (f" (after {prompts})" if course.method.learns else "" for prompts in course.recovery)
+    return (f"{level:.3f}{after}" for level, after in zip(course.levels, told, strict=True))
 
 
 def _settings(findings: Findings) -> Part:

@@ -290,6 +290,18 @@ def test_recovery_counts_the_prompts_before_the_course_stays_at_nine_tenths() ->
     assert recovered([0.5, 0.46, 0.5]) == 0
 
 
+def test_only_what_learns_recovers(tmp_path: Path) -> None:
+    segments = "".join(f'[[segments]]\nstream = "s"\ntarget = "large"\ntask = "math"\nprompts = {n}\n' for n in (1, 2))
+    study = read(tmp_path, WHOLE.replace('"table"', '"stream"') + segments)
+    moments = tuple(
+        Moment(segment=min(i, 1), drafted=10, accepted=accepted, blocks=5) for i, accepted in enumerate((5, 1, 9))
+    )
+    results = {arm.key: replace(result(arm.key, 15), moments=moments) for arm in arms(study)}
+    told = to_markdown(replace(findings(study, {}), results=results, failures={}))
+    assert "| none | 0.500 | 0.500 |" in told
+    assert "| direct | 0.500 (after 0) | 0.500 (after 1) |" in told
+
+
 def test_published_ranks_are_there_and_missing_speed_ups_are_none() -> None:
     figures = [published().figure("Llama3-8B", [f"hybrid, LoRA r{rank}"], "GSM8K") for rank in (8, 16, 32, 64)]
     assert [figure.acceptance for figure in figures if figure] == [0.30, 0.34, 0.37, 0.38]
