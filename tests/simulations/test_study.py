@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ from fleetdraft.simulations.study.arm import ArmResult, Moment, after, arms, bef
 from fleetdraft.simulations.study.course import recovered, smooth
 from fleetdraft.simulations.study.findings import Findings, Spread, settings
 from fleetdraft.simulations.study.method import Method
-from fleetdraft.simulations.study.plan import KINDS, Study
+from fleetdraft.simulations.study.plan import KINDS, Segment, Study, TargetTable
 from fleetdraft.simulations.study.published import published
 from fleetdraft.simulations.study.report import markdown_table, to_html, to_markdown
 from fleetdraft.simulations.study.sources import TaskTable
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "learning.md"
 SHIPPED = sorted(Path(plan.__file__).parent.glob("*.toml"))
 STUDIES = [path for path in SHIPPED if path.name != "published.toml"]
 TARGET = '[[targets]]\ndirectory = "models/large"\npublished = "Llama3-8B"\n'
@@ -66,6 +68,18 @@ def found(study: Study) -> Findings:
 
 def test_each_kind_of_study_is_shipped_and_reads() -> None:
     assert {Study.read(path).kind for path in STUDIES} == set(KINDS)
+
+
+def test_the_documents_example_is_the_small_study() -> None:
+    text = Path(plan.__file__).with_name("small.toml").read_text(encoding="utf-8")
+    assert text.split("\n", 1)[1] in DOCUMENT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", [Study, Method, TargetTable, TaskTable, Segment])
+def test_each_key_of_a_study_is_documented(table: type) -> None:
+    rows = [line for line in DOCUMENT.read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    told = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert {field.name for field in fields(table)} - {"targets", "tasks", "methods", "segments"} <= told
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
