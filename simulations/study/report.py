@@ -44,7 +44,8 @@ def write_study(findings: Findings, out: Path) -> Path:
 
 def to_markdown(findings: Findings) -> str:
     """Title, remarks and tables in Markdown."""
-    parts = [f"# {findings.study.title}", _about(findings), *(f"* {line}" for line in remarks(findings))]
+    told = "\n".join(f"* {line}" for line in remarks(findings))
+    parts = [f"# {findings.study.title}", _about(findings), *filter(None, [told])]
     for part in sections(findings):
         parts += [f"## {part.title}", part.hint, markdown_table(part.columns, part.rows, part.text_columns)]
     return "\n\n".join(parts) + "\n"
@@ -129,7 +130,8 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
     row = study.target(target).published
     return Part(
         title=f"Acceptance rate: {what}",
-        hint="On unseen prompts, the same drafting before → after learning, mean ± deviation of the seeds."
+        hint="On unseen prompts, the same drafting before → after learning"
+        + (", mean ± deviation of the seeds." if len(study.seeds) > 1 else ".")
         + (f" In brackets the published rate with {row}." if row else ""),
         columns=("method", *_tasks(cells)),
         rows=_by_method(cells, _acceptance_cell),
@@ -185,7 +187,7 @@ def _speed(what: str, cells: Sequence[Cell]) -> Part:
         title=f"Speed: {what}",
         hint="Tokens per second, and in brackets those over the target alone on the same prompts in turns.",
         columns=("method", *_tasks(cells)),
-        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')})"),
+        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')}×)"),
         charts=[(charts.speed_of_methods(cells, what), "Tokens per second over those of the target alone.")],
     )
 
