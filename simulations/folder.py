@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ def claim(folder: Path, marker: str, asked: object, *, what: str, resume: bool) 
         raise ConfigError(f"{folder} already holds a {what}; go on with --resume, or choose another --out")
     elif read_json(path) != plain:
         raise ConfigError(f"{folder} holds a {what} of other settings; choose another --out")
+
+
+def withdraw(folder: Path, marker: str, *directories: str) -> None:
+    """Takes back what a run has written that ended before its work began; the folder stays, free for another run."""
+    for name in directories:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / ".lock").unlink(missing_ok=True)
+    (folder / marker).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -43,15 +43,22 @@ def figure(svg: str, caption: str) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int, marked: int | None = None
 ) -> str:
-    """An HTML table whose first ``text_columns`` columns are text, the others figures; row ``marked`` stands out."""
+    """An HTML table whose first ``text_columns`` columns are text, the others figures; row ``marked`` stands out.
+
+    A line break in a text is one on the page.
+    """
     kinds = [' class="text"' if i < text_columns else "" for i in range(len(columns))]
-    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    head = "".join(f"<th{kind}>{_broken(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
     body = []
     for i, row in enumerate(rows):
-        cells = "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
+        cells = "".join(f"<td{kind}>{_broken(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
         body.append(f'<tr class="worst">{cells}</tr>' if i == marked else f"<tr>{cells}</tr>")
     inside = "\n".join(body)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{inside}\n</tbody>\n</table></div>'
+
+
+def _broken(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
 
 
 def duration(seconds: float) -> str:

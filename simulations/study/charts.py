@@ -45,11 +45,14 @@ def _dumbbells(axes: Axes, cells: Sequence[Cell], tasks: Sequence[str]) -> None:
     places = _places(cells, tasks)
     start, end = [cell.acceptance_before for cell in cells], [cell.acceptance for cell in cells]
     axes.hlines(places, start, [spread.mean for spread in end], colors=COLOURS["before"], linewidth=2.5)
-    axes.scatter(start, places, s=30, color=COLOURS["before"], label="before", zorder=3)
-    _points(axes, places, end, COLOURS["after"], "after (mean and deviation of the seeds)")
+    # Larger and beneath, so that both are seen where nothing has changed.
+    axes.scatter(start, places, s=60, color=COLOURS["before"], label="before", zorder=3, clip_on=False)
+    learned = [i for i, cell in enumerate(cells) if cell.method.learns]
+    label = "after (mean and deviation of the seeds)" if max(len(s.values) for s in end) > 1 else "after"
+    _points(axes, [places[i] for i in learned], [end[i] for i in learned], COLOURS["after"], label)
     _rows(axes, cells, places)
     axes.set_xlabel("acceptance rate")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.04 * max(*start, *(spread.mean + spread.deviation for spread in end)) or 1)
     legend(axes, 2)
 
 
@@ -64,7 +67,9 @@ def _speeds(axes: Axes, cells: Sequence[Cell], tasks: Sequence[str]) -> None:
 
 def _points(axes: Axes, places: Sequence[int], spreads: Sequence[Spread], colour: str, label: str) -> None:
     means, deviations = [spread.mean for spread in spreads], [spread.deviation for spread in spreads]
-    axes.errorbar(means, places, xerr=deviations, fmt="o", markersize=5.5, color=colour, elinewidth=1.5, label=label)
+    axes.errorbar(
+        means, places, xerr=deviations, fmt="o", markersize=5.5, color=colour, elinewidth=1.5, label=label, zorder=4
+    )
 
 
 def _rows(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:

@@ -4,15 +4,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ...common.errors import FleetdraftError
 from .findings import Findings
 from .plan import Study
-from .report import sections, write_study
+from .report import Part, remarks, sections, write_study
 from .run import StudyRun
 
 _WORKERS = 2
+_UNBROKEN = "\u00a0±\u00a0"
 
 
 def study(
@@ -29,15 +33,23 @@ def study(
 
     It writes study.json, study.md and study.html into the folder. A failed arm is reported and the others go on.
 
-    Example:
+    Examples:
 
-      fleetdraft study simulations/study/ranks.toml --out ranks
-      fleetdraft study simulations/study/ranks.toml --out ranks --resume
+      fleetdraft study simulations/study/small.toml --out small
+
+      fleetdraft study simulations/study/small.toml --out small --resume
     """
     plan = Study.read(file)
     run = StudyRun(study=plan, folder=out)
     run.open(resume)
-    findings = run.execute(workers or (1 if plan.speed else _WORKERS))
+    told = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    for line in run.shortages():
+        told.print(line)
+    try:
+        findings = run.execute(workers or (1 if plan.speed else _WORKERS))
+    except KeyboardInterrupt:
+        told.print(f"{run.done} of {run.total} arms are done; go on with --resume")
+        raise
     page = write_study(findings, out)
     console = Console()
     if as_json:
@@ -51,10 +63,19 @@ def study(
 
 
 def _show(findings: Findings, console: Console) -> None:
-    """The tables but the settings, a line for each figure."""
+    """The remarks and the tables but the settings."""
+    for line in remarks(findings):
+        console.print(line, highlight=False, markup=False)
     for part in sections(findings)[:-1]:
         console.print(f"\n{part.title}", style="bold", highlight=False, markup=False)
-        for row in part.rows:
-            name = " over ".join(row[: part.text_columns])
-            for column, cell in zip(part.columns[part.text_columns :], row[part.text_columns :], strict=True):
-                console.print(f"  {column}  {name}  {cell}", highlight=False, markup=False, soft_wrap=True)
+        console.print(part.hint, style="dim", highlight=False, markup=False)
+        console.print(_table(part))
+
+
+def _table(part: Part) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(part.columns):
+        table.add_column(Text(column), justify="left" if number < part.text_columns else "right")
+    for row in part.rows:
+        table.add_row(*(Text(cell.replace(" ± ", _UNBROKEN)) for cell in row))
+    return table

@@ -71,7 +71,10 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything a study's page shows. results: by the arms' keys. failures: why an arm has none."""
+    """Everything a study's page shows. results: by the arms' keys. failures: why an arm has none.
+
+    shortages: of prompts, in a line for each task that has fewer than were asked for.
+    """
 
     study: Study
     results: Mapping[str, ArmResult]
@@ -79,6 +82,7 @@ class Findings:
     started: str
     seconds: float
     machine: Machine
+    shortages: tuple[str, ...] = ()
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -166,6 +170,7 @@ class Findings:
             "started": self.started,
             "seconds": self.seconds,
             "machine": asdict(self.machine),
+            "shortages": list(self.shortages),
             "settings": settings(self.study),
             "published": published().source,
             "cells": [cell.to_json() for cell in self.cells],
@@ -177,7 +182,9 @@ class Findings:
 
 def settings(study: Study) -> dict[str, Any]:
     """What to set to see the figures again, but the paths of models and data."""
-    names = ("seeds", "temperatures", "train_prompts", "unseen_prompts", "max_new_tokens", "draft_tokens", "widen_to")
+    of_kind = ("window",) if study.segments else ("train_prompts", "unseen_prompts")
+    of_speed = ("widen_to",) if study.speed else ()
+    names = ("seeds", "temperatures", *of_kind, "max_new_tokens", "draft_tokens", *of_speed)
     return {name: _plain(getattr(study, name)) for name in names} | {
         "drafter": study.drafter.name,
         "methods": {method.name: {k: _plain(v) for k, v in vars(method).items()} for method in study.methods},

@@ -150,7 +150,9 @@ class Study:
 
     def _check(self, method: Method) -> None:
         if method.against:
-            _check_known(f"method {method.name!r}: against", method.against, [other.name for other in self.methods])
+            _check_known(
+                f"method {method.name!r}: against", method.against, [m.name for m in self.methods if m != method]
+            )
 
     @classmethod
     def read(cls, path: Path) -> "Study":

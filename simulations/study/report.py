@@ -1,7 +1,7 @@
 """How a study's findings are shown: ``study.json``, ``study.md`` and ``study.html``, all from the same tables."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -44,16 +44,17 @@ def write_study(findings: Findings, out: Path) -> Path:
 
 def to_markdown(findings: Findings) -> str:
     """Title, remarks and tables in Markdown."""
-    parts = [f"# {findings.study.title}", _about(findings), *(f"* {line}" for line in remarks(findings))]
+    told = "\n".join(f"* {line}" for line in remarks(findings))
+    parts = [f"# {findings.study.title}", _about(findings), *filter(None, [told])]
     for part in sections(findings):
         parts += [f"## {part.title}", part.hint, markdown_table(part.columns, part.rows, part.text_columns)]
     return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """One table; a bar in a text is escaped."""
+    """One table; a bar in a text is escaped, and each row is one line."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(columns))]
-    cells = [[cell.replace("|", r"\|") for cell in row] for row in (columns, *rows)]
+    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 
@@ -94,7 +95,7 @@ def _failures(findings: Findings) -> list[str]:
 
 
 def _notes(findings: Findings) -> list[str]:
-    notes = []
+    notes = list(findings.shortages)
     if any(cell.published for cell in findings.cells):
         notes.append(f"Published figures: {published().source}. Other models, so compare gains, not rates.")
     if findings.study.widen_to:
@@ -129,7 +130,8 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
     row = study.target(target).published
     return Part(
         title=f"Acceptance rate: {what}",
-        hint="On unseen prompts, the same drafting before → after learning, mean ± deviation of the seeds."
+        hint="On unseen prompts, the same drafting before → after learning"
+        + (", mean ± deviation of the seeds." if len(study.seeds) > 1 else ".")
         + (f" In brackets the published rate with {row}." if row else ""),
         columns=("method", *_tasks(cells)),
         rows=_by_method(cells, _acceptance_cell),
@@ -138,7 +140,7 @@ def _acceptance(findings: Findings, target: str, what: str, cells: Sequence[Cell
 
 
 def _acceptance_cell(cell: Cell) -> str:
-    told = f" [{cell.published.acceptance:.2f}]" if cell.published else ""
+    told = f"\n[{cell.published.acceptance:.2f}]" if cell.published else ""
     return _from_to(cell, cell.acceptance_before, cell.acceptance, ".3f") + told
 
 
@@ -158,13 +160,14 @@ def _lengths(what: str, cells: Sequence[Cell]) -> Part:
 def _gains(findings: Findings, what: str, cells: Sequence[Cell]) -> Part:
     """A row for each method over the one without training, then one for each over the method that it names."""
     learned = [cell for cell in cells if cell.gain is not None]
-    compared = [cell for cell in cells if cell.against_gain is not None]
     base = findings.reference.name if findings.reference else ""
+    compared = [cell for cell in cells if cell.against_gain is not None and cell.method.against != base]
     over_base = _by_method(learned, lambda cell: _times(cell.gain, cell.published_gain))
     over_other = _by_method(compared, lambda cell: _times(cell.against_gain, cell.published_against_gain))
     return Part(
         title=f"Gains: {what}",
-        hint="One acceptance rate over the other. In brackets the published gain.",
+        hint="One acceptance rate over the other."
+        + (" In brackets the published gain." if any(cell.published_gain for cell in cells) else ""),
         columns=("method", "over", *_tasks(cells)),
         rows=[
             *((name, base, *gains) for name, *gains in over_base),
@@ -184,7 +187,7 @@ def _speed(what: str, cells: Sequence[Cell]) -> Part:
         title=f"Speed: {what}",
         hint="Tokens per second, and in brackets those over the target alone on the same prompts in turns.",
         columns=("method", *_tasks(cells)),
-        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')})"),
+        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')}×)"),
         charts=[(charts.speed_of_methods(cells, what), "Tokens per second over those of the target alone.")],
     )
 
@@ -209,8 +212,8 @@ def _streams(findings: Findings) -> Iterator[Part]:
         own = list(group)
         yield Part(
             title=f"Stream: {stream}, temperature {heat:g}",
-            hint=f"Acceptance rate of the last {findings.study.window} prompts of each segment, in brackets how many "
-            "prompts went before the smoothed rate was and stayed at 90 % of it.",
+            hint=f"Acceptance rate of the last {findings.study.window} prompts of each segment; in brackets, after how "
+            "many prompts of the segment the smoothed rate was and stayed at 90 % of that.",
             columns=("method", *_segments(own[0])),
             rows=[(course.method.name, *_levels(course)) for course in own],
             charts=[(charts.course_of_stream(own), f"Acceptance rate of the newest {findings.study.window} prompts.")],
@@ -218,11 +221,13 @@ def _streams(findings: Findings) -> Iterator[Part]:
 
 
 def _segments(course: Course) -> Iterable[str]:
-    return (f"{segment.task} · {segment.target}, {segment.prompts} prompts" for segment in course.segments)
+    return (f"{segment.task} · {segment.target}\n{segment.prompts} prompts" for segment in course.segments)
 
 
 def _levels(course: Course) -> Iterable[str]:
-    return (f"{level:.3f} ({prompts})" for level, prompts in zip(course.levels, course.recovery, strict=True))
+    """What does not learn does not recover either: only its level."""
+    told = (f" (after {prompts})" if course.method.learns else "" for prompts in course.recovery)
+    return (f"{level:.3f}{after}" for level, after in zip(course.levels, told, strict=True))
 
 
 def _settings(findings: Findings) -> Part:
@@ -230,7 +235,7 @@ def _settings(findings: Findings) -> Part:
     rows = [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in flat.items()
     ]
-    rows += [(method.name, _about_method(method)) for method in findings.study.methods]
+    rows += _about_methods(findings.study.methods)
     return Part(
         title="Settings",
         hint="What to set to see these figures again.",
@@ -240,7 +245,26 @@ def _settings(findings: Findings) -> Part:
     )
 
 
-def _about_method(method: Method) -> str:
+def _about_methods(methods: Sequence[Method]) -> list[tuple[str, str]]:
+    """What all that learn have in common, then for each method what is its own."""
+    learned = [_effective(method) for method in methods if method.learns]
+    common = {
+        name: value
+        for name, value in (learned[0] if len(learned) > 1 else {}).items()
+        if all(settings.get(name) == value for settings in learned)
+    }
+    rows = [("methods that learn", _listed(common))] if common else []
+    for method in methods:
+        own = _effective(method)
+        rows.append((method.name, _listed({k: v for k, v in own.items() if not method.learns or k not in common})))
+    return rows
+
+
+def _listed(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items()) or "as above"
+
+
+def _effective(method: Method) -> dict[str, object]:
     """The settings that have an effect."""
     drafting = {
         "paths": method.paths,
@@ -249,5 +273,4 @@ def _about_method(method: Method) -> str:
     }
     skipped = {"name", "published", "against", "paths", "controller", "draft_tokens", "alpha"}
     learning = {key: value for key, value in vars(method).items() if key not in skipped} | {"alpha": method.lora_alpha}
-    shown = drafting | (learning if method.learns else {"learning": "none"})
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+    return drafting | (learning if method.learns else {"learning": "none"})

@@ -10,13 +10,13 @@ from pathlib import Path
 from ...common.errors import UserError
 from ...common.files import read_json, write_json
 from ...common.progress import progress
-from ..folder import claim, locked
+from ..folder import claim, locked, withdraw
 from ..results import Machine
 from .arm import Arm, ArmResult, arms
 from .findings import Findings
 from .plan import Study
 from .pool import work
-from .workshop import Workshop
+from .workshop import BUNDLES, Workshop
 
 _ASKED = "study-asked.json"
 
@@ -38,15 +38,43 @@ class StudyRun:
     def open(self, resume: bool) -> None:
         """Checks everything that can be checked before work begins, and builds the bundles.
 
+        Guarantees:
+          - Where a new study is refused, nothing of it stays in the folder.
+
         Raises:
           ConfigError: the folder is in use, or holds another study; the device cannot do what a method asks for.
           UserError: a model or a task that cannot be used.
         """
         self.study.check_device()
+        self.shortages()  # reads the prompts, before anything is written
+        new = not (self.folder / _ASKED).exists()
         claim(self.folder, _ASKED, asdict(self.study), what="study", resume=resume)
         with locked(self.folder):
-            self._workshop.build()
-            self._workshop.check()
+            try:
+                self._workshop.build()
+                self._workshop.check()
+            except BaseException:
+                if new:
+                    withdraw(self.folder, _ASKED, BUNDLES)
+                raise
+
+    def shortages(self) -> tuple[str, ...]:
+        """In a line each: tasks that have fewer prompts than the study asks for.
+
+        Raises:
+          UserError: a task's files cannot be read.
+        """
+        return self._workshop.shortages()
+
+    @property
+    def done(self) -> int:
+        """Arms that are in the folder."""
+        return self.total - len(self._left)
+
+    @property
+    def total(self) -> int:
+        """Arms of the study."""
+        return len(arms(self.study))
 
     def execute(self, workers: int) -> Findings:
         """Does the arms that are left, ``workers`` at a time.
@@ -65,21 +93,28 @@ class StudyRun:
             started=started,
             seconds=time.perf_counter() - clock,
             machine=Machine.here(threads=1),
+            shortages=self.shortages(),
         )
 
     def _failures(self, workers: int) -> Iterator[tuple[str, str]]:
         """(arm, why) of those that failed; the others' results are written."""
-        left = [arm for arm in arms(self.study) if not self._file(arm).exists()]
+        left, done = self._left, self.done
         with (
-            progress(f"{self.study.kind}: arms", len(left)) as advance,
+            progress(f"{self.study.kind}: arms", self.total) as advance,
             contextlib.closing(work(self._workshop, left, workers)) as answers,
         ):
+            for _ in range(done):
+                advance("done before")
             for arm, answer in answers:
                 if isinstance(answer, str):
                     yield arm.key, answer
                 else:
                     write_json(self._file(arm), answer.to_json())
                 advance(arm.key)
+
+    @property
+    def _left(self) -> list[Arm]:
+        return [arm for arm in arms(self.study) if not self._file(arm).exists()]
 
     @property
     def _workshop(self) -> Workshop:

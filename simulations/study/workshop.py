@@ -22,6 +22,8 @@ from .arm import MEASURING_SEED, Arm, ArmResult, Moment
 from .method import Method, learner_config
 from .plan import Segment, Study
 
+BUNDLES = "bundles"
+"""What a study builds, below its folder."""
 _LAST_STEPS = 20
 _MEASURED = "drafted"
 
@@ -54,6 +56,30 @@ class Workshop:
                 check_lengths([*train, *unseen[: self.study.unseen_prompts]], codec, limit)
             if self.study.widen_to:
                 widened_shape(bundle.entry(str(target.directory)).shape, self.study.widen_to)
+
+    def shortages(self) -> tuple[str, ...]:
+        """In a line each: tasks that have fewer prompts than the study asks for.
+
+        Raises:
+          UserError: a task's files cannot be read.
+        """
+        if self.study.segments:
+            return tuple(
+                filter(None, (self._repeated(stream, task) for stream in self.study.streams for task in self._prompts))
+            )
+        asked = (("training", self.study.train_prompts), ("unseen", self.study.unseen_prompts))
+        return tuple(
+            f"{task} has {len(held)} {what} prompts, not {count}: all of them are used"
+            for task, parts in self._prompts.items()
+            for (what, count), held in zip(asked, parts, strict=True)
+            if len(held) < count
+        )
+
+    def _repeated(self, stream: str, task: str) -> str:
+        """That a stream comes to a task's first prompts again; nothing where it does not."""
+        held = len(self._prompts[task][0])
+        asked = sum(each.prompts for each in self.study.segments if (each.stream, each.task) == (stream, task))
+        return f"{task} has {held} prompts, not {asked}: {stream} comes to the first again" if held < asked else ""
 
     def run(self, arm: Arm) -> ArmResult:
         """Does one arm from the initial adapter of its seed."""
@@ -178,7 +204,7 @@ class Workshop:
         return self._open[path]
 
     def _bundle_at(self, method: Method) -> Path:
-        return self.folder / "bundles" / f"rank{method.rank}-alpha{method.lora_alpha:g}"
+        return self.folder / BUNDLES / f"rank{method.rank}-alpha{method.lora_alpha:g}"
 
 
 def _moment(segment: int, counters: DraftCounters) -> Moment:

@@ -2,25 +2,29 @@
 
 import json
 import math
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, PromptsError
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.simulations.results import Machine
-from fleetdraft.simulations.study import plan
+from fleetdraft.simulations.study import charts, plan
 from fleetdraft.simulations.study.arm import ArmResult, Moment, after, arms, before
 from fleetdraft.simulations.study.course import recovered, smooth
-from fleetdraft.simulations.study.findings import Findings, Spread
+from fleetdraft.simulations.study.findings import Findings, Spread, settings
 from fleetdraft.simulations.study.method import Method
-from fleetdraft.simulations.study.plan import KINDS, Study
+from fleetdraft.simulations.study.plan import KINDS, Segment, Study, TargetTable
 from fleetdraft.simulations.study.published import published
 from fleetdraft.simulations.study.report import markdown_table, to_html, to_markdown
 from fleetdraft.simulations.study.sources import TaskTable
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "learning.md"
 SHIPPED = sorted(Path(plan.__file__).parent.glob("*.toml"))
 STUDIES = [path for path in SHIPPED if path.name != "published.toml"]
 TARGET = '[[targets]]\ndirectory = "models/large"\npublished = "Llama3-8B"\n'
@@ -63,7 +67,19 @@ def found(study: Study) -> Findings:
 
 
 def test_each_kind_of_study_is_shipped_and_reads() -> None:
-    assert sorted(Study.read(path).kind for path in STUDIES) == sorted(KINDS)
+    assert {Study.read(path).kind for path in STUDIES} == set(KINDS)
+
+
+def test_the_documents_example_is_the_small_study() -> None:
+    text = Path(plan.__file__).with_name("small.toml").read_text(encoding="utf-8")
+    assert text.split("\n", 1)[1] in DOCUMENT.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("table", [Study, Method, TargetTable, TaskTable, Segment])
+def test_each_key_of_a_study_is_documented(table: type) -> None:
+    rows = [line for line in DOCUMENT.read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    told = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert {field.name for field in fields(table)} - {"targets", "tasks", "methods", "segments"} <= told
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -91,6 +107,10 @@ def test_defaults_hold_for_each_method_that_does_not_say_otherwise(tmp_path: Pat
         (
             WHOLE.replace('against = "direct"', 'against = "x"'),
             "'hybrid': against is 'x', expected one of none, direct",
+        ),
+        (
+            WHOLE.replace('against = "direct"', 'against = "hybrid"'),
+            "against is 'hybrid', expected one of none, direct$",
         ),
         (WHOLE.replace("ngram_weight = 0.0", "ngram_weight = -1.0"), "ngram_weight is -1.0"),
         (WHOLE.replace("steps = 0", "steps = -1"), "steps is -1, expected 0"),
@@ -222,7 +242,7 @@ def test_a_cell_with_a_failed_seed_is_left_out_and_the_failure_is_told(study: St
 def test_the_three_files_agree_and_the_page_loads_nothing(found: Findings) -> None:
     html, markdown = to_html(found), to_markdown(found)
     for figure in ("0.160 → 0.250 ± 0.014 [0.42]", "2.50× [4.20×]", "1.25×"):
-        assert figure in html
+        assert figure in html.replace("<br>", " ")
         assert figure in markdown
     assert "<svg" in html
     assert not [word for word in ("src=", 'href="http', "@import", "url(http") if word in html]
@@ -234,6 +254,38 @@ def test_a_gain_over_nothing_is_no_number(study: Study, found: Findings) -> None
     none = findings(study, counts | {"large_math_no-training-direct_s0_t0": 0})
     assert json.loads(json.dumps(none.to_json(), allow_nan=False))["cells"][2]["gain"] is None
     assert "| hybrid | none | – [4.20×] |" in to_markdown(none)
+
+
+def test_a_comparison_with_the_method_without_training_is_one_row(tmp_path: Path, found: Findings) -> None:
+    study = read(tmp_path, WHOLE.replace('against = "direct"', 'against = "none"'))
+    counts = {key: result.counters.accepted for key, result in found.results.items()}
+    assert to_markdown(findings(study, counts)).count("| hybrid | none |") == 1
+
+
+def test_what_a_task_is_short_of_is_told_in_all_files(found: Findings) -> None:
+    short = replace(found, shortages=("math has 3 training prompts, not 240",))
+    for text in (to_html(short), to_markdown(short), json.dumps(short.to_json())):
+        assert "math has 3 training prompts, not 240" in text
+
+
+def test_settings_tell_what_methods_share_once_and_what_a_study_uses(found: Findings) -> None:
+    told = to_markdown(found)
+    assert told.count("learning rate 0.003") == 1
+    assert "| direct | paths direct, projection direct, ngram weight 0.0 |" in told
+    assert "widen_to" not in told
+    assert {"window", "train_prompts"} & settings(found.study).keys() == {"train_prompts"}
+    stream = Study.read(Path(plan.__file__).with_name("stream.toml"))
+    assert {"window", "train_prompts"} & settings(stream).keys() == {"window"}
+
+
+def test_before_and_after_are_both_seen_and_no_point_lies_on_the_edge(found: Findings) -> None:
+    axes = Figure().add_subplot()
+    charts._dumbbells(axes, found.cells, ["math"])
+    before = next(each for each in axes.collections if each.get_label() == "before")
+    points = axes.containers[0].lines[0]
+    assert points.get_zorder() > before.get_zorder()
+    assert before.get_sizes()[0] ** 0.5 > points.get_markersize()
+    assert axes.get_xlim()[1] > max(cell.acceptance.mean + cell.acceptance.deviation for cell in found.cells)
 
 
 def test_markdown_tables_escape_bars_and_keep_their_columns() -> None:
@@ -250,6 +302,18 @@ def test_smoothing_weighs_by_proposals_over_all_seeds() -> None:
 def test_recovery_counts_the_prompts_before_the_course_stays_at_nine_tenths() -> None:
     assert recovered([0.1, 0.5, 0.3, 0.46, 0.5]) == 3
     assert recovered([0.5, 0.46, 0.5]) == 0
+
+
+def test_only_what_learns_recovers(tmp_path: Path) -> None:
+    segments = "".join(f'[[segments]]\nstream = "s"\ntarget = "large"\ntask = "math"\nprompts = {n}\n' for n in (1, 2))
+    study = read(tmp_path, WHOLE.replace('"table"', '"stream"') + segments)
+    moments = tuple(
+        Moment(segment=min(i, 1), drafted=10, accepted=accepted, blocks=5) for i, accepted in enumerate((5, 1, 9))
+    )
+    results = {arm.key: replace(result(arm.key, 15), moments=moments) for arm in arms(study)}
+    told = to_markdown(replace(findings(study, {}), results=results, failures={}))
+    assert "| none | 0.500 | 0.500 |" in told
+    assert "| direct | 0.500 (after 0) | 0.500 (after 1) |" in told
 
 
 def test_published_ranks_are_there_and_missing_speed_ups_are_none() -> None:

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.common.cli import main
 from fleetdraft.common.embedded import EMBEDDED
-from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.errors import ConfigError, UserError
 from fleetdraft.simulations.study.arm import arms
 from fleetdraft.simulations.study.plan import Study
 from fleetdraft.simulations.study.pool import work
@@ -93,8 +94,8 @@ def test_each_arm_writes_its_figures_and_what_it_learned(finished: StudyRun) -> 
     assert value["failures"] == {}
     assert sorted(value["arms"]) == sorted(arm.key for arm in arms(finished.study))
     learned = value["arms"]["spm_logging_learns_s0_t0"]
-    # It learns after the fourth prompt, and at the end.
-    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (2, 4, 2)
+    # It learns after the fourth prompt, and nothing came after it.
+    assert (learned["steps"], learned["learning"]["prompts"], learned["counters"]["prompts"]) == (1, 4, 2)
     assert learned["counters"]["drafted"] > 0
     assert sorted(path.name for path in (finished.folder / "adapters").iterdir()) == [
         "spm_logging_learns_s0_t0",
@@ -117,6 +118,59 @@ def test_another_study_in_the_same_folder_is_refused(finished: StudyRun, tmp_pat
         StudyRun(study=other, folder=finished.folder).open(resume=True)
     with pytest.raises(ConfigError, match="already holds a study; go on with --resume"):
         StudyRun(study=other, folder=finished.folder).open(resume=False)
+
+
+def test_a_study_that_is_refused_leaves_its_folder_free(tmp_path: Path) -> None:
+    for old, new in (("/drafter", "/nowhere"), ("logging.train", "nowhere"), ("/targets/spm", "/nowhere")):
+        run = StudyRun(study=Study.read(written(tmp_path, TEXT.replace(old, new))), folder=tmp_path / "run")
+        with pytest.raises(UserError, match="nowhere"):
+            run.open(resume=False)
+        assert not run.folder.exists() or not list(run.folder.iterdir())
+
+
+def test_a_refused_resumption_takes_nothing_back(finished: StudyRun, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    shutil.rmtree(folder / "bundles")
+    study = Study.read(written(tmp_path, TEXT))
+    (folder / "bundles").write_text("")  # so that none can be built
+    with pytest.raises((UserError, OSError)):
+        StudyRun(study=study, folder=folder).open(resume=True)
+    assert (folder / "study-asked.json").exists()
+
+
+def test_tasks_with_fewer_prompts_than_asked_for_are_told(finished: StudyRun, tmp_path: Path) -> None:
+    assert finished.shortages() == ()
+    text = TEXT.replace("train_prompts = 4", "train_prompts = 999").replace("unseen_prompts = 2", "unseen_prompts = 13")
+    run = StudyRun(study=Study.read(written(tmp_path, text)), folder=tmp_path / "run")
+    first, second = run.shortages()
+    assert first.endswith("training prompts, not 999: all of them are used")
+    assert second == "logging has 12 unseen prompts, not 13: all of them are used"
+    stream = Study.read(written(tmp_path, STREAM.replace("prompts = 4\n[[seg", "prompts = 900\n[[seg")))
+    (told,) = StudyRun(study=stream, folder=tmp_path / "run").shortages()
+    assert "prompts, not 1804: swap comes to the first again" in told
+
+
+def test_progress_counts_the_whole_study(finished: StudyRun, capfd: pytest.CaptureFixture[str]) -> None:
+    finished.execute(workers=1)
+    assert (finished.done, finished.total) == (3, 3)
+    assert "arms 3/3" in capfd.readouterr().err
+
+
+def test_an_interrupted_study_says_how_to_go_on(
+    finished: StudyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stop(self: StudyRun, workers: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "arms" / f"{arms(finished.study)[0].key}.json").unlink()
+    monkeypatch.setattr(StudyRun, "execute", stop)
+    code = main(["study", str(written(tmp_path, TEXT)), "--out", str(folder), "--resume"])
+    assert code == 130
+    assert "2 of 3 arms are done; go on with --resume" in capfd.readouterr().err
 
 
 def test_an_arm_gives_the_same_figures_in_any_process(finished: StudyRun) -> None:
@@ -174,7 +228,7 @@ def test_a_stream_goes_through_its_segments_with_one_adapter(finished: StudyRun,
     workshop.build()
     moments = workshop.run(learning).moments
     assert [moment.segment for moment in moments] == [0] * 4 + [1] * 4 + [2] * 4
-    assert workshop.run(learning).steps == 6  # in each segment after the fourth prompt, and at the end
+    assert workshop.run(learning).steps == 3  # in each segment after the fourth prompt, its last
     assert workshop.run(silent).steps == 0
 
 
