@@ -191,8 +191,7 @@ def adapt(
         str | None,
         typer.Option(
             "--divergence",
-            help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
-            "(default: forward-kl).",
+            help=f"From the target's distribution: {', '.join(DIVERGENCES)} (default: forward-kl).",
         ),
     ] = None,
     projection: Annotated[
@@ -246,7 +245,7 @@ def adapt(
     else:
         release = opened.adapter if adapter is not None else None
         config = OnlineConfig(learning=learning, background=BackgroundConfig() if background else None, seed=seed)
-        learned = adapt_with_state(state, opened, release, stream, passes, options, config)
+        learned = adapt_with_state(state, out, opened, release, stream, passes, options, config)
     if out is not None:
         learned.adapter.save(out, opened.bundle.base)
     if json_file is not None:
