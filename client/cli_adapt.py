@@ -24,7 +24,6 @@ from .schedule import SCHEDULES, Schedule
 from .teacher import Projection
 from .trial import Tally, chance_of_fewer
 
-
 _FALL, _SIGNIFICANCE = 3.0, 0.001
 """Acceptance that is divided by more, which chance does so seldom, is harm."""
 _NEAR_ZERO, _ENOUGH = 0.05, 200

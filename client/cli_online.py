@@ -20,7 +20,6 @@ from .personal import Choice
 from .prompts import Prompt
 from .state import State
 
-
 _REBASED: dict[Choice, str] = {
     "carry": "what this device learned stays as it is beside it",
     "keep": "what this device learned makes up for the difference to the last one",
