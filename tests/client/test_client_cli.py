@@ -76,11 +76,11 @@ WRONG = {
     "not text": (["generate", "--prompt", "a\udcff"], "--prompt is not UTF-8 text"),
     "weight that is no number": (
         ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--ngram-weight", "nan"],
-        "ngram_weight",
+        "--ngram-weight is nan",
     ),
     "adapter over a file": (["adapt", "--prompts", "torn.jsonl", "--out", "empty.jsonl"], "empty.jsonl is a file"),
     "figures over a folder": (["eval", "--prompts", "torn.jsonl", "--json", "/"], "/ is a directory"),
-    "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens is 0, expected at least 1"),
+    "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected at least 1"),
     "prompt too long": (["generate", "--prompt", "x " * 3000], "expected 1 to"),
     "no prompts file": (["adapt", "--prompts", "none", "--out", "out"], "cannot read prompts file none"),
     "empty prompts file": (["adapt", "--prompts", "empty.jsonl", "--out", "out"], "holds no prompts"),
@@ -120,6 +120,18 @@ WRONG = {
     "state in the adapter": (
         ["adapt", "--prompts", "torn.jsonl", "--out", "a", "--state", "a/s"],
         "one is in the other",
+    ),
+    "learning rate of 0": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--learning-rate", "0"],
+        "error: --learning-rate is 0.0, expected a number above 0 and below 1",
+    ),
+    "state without drafting": (
+        ["generate", "--prompt", "x", "--no-draft", "--state", "s"],
+        "--no-draft and --state are both given, expected one",
+    ),
+    "state and no draft tokens": (
+        ["generate", "--prompt", "x", "--draft-tokens", "0", "--state", "s"],
+        "--draft-tokens 0 and --state are both given, expected one",
     ),
     "n-grams twice": (
         ["generate", "--prompt", "x", "--paths", "online", "--ngrams", "n", "--state", "s"],
