@@ -227,14 +227,15 @@ def _doubts_of_guard(out: Path, guard: dict[str, Any]) -> list[str]:
         return []
     if guard["trial"] is not None:
         newest, good = guard["trial"]["newest"], guard["trial"]["good"]
-    drafted = ", ".join(
-        f"{tally['acceptance']:.3f} of {tally['judged']} drafts with {whose}"
-        for whose, tally in (("it", newest), ("the last good one", good))
-        if tally["judged"]
+    figures = (
+        f"{newest['acceptance']:.3f} of {newest['judged']} drafts were accepted, {good['acceptance']:.3f} of "
+        f"{good['judged']} of the last good one"
+        if newest["judged"]
+        else "it drafted nothing since"
     )
     return [
-        f"{out} holds the newest adapter, which was not judged yet{drafted and f' (accepted: {drafted})'}; compare it "
-        "before you use it, or go on with more prompts"
+        f"{out} holds the newest adapter, which was not judged yet ({figures}); compare it before you use it, or go on "
+        "with more prompts"
     ]
 
 

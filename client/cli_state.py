@@ -75,7 +75,7 @@ def purge(
 
 
 def _confirmed(question: str) -> bool:
-    """Whether the user says yes; the end of input says no."""
+    """Whether the user says yes; the end of input and Ctrl-C say no."""
     try:
         return typer.confirm(question)
     except typer.Abort:
