@@ -13,10 +13,11 @@ from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .bundle import Bundle
 from .course import Course
+from .fleet_adapter import plain
 from .online import OnlineConfig, OnlinePair
 from .options import Options
 from .pair import Pair
-from .personal import Choice
+from .personal import Choice, Rebased
 from .prompts import Prompt
 from .state import State
 
@@ -72,8 +73,14 @@ def learning_pair(
         OnlinePair(pair, state, bundle.adapter(), config, stderr.say) as online,
     ):
         if release is not None and (rebased := online.take_release(release)) is not None:
-            stderr.say(f"a release is in force; {_REBASED[rebased.choice]} ({rebased.why})")
+            stderr.say(_release_in_force(rebased))
         yield online, state
+
+
+def _release_in_force(rebased: Rebased) -> str:
+    if rebased.choice == "carry" and plain(rebased.adapters.personal).changes_nothing:
+        return "a release is in force; on this device nothing was learned yet"
+    return f"a release is in force; {_REBASED[rebased.choice]} ({rebased.why})"
 
 
 def adapt_on(
