@@ -173,6 +173,10 @@ def adapt_with_state(
         unwritten = "" if out is None else f"; {out} is not written"
         stderr.say(f"interrupted; what was learned is in {state}, and the same command goes on from there{unwritten}")
         raise typer.Exit(130) from None
+    except typer.Exit:
+        if out is not None:
+            stderr.say(f"{out} is not written")
+        raise
 
 
 def adaptation_json(out: Path | None, learned: Learned) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.learner import OnlineLearner
 from fleetdraft.client.state import State
 from fleetdraft.common.cli import main
+from fleetdraft.common.errors import TrainingError
 
 
 @pytest.fixture
@@ -351,6 +352,22 @@ def test_adapt_interrupted_in_its_last_training_goes_on_there(
     assert "going on after the last prompt of 2" in capsys.readouterr().err
     assert (told(figures)["prompts"], told(figures)["status"]["counters"]["prompts"]) == (0, 2)
     assert told(figures)["training_steps"] > 0
+
+
+def test_adapt_whose_training_diverges_says_that_its_adapter_is_not_written(
+    tmp_path: Path, prompts_file: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, state = tmp_path / "own", tmp_path / "s"
+    monkeypatch.setattr(OnlineLearner, "_advanced", diverged)
+    assert main([*ADAPT, "--prompts", str(prompts_file), "--state", str(state), "--out", str(out)]) == 1
+    *_, why, unwritten = capsys.readouterr().err.splitlines()
+    assert why == "fleetdraft: training diverged; the adapter stays as it was"
+    assert unwritten == f"fleetdraft: {out} is not written"
+    assert not out.exists()
+
+
+def diverged(*_: object) -> None:
+    raise TrainingError("training diverged")
 
 
 def test_an_adapter_that_the_guard_has_not_judged_is_written_with_a_line(
