@@ -32,6 +32,7 @@ from .cli_online import Stderr, learning_pair
 from .cli_opened import open_pair
 from .cli_options import (
     AdapterOption,
+    AdapterOrReleaseOption,
     BundleOption,
     ControllerOption,
     DraftTokensOption,
@@ -78,7 +79,7 @@ def generate(
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
     controller: ControllerOption = "fixed",
-    adapter: AdapterOption = None,
+    adapter: AdapterOrReleaseOption = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="Use the target alone.")] = False,
     paths: PathsOption = "full",
     ngrams: NgramsOption = None,
@@ -114,6 +115,9 @@ def generate(
     )
     if state is not None and ngrams is not None:
         raise ConfigError("--ngrams and --state are both given, expected one: a state keeps the n-grams itself")
+    if state is not None and options.draft_tokens == 0:
+        off = "--no-draft" if no_draft else "--draft-tokens 0"
+        raise ConfigError(f"{off} and --state are both given, expected one: what is not drafted teaches nothing")
     opened, stderr = open_pair(bundle, target, threads, adapter, paths), Stderr()
     pair = opened.pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
@@ -158,14 +162,16 @@ def adapt(
     state: StateOption = None,
     bundle: BundleOption = EMBEDDED,
     target: TargetOption = None,
-    adapter: AdapterOption = None,
+    adapter: AdapterOrReleaseOption = None,
     temperature: TemperatureOption = 0.0,
     max_new_tokens: TokensOption = 64,
     draft_tokens: DraftTokensOption = 4,
     controller: ControllerOption = "fixed",
     seed: SeedOption = 0,
     passes: Annotated[int, typer.Option("--passes", min=1, help="How often to go through the prompts.")] = 1,
-    learning_rate: Annotated[float, typer.Option("--learning-rate")] = AdamWConfig().learning_rate,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="Of AdamW, above 0 and below 1.")
+    ] = AdamWConfig().learning_rate,
     steps: Annotated[
         int, typer.Option("--steps", help="Training steps after every few prompts.")
     ] = LearnerConfig().steps,
@@ -177,7 +183,8 @@ def adapt(
         typer.Option(
             "--schedule",
             metavar="prompts|joint|interleaved",
-            help="What is trained: the adapter; with it the head of --controller head; or that in between (--state).",
+            help="What is trained: the adapter alone (prompts); with --state also the head of --controller head, after "
+            "each training of the adapter (joint) or after each of the texts in between (interleaved).",
         ),
     ] = LearnerConfig().schedule,
     background: Annotated[
@@ -191,8 +198,8 @@ def adapt(
         str | None,
         typer.Option(
             "--divergence",
-            help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
-            "(default: forward-kl).",
+            metavar="|".join(DIVERGENCES),
+            help="What is lowered between the drafter's distribution and the target's (default: forward-kl).",
         ),
     ] = None,
     projection: Annotated[
@@ -246,7 +253,7 @@ def adapt(
     else:
         release = opened.adapter if adapter is not None else None
         config = OnlineConfig(learning=learning, background=BackgroundConfig() if background else None, seed=seed)
-        learned = adapt_with_state(state, opened, release, stream, passes, options, config)
+        learned = adapt_with_state(state, out, opened, release, stream, passes, options, config)
     if out is not None:
         learned.adapter.save(out, opened.bundle.base)
     if json_file is not None:

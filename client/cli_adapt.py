@@ -22,18 +22,44 @@ from .options import Options
 from .prompts import Prompt
 from .schedule import SCHEDULES, Schedule
 from .teacher import Projection
+from .trial import Tally, chance_of_fewer
+
+_FALL, _SIGNIFICANCE = 3.0, 0.001
+"""Acceptance that is divided by more, which chance does so seldom, is harm."""
+_NEAR_ZERO, _ENOUGH = 0.05, 200
+"""Acceptance of so many drafted tokens that is near zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """counters: of this run. steps, losses: of all runs. lost: the share of what is in force that ``adapter`` lacks."""
+    """What came of a run.
+
+    counters: of this run; ``first`` of its texts before the first training. steps, losses: of all runs;
+    ``steps_before`` of those before. lost: the share of what is in force that ``adapter`` lacks.
+    """
 
     adapter: LoraAdapter
     counters: DraftCounters
+    first: DraftCounters = DraftCounters()
     steps: int
+    steps_before: int = 0
     losses: list[float]
     lost: float = 0.0
     status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def harm(self) -> str:
+        """What a user has to know of an adapter that nothing judged; empty where nothing speaks against it."""
+        first, total = (Tally(judged=c.drafted, accepted=c.accepted) for c in (self.first, self.counters))
+        later = Tally(judged=total.judged - first.judged, accepted=total.accepted - first.accepted)
+        if later.acceptance < first.acceptance / _FALL and chance_of_fewer(later, first) <= _SIGNIFICANCE:
+            return (
+                f"acceptance fell from {first.acceptance:.3f} in the first {_many(self.first.prompts, 'prompt')} to "
+                f"{later.acceptance:.3f}: the adapter does harm; lower --learning-rate, or let --state roll back"
+            )
+        if total.judged >= _ENOUGH and total.acceptance < _NEAR_ZERO:
+            return "hardly anything is accepted: this adapter, or the drafter, does not suit these texts"
+        return ""
 
 
 def check_outputs(out: Path | None, state: Path | None, bundle: Path, json_file: Path | None) -> None:
@@ -47,7 +73,18 @@ def check_outputs(out: Path | None, state: Path | None, bundle: Path, json_file:
     if out is not None:
         check_replaceable(out, ABOUT)
         check_outside(out, bundle)
+    if out is not None and state is not None:
+        _check_apart(out, state)
     check_file(json_file)
+
+
+def _check_apart(out: Path, state: Path) -> None:
+    one, other = out.resolve(), state.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        raise ConfigError(
+            f"--out {out} and --state {state} are the same directory or one is in the other, expected two apart: a "
+            "state is private, an adapter is replaced as a whole"
+        )
 
 
 def checked_schedule(name: str, background: bool, state: Path | None) -> Schedule:
@@ -77,21 +114,34 @@ def objective_of(projection: str, divergence: str | None, ngram_weight: float | 
 
 
 def adapt_without_state(opened: Opened, stream: list[Prompt], options: Options, learning: LearnerConfig) -> Learned:
-    """Learns from the stream; only the adapter outlives it."""
-    learner, total = opened.pair.learner(opened.adapter, learning, options.seed), DraftCounters()
-    with progress("adapting", len(stream)) as advance:
+    """Learns from the stream; only the adapter outlives it.
 
-        def one_more(counters: DraftCounters) -> None:
-            nonlocal total
-            total += counters
-            advance(f"acceptance {total.draft_acceptance_rate:.3f}")
+    Raises:
+      typer.Exit: interrupted.
+    """
+    learner = opened.pair.learner(opened.adapter, learning, options.seed)
+    first, total = DraftCounters(), DraftCounters()
 
-        counters = adapt_online(opened.pair, learner, stream, options, one_more)
-    return Learned(adapter=learner.adapter, counters=counters, steps=learner.training.steps, losses=learner.losses)
+    def one_more(counters: DraftCounters) -> None:
+        nonlocal first, total
+        total += counters
+        first = total if total.prompts <= learning.every_prompts else first
+        advance(f"acceptance {total.draft_acceptance_rate:.3f}")
+
+    try:
+        with progress("adapting", len(stream)) as advance:
+            adapt_online(opened.pair, learner, stream, options, one_more)
+    except KeyboardInterrupt:
+        Stderr().say("interrupted; nothing is written")
+        raise typer.Exit(130) from None
+    return Learned(
+        adapter=learner.adapter, counters=total, first=first, steps=learner.training.steps, losses=learner.losses
+    )
 
 
 def adapt_with_state(
     state: Path,
+    out: Path | None,
     opened: Opened,
     release: LoraAdapter | None,
     stream: list[Prompt],
@@ -107,19 +157,26 @@ def adapt_with_state(
     stderr = Stderr()
     try:
         with learning_pair(state, opened.bundle, opened.pair, release, config, stderr) as (online, held):
+            steps_before = online.learner.training.steps
             counters = adapt_on(online, held, stream, passes, options, stderr)
             adapter, lost = online.as_adapter()
             return Learned(
                 adapter=adapter,
                 counters=counters,
                 steps=online.learner.training.steps,
+                steps_before=steps_before,
                 losses=online.learner.losses,
                 lost=lost,
                 status=online.status(),
             )
     except KeyboardInterrupt:
-        stderr.say(f"interrupted; what was learned is in {state}, and the same command goes on from there")
+        unwritten = "" if out is None else f"; {out} is not written"
+        stderr.say(f"interrupted; what was learned is in {state}, and the same command goes on from there{unwritten}")
         raise typer.Exit(130) from None
+    except typer.Exit:
+        if out is not None:
+            stderr.say(f"{out} is not written")
+        raise
 
 
 def adaptation_json(out: Path | None, learned: Learned) -> dict[str, Any]:
@@ -138,15 +195,53 @@ def adaptation_json(out: Path | None, learned: Learned) -> dict[str, Any]:
 
 def print_adapted(out: Path | None, state: Path | None, learned: Learned) -> None:
     """What was written where, and with what success."""
-    counters = learned.counters
-    wrote = f"wrote {out}" if out is not None else f"{state} holds what was learned"
-    compare = "compare 'fleetdraft eval' with and without --adapter" if out is not None else "see 'fleetdraft state'"
-    print(
-        f"{wrote} after {counters.prompts} prompts and {learned.steps} training steps; acceptance while learning "
-        f"{counters.draft_acceptance_rate:.3f}; {compare}"
+    counters, steps = learned.counters, learned.steps - learned.steps_before
+    in_all = f" ({learned.steps:,} in all)" if learned.steps_before else ""
+    run = (
+        f"{_many(counters.prompts, 'prompt')} and {_many(steps, 'training step')}{in_all}; acceptance while learning "
+        f"{counters.draft_acceptance_rate:.3f}"
     )
-    if out is not None and learned.lost:
-        print(
+    if out is not None:
+        print(f"wrote {out} after {run}; compare 'fleetdraft eval' with and without --adapter {out}")
+        _print_doubts(out, state, learned)
+    if state is not None:
+        after = f" after {run}" if out is None else ""
+        print(f"{state} holds what was learned{after}; see 'fleetdraft state show {state}'")
+
+
+def _print_doubts(out: Path, state: Path | None, learned: Learned) -> None:
+    """What speaks against the adapter that was written, a line each."""
+    if state is None:
+        doubts = [f"careful: {learned.harm}"] if learned.harm else []
+    else:
+        doubts = _doubts_of_guard(out, learned.status["guard"])
+    if learned.lost:
+        doubts.append(
             f"{out} is the best adapter of rank {learned.adapter.layout.rank} for release and own adapter together; it "
             f"lacks {learned.lost:.3f} of the change (Frobenius norm), which {state} has whole"
         )
+    for doubt in doubts:
+        print(doubt)
+
+
+def _doubts_of_guard(out: Path, guard: dict[str, Any]) -> list[str]:
+    """What the guard thinks of the newest adapter, where that is not its last good one."""
+    newest, good = guard["newest"], guard["good"]
+    if newest is None:
+        return []
+    if guard["trial"] is not None:
+        newest, good = guard["trial"]["newest"], guard["trial"]["good"]
+    figures = (
+        f"{newest['acceptance']:.3f} of {newest['judged']} drafts were accepted, {good['acceptance']:.3f} of "
+        f"{good['judged']} of the last good one"
+        if newest["judged"]
+        else "it drafted nothing since"
+    )
+    return [
+        f"{out} holds the newest adapter, which was not judged yet ({figures}); compare it before you use it, or go on "
+        "with more prompts"
+    ]
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -13,11 +13,19 @@ from ..common.metrics import DraftCounters
 from ..common.progress import progress
 from .bundle import Bundle
 from .course import Course
+from .fleet_adapter import plain
 from .online import OnlineConfig, OnlinePair
 from .options import Options
 from .pair import Pair
+from .personal import Choice, Rebased
 from .prompts import Prompt
 from .state import State
+
+_REBASED: dict[Choice, str] = {
+    "carry": "what this device learned stays as it is beside it",
+    "keep": "what this device learned makes up for the difference to the last one",
+    "drop": "what this device learned is dropped, and learning begins anew beside it",
+}
 
 
 class Stderr:
@@ -65,8 +73,14 @@ def learning_pair(
         OnlinePair(pair, state, bundle.adapter(), config, stderr.say) as online,
     ):
         if release is not None and (rebased := online.take_release(release)) is not None:
-            stderr.say(f"a release is in force; the personal adapter: {rebased.choice} ({rebased.why})")
+            stderr.say(_release_in_force(rebased))
         yield online, state
+
+
+def _release_in_force(rebased: Rebased) -> str:
+    if rebased.choice == "carry" and plain(rebased.adapters.personal).changes_nothing:
+        return "a release is in force; on this device nothing was learned yet"
+    return f"a release is in force; {_REBASED[rebased.choice]} ({rebased.why})"
 
 
 def adapt_on(
@@ -80,16 +94,31 @@ def adapt_on(
     stream, total = list(prompts) * passes, DraftCounters()
     course = Course(state, online.pair.name, prompts, passes, options.seed)
     if first := course.done:
-        stderr.say(f"going on at prompt {first + 1} of {len(stream)}")
+        where = f"at prompt {first + 1}" if first < len(stream) else "after the last prompt"
+        stderr.say(f"going on {where} of {len(stream)}")
     with progress("adapting", len(stream) - first) as advance:
         for index in range(first, len(stream)):
-            total += online.run(stream[index].text, replace(options, seed=options.seed + index)).counters
+            with _noted(online, course, index + 1):
+                total += online.run(stream[index].text, replace(options, seed=options.seed + index)).counters
             _check(online)
-            course.note(index + 1)
             advance(f"acceptance {total.draft_acceptance_rate:.3f}")
     online.finish()
     _check(online)
+    course.end()
     return total
+
+
+@contextmanager
+def _noted(online: OnlinePair, course: Course, done: int) -> Iterator[None]:
+    """Notes a prompt as done once its text is a lesson, even where the training that follows is interrupted."""
+    before = max(online.learner.lessons, default=-1)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if max(online.learner.lessons, default=-1) > before:
+            course.note(done)
+        raise
+    course.note(done)
 
 
 def _check(online: OnlinePair) -> None:

@@ -22,6 +22,14 @@ PromptsOption = Annotated[
     Path, typer.Option("--prompts", metavar="FILE", help='JSONL, one {"prompt": …, "task": …} a line.')
 ]
 AdapterOption = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT directory).")]
+AdapterOrReleaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter (PEFT directory); with --state, the fleet's release.",
+    ),
+]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
 DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]

@@ -30,7 +30,8 @@ def show(
 ) -> None:
     """Shows how much is held, of what age, and how drafting went.
 
-    Sizes, digests, acceptance by target, the newest decisions. No tokens are shown; texts are not in it.
+    Acceptance by target, the newest decisions, lessons, sizes, digests. No tokens are shown; texts are not in it. A
+    state that cannot be written, as on a read-only disk, is shown as well.
 
     Examples:
 
@@ -66,15 +67,25 @@ def purge(
       fleetdraft state purge my-state --lessons --yes
     """
     what = "the lessons" if lessons else "everything learned"
-    if not yes:
-        typer.confirm(f"Delete {what} in {directory}?", abort=True)
+    if not yes and not _confirmed(f"Delete {what} in {directory}?"):
+        print("nothing deleted")
+        return
     storage.purge(directory, lessons)
     print(f"purged {what} in {directory}")
 
 
+def _confirmed(question: str) -> bool:
+    """Whether the user says yes; the end of input and Ctrl-C say no."""
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        print()  # the answer's line has no end yet
+        return False
+
+
 def _told(held: State, now_s: float) -> dict[str, Any]:
     """All that is shown; ages in seconds."""
-    blobs = held.blobs()
+    blobs, decisions = held.blobs(), held.decisions()
     return {
         "schema": 1,
         "state": str(held.path),
@@ -98,7 +109,8 @@ def _told(held: State, now_s: float) -> dict[str, Any]:
         ],
         "training_steps": _training_steps(held),
         "acceptance": [_acceptance(b.name.removeprefix(COUNTERS), held) for b in blobs if b.name.startswith(COUNTERS)],
-        "decisions": [_decision(row, now_s) for row in held.decisions(_NEWEST)],
+        "decisions": [_decision(row, now_s) for row in decisions[-_NEWEST:]],
+        "decisions_held": len(decisions),
         "notices": held.notices,
     }
 
@@ -139,23 +151,25 @@ def _object(data: bytes) -> dict[str, Any]:
 def _print(told: dict[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     console.print(
-        f"{told['state']}: {_size(told['size_bytes'])}, made {_age(told['age_s'])} ago for the drafter "
-        f"{told['base'][:12]}… with adapters of layout {told['layout'][:12]}…; "
-        f"{told['training_steps']:,} training steps",
+        f"{told['state']}: {_size(told['size_bytes'])}, made {_age(told['age_s'])} ago, "
+        f"training steps: {told['training_steps']:,}\n"
+        f"drafter {told['base'][:12]}…, layout of adapters {told['layout'][:12]}…",
         soft_wrap=True,
     )
+    shown = len(told["decisions"])
+    newest = f"newest {shown} of {told['decisions_held']} decisions" if shown else "decisions"
     for title, headings, lines in (
-        ("blobs", ("name", "size", "age", "digest"), map(_blob_line, told["blobs"])),
-        ("lessons", ("target", "lessons", "size", "oldest", "newest"), map(_lesson_line, told["lessons"])),
         ("acceptance", ("target", "rate", "mean length", "tokens/s", "prompts"), map(_rate_line, told["acceptance"])),
-        ("newest decisions", ("age", "what", "why"), map(_decision_line, told["decisions"])),
+        (newest, ("age", "what", "why"), map(_decision_line, told["decisions"])),
+        ("lessons", ("target", "lessons", "size", "oldest", "newest"), map(_lesson_line, told["lessons"])),
+        ("blobs", ("name", "size", "age", "digest"), map(_blob_line, told["blobs"])),
     ):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in headings:
             table.add_column(heading, overflow="fold")
         for line in lines:
             table.add_row(*line)
-        console.print(table if table.rows else f"\nno {title}")
+        console.print(table if table.rows else f"\nno {title} yet")
     for notice in told["notices"]:
         console.print(f"notice: {notice}", soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """How far a stream of prompts came, in the state, so that the same stream goes on after a kill. It holds no text."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ _PREFIX = "course/"
 
 
 class Course:
-    """The place of one target's newest stream; a stream that ended has none.
+    """The place of one target's newest stream, until ``end``.
 
     Args:
       state: open.
@@ -22,25 +23,26 @@ class Course:
 
     def __init__(self, state: State, target: str, prompts: Sequence[Prompt], passes: int, seed: int) -> None:
         self._state, self._name = state, _PREFIX + target
+        self.length = len(prompts) * passes
         stream = json.dumps([[prompt.text for prompt in prompts], passes, seed])
-        self._stream, self._length = hashlib.sha256(stream.encode()).hexdigest(), len(prompts) * passes
+        self._stream = hashlib.sha256(stream.encode()).hexdigest()
 
     @property
     def done(self) -> int:
-        """Prompts behind it, below the stream's length."""
+        """Prompts behind it, at most ``length``."""
         try:
             found = json.loads(self._state.get(self._name) or b"{}")
             done = int(found["done"]) if found["stream"] == self._stream else 0
         except (ValueError, KeyError, TypeError):
             return 0
-        return done if 0 <= done < self._length else 0
+        return done if 0 <= done <= self.length else 0
 
     def note(self, done: int) -> None:
         """So many prompts are behind it; where nothing can be written, they come again after a kill."""
-        try:
-            if done < self._length:
-                self._state.put(self._name, json.dumps({"stream": self._stream, "done": done}).encode())
-            else:
-                self._state.delete(self._name)
-        except UserError:
-            return  # the learning pair says so, for its own writes
+        with contextlib.suppress(UserError):  # the learning pair says so, for its own writes
+            self._state.put(self._name, json.dumps({"stream": self._stream, "done": done}).encode())
+
+    def end(self) -> None:
+        """All is learned: the same stream would begin anew."""
+        with contextlib.suppress(UserError):
+            self._state.delete(self._name)

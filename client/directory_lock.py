@@ -20,17 +20,19 @@ class DirectoryLock:
     Args:
       directory: has to exist.
       name: of the lock file in it.
+      writable: whether the file may be made and written; else it has to be there.
 
     Raises:
       UserError: another process holds it, or this one does already; or it cannot be locked.
     """
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, directory: Path, name: str, writable: bool = True) -> None:
         path = directory / name
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._fd = os.open(path, (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); make {directory} writable") from error
+            what = "written" if writable else "read"
+            raise UserError(f"{path} cannot be {what} ({error.strerror}); make {directory} writable") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -128,7 +128,7 @@ class State:
             cannot be used. What is there is left as it is.
         """
         config = config or StateConfig()
-        file.prepare(directory)
+        made_private = file.prepare(directory)
         lock, path = DirectoryLock(directory, file.LOCK), directory / file.NAME
         try:
             file.check_regular(directory)
@@ -138,7 +138,7 @@ class State:
             raise
         state = cls(path, lock, connection, meta, config, clock)
         try:
-            state.notices += [notice] if notice else []
+            state.notices += [line for line in (made_private, notice) if line]
             state._tidy()
         except BaseException:
             state.close()
@@ -149,16 +149,19 @@ class State:
     def existing(cls, directory: Path, clock: Callable[[], float] = time.time) -> "State":
         """Opens the state in ``directory``, of whichever drafter, and changes nothing; ``notices`` say what is damaged.
 
+        Where nothing can be written it can be read still, if the last process that had it open closed it.
+
         Raises:
           ModelError: it is damaged. UserError: there is none, or as for ``open``.
         """
         path = directory / file.NAME
         if not path.exists():
             raise UserError(f"no state in {directory}, expected a directory that 'adapt' or 'generate' filled")
-        lock = DirectoryLock(directory, file.LOCK)
+        writable = file.writable(directory) and file.writable(path)
+        lock = DirectoryLock(directory, file.LOCK, writable)
         try:
             file.check_regular(directory)
-            connection, meta = _judged(path)
+            connection, meta = _judged(path, writable)
         except BaseException:
             lock.release()
             raise
@@ -436,7 +439,7 @@ class State:
         self._connection = file.connect(self.path)
 
 
-def _judged(path: Path) -> tuple[sqlite3.Connection, file.StateMeta]:
+def _judged(path: Path, writable: bool = True) -> tuple[sqlite3.Connection, file.StateMeta]:
     """A connection to a sound state.
 
     Raises:
@@ -444,7 +447,7 @@ def _judged(path: Path) -> tuple[sqlite3.Connection, file.StateMeta]:
     """
     with file.told(path):
         file.check_header(path)
-        connection = file.connect(path)
+        connection = file.connect(path) if writable else file.connect_read_only(path)
     try:
         return connection, file.judge(path, connection)
     except BaseException:

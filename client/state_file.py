@@ -95,33 +95,48 @@ def told(path: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if type(error) not in (sqlite3.DatabaseError, sqlite3.OperationalError):
             raise
-        if code in _ADVICE and not (code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK)):
+        if code in _ADVICE and not (code == sqlite3.SQLITE_READONLY and writable(path)):
             raise UserError(f"{path} cannot be read or written: {error}; {_ADVICE[code]}") from error
         raise ModelError(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read or written: {error.strerror}") from error
 
 
+def writable(path: Path) -> bool:
+    """Whether this process may write to a file or directory, by the rights it has now."""
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 # --- the directory --------------------------------------------------------------------------------------------------
 
 
-def prepare(directory: Path) -> None:
+def prepare(directory: Path) -> str:
     """Makes a directory that only its owner can enter, or checks one that is there.
+
+    One that is empty or holds nothing but a state becomes its owner's alone; any other keeps its mode.
+
+    Returns:
+      A line for the user where others could enter until now; else empty.
 
     Raises:
       UserError: it is no directory, others can write to it, or it cannot be made.
     """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
+        was_there = directory.exists()
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
         if not directory.is_dir():
             raise UserError(f"{directory} is a file, expected a directory for the state")
         if all(name.startswith(_PREFIX) for name in os.listdir(directory)):
-            if stat.S_IMODE(directory.stat().st_mode) != 0o700:
+            mode = stat.S_IMODE(directory.stat().st_mode)
+            if mode != 0o700:
                 directory.chmod(0o700)
+            if was_there and mode & 0o077:
+                return f"{directory} is its owner's alone now (mode {mode:04o} became 0700)"
         elif directory.stat().st_mode & 0o022:
             raise UserError(f"others can write to {directory}; run chmod 700 on it, or give another directory")
+        return ""
     except OSError as error:
         raise UserError(f"{error.filename or directory} cannot be used: {error.strerror}") from error
 
@@ -158,6 +173,7 @@ def set_aside(path: Path, now_s: float) -> str:
     for old, new in [*zip(journals(path), journals(aside), strict=True), (path, aside)]:
         if old.exists():
             os.utime(old, (now_s, now_s))
+            old.chmod(0o600)
             old.rename(new)
     return aside.name
 
@@ -195,6 +211,19 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Opens a database that cannot be written, of which SQLite could not read the log either.
+
+    Raises:
+      UserError: something is in the log.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise UserError(f"{path} cannot be read without its log, which needs write access; make {path.parent} writable")
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    return sqlite3.connect(uri, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
 
 
 def create(path: Path, base: str, layout: str, now_s: float) -> None:

@@ -205,7 +205,7 @@ class AdamWConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.learning_rate < 1:
-            raise ConfigError(f"learning_rate is {self.learning_rate}, expected between 0 and 1")
+            raise ConfigError(f"learning_rate is {self.learning_rate}, expected a number above 0 and below 1")
         if not 0 <= self.weight_decay < math.inf:
             raise ConfigError(f"weight_decay is {self.weight_decay}, expected a finite number >= 0")
         if not 0 < self.max_grad_norm < math.inf:

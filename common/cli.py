@@ -27,8 +27,9 @@ from typing import Any
 import click
 import typer
 import typer.core
+from click.core import ParameterSource
 
-from .errors import FleetdraftError, MissingExtraError, UserError
+from .errors import ConfigError, FleetdraftError, MissingExtraError, UserError
 
 # Typer escapes brackets for Rich even where its Rich help is off, which would show as "\\[required]".
 typer.core.HAS_RICH = False
@@ -104,10 +105,21 @@ def _invoke(entry: metadata.EntryPoint, arguments: Sequence[str]) -> int:
     command = _command(entry.load())
     try:
         with command.make_context(f"{PROGRAM} {entry.name}", list(arguments)) as context:
-            command.invoke(context)
+            try:
+                command.invoke(context)
+            except ConfigError as error:
+                raise ConfigError(_by_option(str(error), context)) from error
     except click.exceptions.Exit as request:
         return request.exit_code
     return 0
+
+
+def _by_option(message: str, context: click.Context) -> str:
+    """A message that begins with a setting's name, with that of the option that gave it: --top-p for top_p."""
+    name, is_, rest = message.partition(" is ")
+    given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    options = [each.opts[0] for each in context.command.params if each.name == name and given]
+    return options[0] + is_ + rest if options and options[0].startswith("-") else message
 
 
 def _command(target: Callable[..., Any] | typer.Typer) -> click.Command:

@@ -1,5 +1,6 @@
 """The command that shows and purges a state."""
 
+import io
 import json
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def test_the_table_shows_figures_and_nothing_of_the_content(
     shown = told(capsys, "show", str(directory))
     for figure in ("adapter/personal", "6.0 kB", "0.500", "2.50", "adapter rolled back", "bbbbbbbbbbbb…"):
         assert figure in shown
+    places = [shown.index(title) for title in ("acceptance", "newest 1 of 1 decisions", "lessons", "blobs")]
+    assert places == sorted(places)
+    assert all(len(line) <= 100 for line in shown.replace(str(directory), "").splitlines())
     assert "secret" not in shown
     assert "\x1b" not in shown
 
@@ -60,17 +64,24 @@ def test_purge_asks_unless_it_is_told_yes(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("typer.confirm", refuse)
-    with pytest.raises(typer.Abort):
-        told(capsys, "purge", str(directory))
+    assert told(capsys, "purge", str(directory)) == "nothing deleted\n"
     assert json.loads(told(capsys, "show", str(directory), "--json"))["blobs"]
     told(capsys, "purge", str(directory), "--yes")
     with pytest.raises(UserError, match="no state in"):
         told(capsys, "show", str(directory))
 
 
-def refuse(question: str, abort: bool) -> None:
+def refuse(question: str) -> bool:
     assert "everything learned" in question
-    raise typer.Abort
+    return False
+
+
+def test_purge_at_the_end_of_input_deletes_nothing_and_says_so_on_a_line(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert told(capsys, "purge", str(directory)).splitlines()[-1] == "nothing deleted"
+    assert json.loads(told(capsys, "show", str(directory), "--json"))["blobs"]
 
 
 def test_purge_of_lessons_leaves_the_rest(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

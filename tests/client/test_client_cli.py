@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.learner import OnlineLearner
 from fleetdraft.client.state import State
 from fleetdraft.common.cli import main
+from fleetdraft.common.errors import TrainingError
 
 
 @pytest.fixture
@@ -75,11 +77,11 @@ WRONG = {
     "not text": (["generate", "--prompt", "a\udcff"], "--prompt is not UTF-8 text"),
     "weight that is no number": (
         ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--ngram-weight", "nan"],
-        "ngram_weight",
+        "--ngram-weight is nan",
     ),
     "adapter over a file": (["adapt", "--prompts", "torn.jsonl", "--out", "empty.jsonl"], "empty.jsonl is a file"),
     "figures over a folder": (["eval", "--prompts", "torn.jsonl", "--json", "/"], "/ is a directory"),
-    "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens is 0, expected at least 1"),
+    "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected at least 1"),
     "prompt too long": (["generate", "--prompt", "x " * 3000], "expected 1 to"),
     "no prompts file": (["adapt", "--prompts", "none", "--out", "out"], "cannot read prompts file none"),
     "empty prompts file": (["adapt", "--prompts", "empty.jsonl", "--out", "out"], "holds no prompts"),
@@ -107,6 +109,30 @@ WRONG = {
     "no such projection": (
         ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--projection", "x"],
         "projection is 'x'",
+    ),
+    "adapter over the state": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "s", "--state", "./s"],
+        "--out s and --state s are the same directory",
+    ),
+    "adapter in the state": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "s/a", "--state", "s"],
+        "one is in the other",
+    ),
+    "state in the adapter": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "a", "--state", "a/s"],
+        "one is in the other",
+    ),
+    "learning rate of 0": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--learning-rate", "0"],
+        "error: --learning-rate is 0.0, expected a number above 0 and below 1",
+    ),
+    "state without drafting": (
+        ["generate", "--prompt", "x", "--no-draft", "--state", "s"],
+        "--no-draft and --state are both given, expected one",
+    ),
+    "state and no draft tokens": (
+        ["generate", "--prompt", "x", "--draft-tokens", "0", "--state", "s"],
+        "--draft-tokens 0 and --state are both given, expected one",
     ),
     "n-grams twice": (
         ["generate", "--prompt", "x", "--paths", "online", "--ngrams", "n", "--state", "s"],
@@ -212,7 +238,7 @@ def test_adapt_with_a_state_goes_on_from_it(tmp_path: Path, prompts_file: Path, 
         assert told(figures)["prompts"] == 2
         steps.append(told(figures)["training_steps"])
     assert 0 < steps[0] < steps[1]
-    assert "holds what was learned after 2 prompts" in capsys.readouterr().out
+    assert "holds what was learned after 2 prompts and " in capsys.readouterr().out
 
 
 def test_adapt_with_a_state_writes_its_adapter_for_a_bundle(
@@ -226,7 +252,7 @@ def test_adapt_with_a_state_writes_its_adapter_for_a_bundle(
     release = bundle.adapter(tmp_path / "own").plus({"lora.0.q_proj.B": np.full((128, 16), 0.01, np.float32)})
     release.save(tmp_path / "release", bundle.base)
     assert main(["generate", "--prompt", "x", *state, "--adapter", str(tmp_path / "release")]) == 0
-    assert "fleetdraft: a release is in force; the personal adapter: " in capsys.readouterr().err
+    assert "fleetdraft: a release is in force; what this device learned " in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "both"), "--adapter", str(tmp_path / "release")]) == 0
     heard = capsys.readouterr()
     assert "release is in force" not in heard.err
@@ -278,6 +304,91 @@ def test_interrupted_adapt_keeps_what_it_learned_and_goes_on_there(tmp_path: Pat
     assert done > 0
     # A text that was interrupted is counted, and comes again.
     assert said in [f"fleetdraft: going on at prompt {place} of 4000\n" for place in (done, done + 1)]
+
+
+def test_interrupted_adapt_says_that_its_adapter_is_not_written(tmp_path: Path, prompts_file: Path) -> None:
+    out, state = tmp_path / "out", tmp_path / "s"
+    words = [*ADAPT, "--prompts", str(prompts_file), "--passes", "2000", "--out", str(out)]
+    for more, said in (
+        ([], "interrupted; nothing is written\n"),
+        (["--state", str(state)], f"; {out} is not written\n"),
+    ):
+        with running([*words, *more]) as process:
+            assert line(process) == "adapting 0/4000\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.endswith(said)
+        assert not out.exists()
+
+
+def test_a_prompt_whose_training_is_interrupted_does_not_come_again(
+    tmp_path: Path, prompts_file: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*ADAPT, "--prompts", str(prompts_file), "--state", str(tmp_path / "s")]
+    with monkeypatch.context() as patched:
+        patched.setattr(OnlineLearner, "_advanced", interrupted)
+        assert main(words) == 130
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "going on at prompt 2 of 2" in capsys.readouterr().err
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_adapt_interrupted_in_its_last_training_goes_on_there(
+    tmp_path: Path, prompts_file: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = tmp_path / "figures.json"
+    words = [*ADAPT[:3], "--prompts", str(prompts_file), "--state", str(tmp_path / "s"), "--json", str(figures)]
+    with monkeypatch.context() as patched:
+        patched.setattr(OnlineLearner, "_advanced", interrupted)
+        assert main(words) == 130
+    capsys.readouterr()
+    assert main(words) == 0
+    assert "going on after the last prompt of 2" in capsys.readouterr().err
+    assert (told(figures)["prompts"], told(figures)["status"]["counters"]["prompts"]) == (0, 2)
+    assert told(figures)["training_steps"] > 0
+
+
+def test_adapt_whose_training_diverges_says_that_its_adapter_is_not_written(
+    tmp_path: Path, prompts_file: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, state = tmp_path / "own", tmp_path / "s"
+    monkeypatch.setattr(OnlineLearner, "_advanced", diverged)
+    assert main([*ADAPT, "--prompts", str(prompts_file), "--state", str(state), "--out", str(out)]) == 1
+    *_, why, unwritten = capsys.readouterr().err.splitlines()
+    assert why == "fleetdraft: training diverged; the adapter stays as it was"
+    assert unwritten == f"fleetdraft: {out} is not written"
+    assert not out.exists()
+
+
+def diverged(*_: object) -> None:
+    raise TrainingError("training diverged")
+
+
+def test_an_adapter_that_the_guard_has_not_judged_is_written_with_a_line(
+    tmp_path: Path, prompts_file: Path, capsys
+) -> None:
+    words = [*ADAPT, "--prompts", str(prompts_file), "--state", str(tmp_path / "s"), "--out", str(tmp_path / "own")]
+    assert main(words) == 0
+    wrote, doubt, holds = capsys.readouterr().out.splitlines()
+    assert wrote.startswith(f"wrote {tmp_path}/own after 2 prompts and ")
+    assert f"{tmp_path}/own holds the newest adapter, which was not judged yet" in doubt
+    assert holds == f"{tmp_path}/s holds what was learned; see 'fleetdraft state show {tmp_path}/s'"
+
+
+@pytest.mark.parametrize("rate, harmed", [("0.9", True), ("0.0001", False)])
+def test_adapt_without_a_state_says_that_its_adapter_does_harm(
+    tmp_path: Path, prompts_file: Path, capsys, rate: str, harmed: bool
+) -> None:
+    words = [*ADAPT[:1], "--every-prompts", "2", "--steps", "1", "--max-new-tokens", "24", "--passes", "3"]
+    words += ["--prompts", str(prompts_file), "--out", str(tmp_path / "own"), "--learning-rate", rate]
+    assert main(words) == 0
+    assert ("the adapter does harm" in capsys.readouterr().out) == harmed
 
 
 def running(words: list[str]) -> "subprocess.Popen[str]":

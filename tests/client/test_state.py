@@ -276,6 +276,23 @@ def test_a_directory_that_holds_something_else_keeps_its_mode(tmp_path: Path) ->
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
+def test_an_empty_directory_becomes_its_owners_alone_which_is_told_once(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with opened(tmp_path) as state:
+        assert state.notices == [f"{tmp_path} is its owner's alone now (mode 0755 became 0700)"]
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    with opened(tmp_path) as state:
+        assert state.notices == []
+
+
+def test_a_state_set_aside_is_its_owners_alone(filled: Path) -> None:
+    (filled / FILE).write_bytes(b"not a database")
+    (filled / FILE).chmod(0o644)
+    opened(filled).close()
+    (aside,) = filled.glob("*.unusable-*")
+    assert stat.S_IMODE(aside.stat().st_mode) == 0o600
+
+
 MARK = b"said in confidence "
 
 
@@ -668,6 +685,53 @@ def test_looking_changes_nothing(filled: Path) -> None:
     assert contents(filled) == before
 
 
+def without_write_access(directory: Path, code: str) -> None:
+    """Runs ``code`` in a process that may read all of ``directory`` and write nothing; it stays as it is."""
+    before = contents(directory)
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    in_another_process(
+        "if not os.geteuid():\n    os.seteuid(65534)  # nothing is read-only for root\n" + code, directory
+    )
+    assert contents(directory) == before
+
+
+def test_a_state_that_cannot_be_written_is_read_and_not_purged(public: Path) -> None:
+    directory = public / "state"
+    with opened(directory) as state:
+        write(state, 3)
+    code = """
+from fleetdraft.client.state import purge
+with State.existing(directory) as state:
+    assert len(state.lessons()) == LESSONS, len(state.lessons())
+    assert state.notices == []
+try:
+    purge(directory)
+except UserError as error:
+    assert "make it and its directory writable" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    with opened(directory) as state:
+        code = code.replace("LESSONS", str(len(state.lessons())))
+    without_write_access(directory, code)
+
+
+def test_a_state_with_a_log_that_cannot_be_written_is_told(public: Path) -> None:
+    directory = public / "state"
+    opened(directory).close()
+    (directory / f"{FILE}-wal").write_bytes(b"something")
+    code = """
+try:
+    State.existing(directory)
+except UserError as error:
+    assert "without its log" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+    without_write_access(directory, code)
+
+
 def test_looking_where_there_is_nothing_makes_nothing(directory: Path) -> None:
     with pytest.raises(UserError, match="no state in"):
         State.existing(directory)
@@ -769,12 +833,7 @@ def test_a_directory_that_cannot_be_written_is_told_and_left_alone(public: Path)
     directory = public / "state"
     with opened(directory) as state:
         write(state, 1)
-    before = contents(directory)
-    for path in (directory, *directory.iterdir()):
-        path.chmod(0o555 if path.is_dir() else 0o444)
     code = """
-if not os.geteuid():
-    os.seteuid(65534)  # nothing is read-only for root
 for at in (directory, directory / "new"):
     try:
         State.open(at, **FINGERPRINTS)
@@ -783,5 +842,4 @@ for at in (directory, directory / "new"):
     else:
         raise AssertionError("no error")
 """
-    in_another_process(code, directory)
-    assert contents(directory) == before
+    without_write_access(directory, code)
