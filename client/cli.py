@@ -187,12 +187,18 @@ def adapt(
         float | None,
         typer.Option("--ngram-weight", help="Lambda of the hybrid loss (default: 0.2; 0 with --projection law)."),
     ] = None,
+    dynamic_lambda: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-lambda",
+            help="Multiply lambda by the target's probability of each n-gram (published with --ngram-weight 1).",
+        ),
+    ] = False,
     divergence: Annotated[
         str | None,
         typer.Option(
             "--divergence",
-            help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
-            "(default: forward-kl).",
+            help=f"From the target's distribution: {', '.join(DIVERGENCES)} (default: forward-kl).",
         ),
     ] = None,
     projection: Annotated[
@@ -227,7 +233,7 @@ def adapt(
         every_prompts=every_prompts,
         steps=steps,
         schedule=checked_schedule(schedule, background, state),
-        objective=objective_of(projection, divergence, ngram_weight),
+        objective=objective_of(projection, divergence, ngram_weight, dynamic_lambda),
         optimizer=AdamWConfig(learning_rate=learning_rate),
         projection=cast(Projection, projection),
     )

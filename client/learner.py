@@ -77,7 +77,7 @@ class LearnerConfig:
     replay_ttl_s: float = ReplayConfig().ttl_s
     max_lesson_tokens: int = 192
     objective: Objective | None = None
-    """None is the published one; with ``projection`` "law" the forward KL alone."""
+    """None is ``Objective()``, the default hybrid; with ``projection`` "law" the forward KL alone."""
     optimizer: AdamWConfig = AdamWConfig()
     projection: Projection = "prefix"
     """How the target's distribution is seen in drafter tokens (``teacher.py``)."""
