@@ -45,7 +45,7 @@ def test_no_draft_gives_the_same_greedy_text(capsys: pytest.CaptureFixture[str])
 
 def test_eval_writes_one_row_per_target_and_task(tmp_path: Path, prompts_file: Path) -> None:
     out = tmp_path / "eval.json"
-    words = ["eval", "--prompts", str(prompts_file), "--target", "bpe3", "--target", "bpe3", "--max-new-tokens", "8"]
+    words = ["eval", "--prompts", str(prompts_file), "--target", "spm", "--target", "bpe3", "--max-new-tokens", "8"]
     assert main([*words, "--json", str(out)]) == 0
     told = json.loads(out.read_text())
     assert told["schema"] == 1
@@ -68,7 +68,7 @@ WRONG = {
     "negative temperature": (["generate", "--prompt", "x", "--temperature", "-1"], "temperature is -1.0, expected"),
     "empty prompt": (["generate", "--prompt", ""], "--prompt is empty"),
     "no such bundle": (["generate", "--prompt", "x", "--bundle", "none"], "none is not a bundle"),
-    "no such target": (["generate", "--prompt", "x", "--target", "bpe3"], "no model directory none"),
+    "no such target": (["generate", "--prompt", "x", "--target", "none"], "no model directory none"),
     "no such adapter": (["generate", "--prompt", "x", "--adapter", "none"], "none is not an adapter directory"),
     "no number": (["generate", "--prompt", "x", "--seed", "one"], "'one' is not a valid int"),
     "negative seed": (["generate", "--prompt", "x", "--seed", "-1"], "seed is -1, expected a number >= 0"),
