@@ -177,7 +177,7 @@ def adapt(
         typer.Option(
             "--schedule",
             metavar="prompts|joint|interleaved",
-            help="What is trained: the adapter; with it the head of --controller head; or that in between (--state).",
+            help="What is trained: the adapter; with it the head of --controller; or that in between (needs --state).",
         ),
     ] = LearnerConfig().schedule,
     background: Annotated[
