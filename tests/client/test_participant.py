@@ -15,6 +15,7 @@ from fleetdraft.client.participant import Participant
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.state import State
 from fleetdraft.client.text import TextCodec
+from fleetdraft.client.trainer import AdamWConfig
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, l2_norm
 from fleetdraft.common.metrics import DraftCounters
 
@@ -66,10 +67,10 @@ def test_an_update_is_the_same_whatever_the_device_has_learned_for_itself(
     """The personal adapter is in force on the very pair that then takes part."""
     alone = device.train(TASK, release)
     layout = bundle.manifest.layout.fingerprint
-    learning = OnlineConfig(learning=LearnerConfig(every_prompts=1, steps=2), background=None)
+    learning = LearnerConfig(every_prompts=1, steps=4, optimizer=AdamWConfig(learning_rate=0.05))
     with (
         State.open(tmp_path / "state", base=bundle.base, layout=layout) as state,
-        OnlinePair(device.pair, state, bundle.adapter(), learning) as online,
+        OnlinePair(device.pair, state, bundle.adapter(), OnlineConfig(learning=learning, background=None)) as online,
     ):
         for prompt in prompts[:2]:
             online.run(prompt.text, device.options)
