@@ -183,7 +183,7 @@ def adapt(
         typer.Option(
             "--schedule",
             metavar="prompts|joint|interleaved",
-            help="What is trained: the adapter alone (prompts); with --state also the head of --controller head, after "
+            help="What is trained: the adapter alone (prompts); with --state also the head of --controller, after "
             "each training of the adapter (joint) or after each of the texts in between (interleaved).",
         ),
     ] = LearnerConfig().schedule,
@@ -194,6 +194,13 @@ def adapt(
         float | None,
         typer.Option("--ngram-weight", help="Lambda of the hybrid loss (default: 0.2; 0 with --projection law)."),
     ] = None,
+    dynamic_lambda: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-lambda",
+            help="Multiply lambda by the target's probability of each n-gram (published with --ngram-weight 1).",
+        ),
+    ] = False,
     divergence: Annotated[
         str | None,
         typer.Option(
@@ -234,7 +241,7 @@ def adapt(
         every_prompts=every_prompts,
         steps=steps,
         schedule=checked_schedule(schedule, background, state),
-        objective=objective_of(projection, divergence, ngram_weight),
+        objective=objective_of(projection, divergence, ngram_weight, dynamic_lambda),
         optimizer=AdamWConfig(learning_rate=learning_rate),
         projection=cast(Projection, projection),
     )

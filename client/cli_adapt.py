@@ -103,14 +103,24 @@ def checked_schedule(name: str, background: bool, state: Path | None) -> Schedul
     return "idle" if background else cast(Schedule, name)
 
 
-def objective_of(projection: str, divergence: str | None, ngram_weight: float | None) -> Objective:
-    """That of the projection, but for what is given."""
+def objective_of(
+    projection: str, divergence: str | None, ngram_weight: float | None, dynamic: bool = False
+) -> Objective:
+    """That of the projection, but for what is given.
+
+    Raises:
+      ConfigError: a value out of range, or ``dynamic`` where nothing is left of the likelihood.
+    """
     own = LearnerConfig(projection=cast(Projection, projection)).minimised
-    return replace(
+    chosen = replace(
         own,
         divergence=own.divergence if divergence is None else divergence,
         ngram_weight=own.ngram_weight if ngram_weight is None else ngram_weight,
+        dynamic=dynamic,
     )
+    if dynamic and not chosen.ngram_weight:
+        raise ConfigError("--dynamic-lambda is given with an --ngram-weight of 0; 1 is the published one")
+    return chosen
 
 
 def adapt_without_state(opened: Opened, stream: list[Prompt], options: Options, learning: LearnerConfig) -> Learned:

@@ -1,9 +1,13 @@
 """The ways to set the length of a draft, by name in one table. It knows no models; ``pair.py`` holds one."""
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from dataclasses import replace
 
-from ..common.errors import ConfigError
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ..common.errors import ConfigError, ModelError
 from .decision import Decision
 from .ewma_pace import EwmaPace
 from .head_learner import HeadConfig, HeadLearner
@@ -12,17 +16,20 @@ from .measured_pace import MeasuredPace
 from .pace import FixedPace, Pace
 from .stop_loss import StopLoss
 
-_THRESHOLD, _MISMATCH_WEIGHT = 0.7, 6.0
-"""The paper's for GSM8K and code, and its weight of refused proposals."""
+_THRESHOLD = 0.7
+"""The paper's for GSM8K and code."""
+_MISMATCH_WEIGHT = 6.0
+"""Of refused proposals, for ``threshold``: the paper's."""
+_WITH_HEAD = {"head", "threshold"}
 
 
 class Controllers:
     """Gives the pace of a name. Each is made when it is first asked for and goes on learning from text to text.
 
     Args:
-      hidden_size: of the drafter's states; 0 where it gives none, which the head cannot do with.
+      hidden_size: of the drafter's states; 0 where it gives none, which a head cannot do with.
       head: how a head learns. seed: of its first weights and what it is shown.
-      trains_head: whether the head is trained between blocks; else whoever calls ``head.train()`` does.
+      trains_head: whether heads are trained between blocks; else whoever calls ``train`` does.
     """
 
     def __init__(
@@ -30,8 +37,8 @@ class Controllers:
     ) -> None:
         self._hidden_size, self._config, self._seed = hidden_size, head or HeadConfig(), seed
         self.trains_head = trains_head
-        """May be set until the head's pace is first asked for."""
-        self._paces: dict[str, Pace] = {}
+        """May be set until the first pace with a head is asked for."""
+        self._paces, self._heads = dict[str, Pace](), dict[str, HeadLearner]()
 
     def __call__(self, name: str) -> Pace:
         """The pace of that name.
@@ -43,20 +50,31 @@ class Controllers:
             self._paces[name] = CONTROLLERS[checked_controller(name)](self)
         return self._paces[name]
 
-    @cached_property
+    @property
     def head(self) -> HeadLearner:
-        """The head of ``head``; assign another to go on with that one, before it is first used."""
-        return HeadLearner(self._hidden_size, self._config, self._seed)
+        """The head of ``head``; assign another to go on with that one, before its pace is first asked for."""
+        return self._head_of("head")
+
+    @head.setter
+    def head(self, head: HeadLearner) -> None:
+        self._heads["head"] = head
 
     @property
     def head_in_use(self) -> HeadLearner | None:
         """``head``, if it was asked for or given."""
-        return self.__dict__.get("head")
+        return self._heads.get("head")
 
     def train(self) -> None:
-        """Trains the head in use; nothing where there is none. For a learner's schedule."""
-        if self.head_in_use is not None:
-            self.head_in_use.train()
+        """Trains the heads whose paces were asked for; nothing where there are none. For a learner's schedule."""
+        for name in self._heads.keys() & self._paces.keys():
+            self._heads[name].train()
+
+    def _head_of(self, name: str) -> HeadLearner:
+        if name not in self._heads:
+            careful = replace(self._config, mismatch_weight=_MISMATCH_WEIGHT)
+            config = careful if name == "threshold" else self._config
+            self._heads[name] = HeadLearner(self._hidden_size, config, self._seed)
+        return self._heads[name]
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -70,8 +88,32 @@ class Controllers:
 
     def threshold(self) -> Pace:
         """``threshold``, with a head of its own: it is trained to another weight."""
-        config = HeadConfig(mismatch_weight=_MISMATCH_WEIGHT)
-        return StopLoss(HeadPace(HeadLearner(self._hidden_size, config, self._seed), Threshold(_THRESHOLD)))
+        return StopLoss(HeadPace(self._head_of("threshold"), Threshold(_THRESHOLD), self.trains_head))
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes | None:
+        """The heads, whichever were asked for or given; None where none was. What blocks cost is measured anew."""
+        if not self._heads:
+            return None
+        return save({name: np.frombuffer(head.to_bytes(), np.uint8) for name, head in self._heads.items()})
+
+    def restore_bytes(self, data: bytes) -> None:
+        """Goes on with the heads of ``to_bytes``; before a pace with a head is first asked for.
+
+        Raises:
+          ModelError: it is no such state, or torn; nothing has changed.
+          FingerprintError: of a drafter with another hidden size; nothing has changed.
+        """
+        try:
+            held = {name: array.tobytes() for name, array in load(data).items()}
+        except SafetensorError as error:
+            raise ModelError(
+                f"not acceptance heads, or torn ({error}); delete them, and new ones are learned"
+            ) from error
+        if unknown := held.keys() - _WITH_HEAD:
+            raise ModelError(f"an acceptance head of {min(unknown)!r}, expected {' or '.join(sorted(_WITH_HEAD))}")
+        self._heads |= {name: HeadLearner.from_bytes(head, self._hidden_size) for name, head in held.items()}
 
 
 CONTROLLERS: Mapping[str, Callable[[Controllers], Pace]] = {

@@ -1,7 +1,4 @@
-"""One emitted token and how it came to be: what the learner remembers of an outcome until the text's lesson is written.
-
-It stays on the device.
-"""
+"""One emitted token and how it came to be: what a lesson takes from an outcome. It stays on the device."""
 
 from dataclasses import dataclass
 from typing import Literal

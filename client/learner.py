@@ -7,7 +7,6 @@ force beside it, a shared adapter for example, it does not know.
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,11 +18,10 @@ from ..common.errors import ConfigError, ModelError, TrainingError
 from ..common.lora import LoraAdapter
 from ..common.messages import TrainCounters, l2_norm
 from ..common.shape import PROJECTIONS as ADAPTED
-from .decoder import Logits
-from .emission import Emission, emissions
+from .emission import emissions
 from .learner_state import Point
 from .lesson import Lesson
-from .lesson_writer import POSITIONS, LessonWriter, Positions
+from .lesson_writer import POSITIONS, LessonWriter, Positions, Writing
 from .objective import Objective
 from .outcome import Outcome
 from .replay import Replay, ReplayChange, ReplayConfig
@@ -77,7 +75,7 @@ class LearnerConfig:
     replay_ttl_s: float = ReplayConfig().ttl_s
     max_lesson_tokens: int = 192
     objective: Objective | None = None
-    """None is the published one; with ``projection`` "law" the forward KL alone."""
+    """None is ``Objective()``, the default hybrid; with ``projection`` "law" the forward KL alone."""
     optimizer: AdamWConfig = AdamWConfig()
     projection: Projection = "prefix"
     """How the target's distribution is seen in drafter tokens (``teacher.py``)."""
@@ -162,8 +160,8 @@ class OnlineLearner:
         self._point = Point(adapter=adapter, optimizer=AdamW(config.optimizer), generators=self._generators())
         self._lock, self._training = threading.RLock(), threading.Lock()
         self._prompt: Sequence[int] = ()
-        self._emitted: list[Emission] = []
-        self._rows: deque[Logits] = deque()
+        self._writing: Writing | None = None
+        """The lesson of the text, once there is something of it."""
 
     @property
     def losses(self) -> list[float]:
@@ -194,33 +192,26 @@ class OnlineLearner:
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Marks the beginning of a text; ``prompt`` in target tokens."""
-        self._prompt = prompt
-        self._forget()
+        self._prompt, self._writing = prompt, None
 
     def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``."""
-        self._emitted += emissions(outcome)
-        self._rows.append(outcome.rows.copy())
-        # A target token is hardly ever less than one of the lesson's tokens, so that older rows would be cut anyway.
-        while sum(map(len, self._rows)) - len(self._rows[0]) >= self._config.max_lesson_tokens:
-            self._rows.popleft()
+        if self._writing is None:
+            self._writing = self._writer.begin(self._prompt, self._config.max_lesson_tokens)
+        self._writing.add(emissions(outcome), outcome.rows)
 
     def end(self) -> None:
         """Stores the text's lesson, and trains what the schedule says."""
-        if not self._emitted:
+        if self._writing is None:
             return
-        now, limit = self._clock(), self._config.max_lesson_tokens
-        rows = np.concatenate(self._rows)
-        self._replay.add(self._writer.write(self._prompt, self._emitted, rows, limit, now), now)
-        self._forget()
+        now = self._clock()
+        self._replay.add(self._writing.lesson(now), now)
+        self._writing = None
         plan = PLANS[self._config.schedule]
         if plan.after_texts and self.due:
             self.train()
         elif plan.head_between and self._head is not None:
             self._head.train()
-
-    def _forget(self) -> None:
-        self._emitted, self._rows = [], deque()
 
     # --- training ---------------------------------------------------------------------------------------------
 

@@ -9,8 +9,7 @@ not push exactly that mass down.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,88 +47,112 @@ class LessonWriter:
         positions: Positions = "all",
         rejected: bool = True,
     ) -> None:
-        self._spelling, self._trie, self._tree = spelling, trie, PathTree(trie)
-        self._projection, self._width, self._rejected = projection, width, rejected
-        self._positions = positions
+        self.spelling, self.trie, self.tree = spelling, trie, PathTree(trie)
+        self.projection, self.width, self.rejected = projection, width, rejected
+        self.positions = positions
 
-    def write(
-        self, prompt: Sequence[int], emitted: Sequence[Emission], rows: Logits, limit: int, written: float = 0.0
-    ) -> Lesson:
-        """Writes the lesson of one generated text.
+    def begin(self, prompt: Sequence[int], limit: int) -> "Writing":
+        """Begins the lesson of a text.
 
         Args:
-          prompt: target tokens before.
-          emitted: what came behind.
-          rows: float32 (n, target vocab), the target's logits for each of the last n emitted tokens.
+          prompt: target tokens before it.
           limit: longest lesson in drafter tokens; the text's beginning is cut.
-          written: the time.
         """
-        context, starts = self._spelling.context(prompt), list[int]()
-        for emission in emitted:
-            starts.append(len(context))
-            context += self._spelling(emission.token)
-        ends = [*starts[1:], len(context)]
-        lesson, law = _blank(context, self._width, written), self._tree.law(rows)
-        old = len(emitted) - len(law)
-        judged = [
-            _Position(self._trie, self._tree, emission, start, end, p)
-            for emission, start, end, p in zip(emitted[old:], starts[old:], ends[old:], law, strict=True)
-        ]
-        taught = [self._positions == "all" or position.emission.kind == "corrected" for position in judged]
-        self._judge(lesson, [position if teaches else None for position, teaches in zip(judged, taught, strict=True)])
-        return lesson.latest(limit)
+        return Writing(self, prompt, limit)
 
-    def _judge(self, lesson: Lesson, positions: "Sequence[_Position | None]") -> None:
-        """Fills the rows of a text's positions; None is one that teaches nothing."""
-        for before, position in pairwise((None, *positions, None)):
-            if position is not None:
-                self._teach(lesson, position.start - 1, self._first(position, before), (before, position))
-                self._inner(lesson, position)
-                self._label(lesson, position)
-            elif before is not None and self._projection == "law":
-                self._teach(lesson, before.end - 1, before.ahead(len(before.branch))[1], (before,))
+
+class Writing:
+    """The lesson of one text, while that is generated.
+
+    A row of the target is reduced to K drafter tokens when it comes: what is held are ``limit`` rows of 12 K bytes, and
+    of the target's rows the newest alone, whatever its vocabulary and however long the text.
+    """
+
+    def __init__(self, writer: LessonWriter, prompt: Sequence[int], limit: int) -> None:
+        """See ``LessonWriter.begin``."""
+        self._writer, self._limit = writer, limit
+        self._tokens = writer.spelling.context(prompt)
+        self._teachers = dict[int, tuple[NDArray[np.int64], NDArray[np.float32]]]()
+        """By row, in ascending order."""
+        self._likelihoods = dict[int, float]()
+        """p of the n-gram that a row's label is of, by row, in ascending order."""
+        self._before: _Position | None = None
+
+    def add(self, emitted: Sequence[Emission], rows: Logits) -> None:
+        """Goes on with what was emitted.
+
+        Args:
+          rows: float32 (n, target vocab), the target's logits for each of n emitted tokens; not kept.
+        """
+        for emission, row in zip(emitted, rows, strict=True):
+            start = len(self._tokens)
+            self._tokens += self._writer.spelling(emission.token)
+            taught = self._writer.positions == "all" or emission.kind == "corrected"
+            self._judge(_Position(self._writer, emission, start, len(self._tokens), row) if taught else None)
+        for held in (self._teachers, self._likelihoods):
+            _drop_before(held, len(self._tokens) - self._limit)
+
+    def lesson(self, written: float = 0.0) -> Lesson:
+        """What was written, at the time ``written``; ends the text."""
+        self._judge(None)
+        first = max(0, len(self._tokens) - self._limit)
+        lesson = _blank(self._tokens[first:], self._writer.width, written)
+        for row, (ids, probs) in self._teachers.items():
+            lesson.teacher_ids[row - first], lesson.teacher_probs[row - first] = ids, probs
+            lesson.taught[row - first] = True
+        for row, p in self._likelihoods.items():
+            lesson.labels[row - first], lesson.label_probs[row - first] = self._tokens[row + 1], p
+            lesson.ngram[row - first] = True
+        return lesson
+
+    def _judge(self, position: "_Position | None") -> None:
+        """Writes the rows up to a position's last token; None is one that teaches nothing."""
+        before, self._before = self._before, position
+        if position is not None:
+            self._teach(position.start - 1, self._first(position, before), (before, position))
+            self._inner(position)
+            self._label(position)
+        elif before is not None and self._writer.projection == "law":
+            self._teach(before.end - 1, before.ahead(len(before.branch))[1], (before,))
 
     def _first(self, position: "_Position", before: "_Position | None") -> View:
         """What the row before a position's token says."""
-        if self._projection == "direct":
-            return self._tree.single(position.p) if len(position.branch) == 1 else NOTHING
-        roots = self._tree.below(position.p, ROOT)
-        if self._projection == "prefix" or before is None:
+        tree, projection = self._writer.tree, self._writer.projection
+        if projection == "direct":
+            return tree.single(position.p) if len(position.branch) == 1 else NOTHING
+        roots = tree.below(position.p, ROOT)
+        if projection == "prefix" or before is None:
             return roots
         stop, children = before.ahead(len(before.branch))
         return roots.mixed(stop, children)
 
-    def _inner(self, lesson: Lesson, position: "_Position") -> None:
+    def _inner(self, position: "_Position") -> None:
         """The rows within a token's path."""
-        if self._projection == "law":
+        if self._writer.projection == "law":
             for depth in range(1, len(position.branch)):
-                self._teach(lesson, position.start - 1 + depth, position.ahead(depth)[1], (position,))
+                self._teach(position.start - 1 + depth, position.ahead(depth)[1], (position,))
 
-    def _teach(self, lesson: Lesson, row: int, view: View, about: "Sequence[_Position | None]") -> None:
+    def _teach(self, row: int, view: View, about: "Sequence[_Position | None]") -> None:
         if row < 0 or not len(view.tokens):
             return
-        parted = [position.parting for position in about if position is not None and self._rejected]
+        parted = [position.parting for position in about if position is not None and self._writer.rejected]
         wanted = [token for at, token in parted if at == row]
-        lesson.teacher_ids[row], lesson.teacher_probs[row] = view.listed(self._width, wanted)
-        lesson.taught[row] = True
+        self._teachers[row] = view.listed(self._writer.width, wanted)
 
-    def _label(self, lesson: Lesson, position: "_Position") -> None:
+    def _label(self, position: "_Position") -> None:
         if len(position.branch) > 1 and position.start:
-            rows = slice(position.start - 1, position.end - 1)
-            lesson.labels[rows] = lesson.tokens[position.start : position.end]
-            lesson.label_probs[rows] = self._tree.at(position.p, position.branch[-1])
-            lesson.ngram[rows] = True
+            p = self._writer.tree.at(position.p, position.branch[-1])
+            self._likelihoods |= dict.fromkeys(range(position.start - 1, position.end - 1), p)
 
 
 class _Position:
     """An emitted token in a context: drafter tokens ``start`` to ``end``, the nodes of its path, its row of p."""
 
-    def __init__(
-        self, trie: Trie, tree: PathTree, emission: Emission, start: int, end: int, p: NDArray[np.float32]
-    ) -> None:
-        self.emission, self.start, self.end, self.p = emission, start, end, p
-        self.branch = trie.branch(trie.node(emission.token))
-        self._trie, self._tree = trie, tree
+    def __init__(self, writer: LessonWriter, emission: Emission, start: int, end: int, row: Logits) -> None:
+        self.emission, self.start, self.end = emission, start, end
+        self._trie, self._tree = writer.trie, writer.tree
+        self.p: NDArray[np.float32] = self._tree.law(row[None])[0]
+        self.branch = self._trie.branch(self._trie.node(emission.token))
 
     def ahead(self, depth: int) -> tuple[float, View]:
         """See ``PathTree.ahead``, at the node after ``depth`` of its drafter tokens."""
@@ -145,6 +168,12 @@ class _Position:
         if common == len(other):
             return -1, 0
         return self.start - 1 + common, self._trie.token(other[common])
+
+
+def _drop_before(held: dict[int, Any], row: int) -> None:
+    """``held`` is by row, in ascending order."""
+    while held and (first := next(iter(held))) < row:
+        del held[first]
 
 
 def _blank(tokens: Sequence[int], width: int, written: float) -> Lesson:

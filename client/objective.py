@@ -24,7 +24,8 @@ class Objective:
     ngram_weight: float = 0.2
     """λ."""
     dynamic: bool = False
-    """Whether λ is multiplied by p(t) of the n-gram's target token, so that unlikely tokens teach less."""
+    """Whether an n-gram's λ is ``ngram_weight`` x p(t) of its target token, so that unlikely ones teach less. The
+    published dynamic λ (OmniDraft) is p(t) alone: ``ngram_weight`` 1."""
     beta: float = 0.5
     """Of the JSD: near 0 as forward KL, near 1 as reverse KL."""
     eta: float = 3.0

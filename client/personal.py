@@ -1,9 +1,10 @@
-"""Two adapters in force at once: the fleet's shared one, and a personal one that never leaves the device.
+"""Two adapters in force at once: the fleet's shared one, and a personal one that no message holds.
 
-A ``PersonalAdapter`` is a type of its own and no ``LoraAdapter``: ``Release`` and ``Update`` (``common/messages.py``),
-``LoraAdapter.save`` and the registry take a ``LoraAdapter`` or the difference of two, and a personal adapter has no
-``minus`` and no ``save``. What a device sends is made from ``TwoAdapters.shared`` alone. ``in_force`` holds both and is
-for the decoder only; its rank is no release's, so a server refuses it by its layout.
+What keeps it on the device is who makes messages, not its type. A federation's update is made by ``participant.py``
+alone, which trains a copy of the release of its own; neither it nor what sends for it imports this module, the state or
+``online.py``, and none of these imports a message (tests hold both). ``PersonalAdapter`` is no ``LoraAdapter`` and has
+no ``minus`` and no ``save``, which catches a slip where the two meet; but ``in_force`` is both as one ``LoraAdapter``,
+and the learner trains the personal tensors as one. A file of it is written where the user asks for one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -27,6 +27,9 @@ class Plan:
 #: | joint       | every so many texts     | behind the LoRA            |
 #: | interleaved | every so many texts     | after each text in between |
 #: | idle        | when somebody says so   | behind the LoRA            |
+#:
+#: A learner that is given no head trains none: ``online.py`` gives none with ``prompts`` and ``idle``, where the
+#: controller trains its own between blocks.
 PLANS: dict[Schedule, Plan] = {
     "prompts": Plan(after_texts=True, head_with_lora=False, head_between=False),
     "joint": Plan(after_texts=True, head_with_lora=True, head_between=False),

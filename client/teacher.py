@@ -119,9 +119,10 @@ class PathTree:
         Returns:
           (n, tokens with a path), depth first.
         """
-        shifted = np.exp(rows - rows.max(axis=1, keepdims=True))
-        total = shifted.sum(axis=1, keepdims=True)
-        found: NDArray[np.float32] = shifted[:, self._order] / total
+        weights = rows - rows.max(axis=1, keepdims=True)
+        np.exp(weights, out=weights)
+        found: NDArray[np.float32] = weights[:, self._order]
+        found /= weights.sum(axis=1, keepdims=True)
         return found
 
     def single(self, law: NDArray[np.float32]) -> View:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from device import outcome_of
 
+from fleetdraft.client import acceptance_head
 from fleetdraft.client.acceptance_head import Examples, acceptance, initial_tensors, loss_and_gradient
 from fleetdraft.client.head_learner import HeadConfig, HeadLearner
 from fleetdraft.client.outcome import BlockCost, Outcome
@@ -17,8 +18,12 @@ def examples(count: int, seed: int = 0) -> Examples:
     return Examples(hidden=rng.standard_normal((count, SIZE)), labels=rng.random(count))
 
 
+@pytest.mark.parametrize("widest", [SIZE, 4])
 @pytest.mark.parametrize("mismatch_weight", [1.0, 6.0])
-def test_gradient_is_that_of_finite_differences(mismatch_weight: float) -> None:
+def test_gradient_is_that_of_finite_differences(
+    mismatch_weight: float, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance_head, "WIDEST", widest)
     rng, given, step = np.random.default_rng(1), examples(5), 1e-6
     tensors = {name: rng.standard_normal(value.shape) for name, value in initial_tensors(SIZE, 0).items()}
     _, gradient = loss_and_gradient(tensors, given, mismatch_weight)
@@ -32,7 +37,9 @@ def test_gradient_is_that_of_finite_differences(mismatch_weight: float) -> None:
             assert gradient[name][place] == pytest.approx((moved[0] - moved[1]) / (2 * step), abs=1e-8)
 
 
-def test_probability_and_loss_are_of_one_network() -> None:
+@pytest.mark.parametrize("widest", [SIZE, 4])
+def test_probability_and_loss_are_of_one_network(widest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance_head, "WIDEST", widest)
     rng, given = np.random.default_rng(2), examples(4)
     tensors = {name: rng.standard_normal(value.shape) for name, value in initial_tensors(SIZE, 0).items()}
     p = np.array([acceptance(tensors, state) for state in given.hidden])
@@ -89,6 +96,19 @@ def test_state_goes_on_exactly_after_a_round_trip() -> None:
         learner.observe(judged(state, 1.0))
     assert [one.train() for _ in range(5)] == [other.train() for _ in range(5)]
     assert one(state) == other(state)
+    assert one.to_bytes() == other.to_bytes()
+
+
+@pytest.mark.parametrize("size", [64, 1024])
+def test_a_full_memory_and_a_wide_drafter_take_less_than_4_mb_and_go_on_exactly(size: int) -> None:
+    one, rng = HeadLearner(size, HeadConfig(), seed=0), np.random.default_rng(5)
+    for scale in (*10 ** rng.uniform(-6, 30, HeadConfig().capacity + 1), 0.0):
+        one.observe(judged((scale * rng.standard_normal(size)).astype(np.float32), float(rng.random())))
+    one.train()
+    assert len(one) == HeadConfig().capacity
+    assert len(one.to_bytes()) < 4e6
+    other = HeadLearner.from_bytes(one.to_bytes(), size)
+    assert [one.train() for _ in range(3)] == [other.train() for _ in range(3)]
     assert one.to_bytes() == other.to_bytes()
 
 

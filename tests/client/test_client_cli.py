@@ -79,6 +79,10 @@ WRONG = {
         ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--ngram-weight", "nan"],
         "--ngram-weight is nan",
     ),
+    "dynamic lambda of nothing": (
+        ["adapt", "--prompts", "torn.jsonl", "--out", "o", "--projection", "law", "--dynamic-lambda"],
+        "--dynamic-lambda is given with an --ngram-weight of 0",
+    ),
     "adapter over a file": (["adapt", "--prompts", "torn.jsonl", "--out", "empty.jsonl"], "empty.jsonl is a file"),
     "figures over a folder": (["eval", "--prompts", "torn.jsonl", "--json", "/"], "/ is a directory"),
     "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected at least 1"),
@@ -204,6 +208,15 @@ def test_damaged_weights_are_refused(tmp_path: Path, bundle: Bundle, capsys: pyt
 def test_directory_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "x", "--target", str(tmp_path)]) == 2
     assert "is not a Hugging Face model directory: no config.json" in capsys.readouterr().err
+
+
+def test_a_dynamic_lambda_counts_less_of_the_likelihood(tmp_path: Path, prompts_file: Path) -> None:
+    figures, losses = tmp_path / "figures.json", []
+    for more in ([], ["--dynamic-lambda"]):
+        words = ["adapt", "--prompts", str(prompts_file), "--out", str(tmp_path / "a"), "--json", str(figures), *more]
+        assert main([*words, "--target", "bpe3", "--max-new-tokens", "24", "--every-prompts", "1", "--steps", "1"]) == 0
+        losses.append(json.loads(figures.read_text())["losses"][0])
+    assert 0 < losses[1] < losses[0]
 
 
 # --- with a state ---------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Lessons: what a target decided, in the drafter's tokens."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from fleetdraft.client.context import Spelling
 from fleetdraft.client.emission import Emission, emissions
 from fleetdraft.client.lesson import Lesson
 from fleetdraft.client.lesson_writer import LessonWriter
@@ -11,7 +14,9 @@ from fleetdraft.client.outcome import Outcome
 from fleetdraft.client.pace import BlockCost
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.teacher import Projection
+from fleetdraft.client.teacher import PROJECTIONS, Projection
+from fleetdraft.client.trie import Trie
+from fleetdraft.common.vocabulary import Vocabulary
 
 TARGETS = ["spm", "bpe3", "bpe1"]
 
@@ -34,13 +39,18 @@ class Notes:
         self.emitted += emissions(outcome)
         self.rows.append(outcome.rows.copy())
 
+    def lesson(self, pair: Pair, prompt: str, writer: LessonWriter, limit: int = 500, at_once: int = 1) -> Lesson:
+        """What they teach, ``at_once`` tokens at a time."""
+        writing, rows = writer.begin(pair.target_codec.prompt_tokens(prompt), limit), np.concatenate(self.rows)
+        for n in range(0, len(rows), at_once):
+            writing.add(self.emitted[n : n + at_once], rows[n : n + at_once])
+        return writing.lesson()
+
 
 def lesson_of(pair: Pair, prompt: str, projection: Projection = "prefix", limit: int = 500) -> tuple[Notes, Lesson]:
     notes = Notes()
     pair.alone.run(prompt, Options(max_new_tokens=40), notes)
-    writer = LessonWriter(pair.spelling, pair.trie, projection)
-    tokens = pair.target_codec.prompt_tokens(prompt)
-    return notes, writer.write(tokens, notes.emitted, np.concatenate(notes.rows), limit)
+    return notes, notes.lesson(pair, prompt, LessonWriter(pair.spelling, pair.trie, projection), limit)
 
 
 def test_emissions_know_how_each_token_came_to_be() -> None:
@@ -69,8 +79,7 @@ def test_a_drafted_text_teaches_what_it_would_alone_but_for_what_was_rejected(
     kinds = [emission.kind for emission in notes.emitted]
     assert kinds.count("corrected") > 3
     assert kinds.count("accepted") > 3
-    tokens, rows = pair.target_codec.prompt_tokens(prompts[1].text), np.concatenate(notes.rows)
-    lesson = LessonWriter(pair.spelling, pair.trie, rejected=False).write(tokens, notes.emitted, rows, 500)
+    lesson = notes.lesson(pair, prompts[1].text, LessonWriter(pair.spelling, pair.trie, rejected=False))
     np.testing.assert_array_equal(lesson.taught, expected.taught)
     np.testing.assert_allclose(lesson.teacher_probs, expected.teacher_probs, atol=1e-4)
 
@@ -82,7 +91,7 @@ def test_each_rejected_proposals_first_token_is_listed_in_its_row(
     pair, notes = pairs[name], Notes()
     pair.drafted.run(prompts[1].text, Options(max_new_tokens=40), notes)
     tokens = pair.target_codec.prompt_tokens(prompts[1].text)
-    lesson = LessonWriter(pair.spelling, pair.trie).write(tokens, notes.emitted, np.concatenate(notes.rows), 500)
+    lesson = notes.lesson(pair, prompts[1].text, LessonWriter(pair.spelling, pair.trie))
     row = len(pair.spelling.context(tokens)) - 1
     for emission in notes.emitted:
         if emission.rejected is not None:
@@ -91,13 +100,35 @@ def test_each_rejected_proposals_first_token_is_listed_in_its_row(
         row += len(pair.spelling(emission.token))
 
 
-def test_old_rows_may_be_left_out(pairs: dict[str, Pair], prompts: list[Prompt]) -> None:
-    pair = pairs["bpe1"]
-    notes, whole = lesson_of(pair, prompts[3].text)
-    tokens, rows = pair.target_codec.prompt_tokens(prompts[3].text), np.concatenate(notes.rows)
-    lesson = LessonWriter(pair.spelling, pair.trie).write(tokens, notes.emitted, rows[-20:], limit=15)
-    np.testing.assert_array_equal(lesson.teacher_probs, whole.teacher_probs[-15:])
-    np.testing.assert_array_equal(lesson.tokens, whole.tokens[-15:])
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("limit", [500, 15])
+def test_a_lesson_is_the_same_however_many_tokens_a_block_has(
+    pairs: dict[str, Pair], prompts: list[Prompt], projection: Projection, limit: int
+) -> None:
+    pair, prompt = pairs["bpe1"], prompts[3].text
+    notes, whole = lesson_of(pair, prompt, projection)
+    writer = LessonWriter(pair.spelling, pair.trie, projection)
+    cut = whole.latest(limit).to_bytes()
+    assert all(notes.lesson(pair, prompt, writer, limit, n).to_bytes() == cut for n in (1, 3, 7, 40))
+
+
+def test_what_is_held_of_a_long_text_is_a_small_part_of_its_rows() -> None:
+    """600 rows of 4,096 float32 are 9.8 MB, and the 50 that the lesson may have 0.8 MB."""
+    size, rng = 4096, np.random.default_rng(0)
+    trie = Trie.from_paths({token: (token,) for token in range(size)})
+    words = Vocabulary(token_bytes=(b"",) * size, bos=0)
+    writing, rows = LessonWriter(Spelling(words, words, trie), trie).begin([], 50), rng.normal(0, 1, (4, size))
+    tracemalloc.start()
+    try:
+        for token in range(0, 600, 4):
+            emitted = [Emission(token=token + n, kind="corrected", rejected=0) for n in range(4)]
+            writing.add(emitted, rows.astype(np.float32))
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert writing.lesson().rows == 49
+    assert held < 150_000
+    assert peak < 500_000
 
 
 @pytest.mark.parametrize("name", TARGETS)

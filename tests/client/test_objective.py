@@ -22,7 +22,7 @@ def test_warm_up_is_forward_kl_for_so_many_steps() -> None:
     assert objective.at(0).ngram_weight == 0.5
 
 
-def test_the_published_hybrid_is_the_default() -> None:
+def test_the_default_is_forward_kl_with_a_fifth_of_the_likelihood() -> None:
     objective = Objective()
     assert (objective.at(0).divergence, objective.ngram_weight, objective.dynamic) == ("forward-kl", 0.2, False)
 

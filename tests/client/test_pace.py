@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 from device import STATE, Device, boundary, outcome_of
+from safetensors.numpy import save
 
 from fleetdraft.client.controllers import CONTROLLERS, Controllers
 from fleetdraft.client.generation import Generator
@@ -17,7 +18,7 @@ from fleetdraft.client.pace import FixedPace, Pace
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.steps import DrafterSide
-from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError
 
 best_fixed = cache(Device.best)
 
@@ -118,6 +119,74 @@ def test_head_learns_within_a_text_what_its_states_do_not_tell() -> None:
                 drafted[text % 2 == 1].append(block.draft_tokens)
     assert np.mean(drafted[True]) > 5
     assert np.mean(drafted[False]) < 1
+
+
+# --- heads of the two controllers ---------------------------------------------------------------------------------
+
+HEADS = ("head", "threshold")
+
+
+def used(*names: str, trains_head: bool = True) -> Controllers:
+    """Controllers that were asked for the paces of these names, each of which has seen a hundred blocks."""
+    controllers, rng = Controllers(hidden_size=len(STATE), trains_head=trains_head), np.random.default_rng(0)
+    for pace in map(controllers, names):
+        for _ in range(100):
+            pace.note(outcome_of(Device(acceptance=0.5).block(4, rng)))
+    return controllers
+
+
+def said(controllers: Controllers) -> dict[str, float]:
+    """By the head of each name."""
+    return {name: controllers._head_of(name)(STATE) for name in HEADS}
+
+
+UNTRAINED = said(Controllers(hidden_size=len(STATE)))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_trained_between_blocks_or_by_the_schedule_alone(name: str) -> None:
+    assert said(used(name))[name] != UNTRAINED[name]
+    controllers = used(name, trains_head=False)
+    assert said(controllers) == UNTRAINED
+    controllers.train()
+    assert {other for other, p in said(controllers).items() if p != UNTRAINED[other]} == {name}
+
+
+@pytest.mark.parametrize("names", [HEADS[:1], HEADS[1:], HEADS])
+def test_all_heads_go_on_from_what_was_kept_and_what_is_not_used_stays(names: tuple[str, ...]) -> None:
+    before, after = used(*names), Controllers(hidden_size=len(STATE))
+    data = before.to_bytes()
+    assert data is not None
+    after.restore_bytes(data)
+    assert after.to_bytes() == data
+    assert (after.head_in_use is None) == ("head" not in names)
+    assert said(after) == said(before)
+    after("threshold")
+    after.train()
+    assert said(after)["head"] == said(before)["head"]
+
+
+def test_no_head_leaves_nothing_to_keep() -> None:
+    assert used("fixed", "measured").to_bytes() is None
+
+
+def test_heads_that_are_torn_or_none_are_refused_and_change_nothing() -> None:
+    data, controllers = used(*HEADS).to_bytes(), Controllers(hidden_size=len(STATE))
+    assert data is not None
+    foreign = save({"other": np.zeros(1, np.uint8)})
+    for wrong in (
+        b"",
+        data[:30],
+        data[:-1],
+        foreign,
+        data[:-700] + bytes(700),
+        HeadLearner(8, HeadConfig(), 0).to_bytes(),
+    ):
+        with pytest.raises(ModelError, match="acceptance head"):
+            controllers.restore_bytes(wrong)
+    with pytest.raises(FingerprintError, match="hidden size 8, expected 9"):
+        Controllers(hidden_size=9).restore_bytes(data)
+    assert controllers.to_bytes() is None
 
 
 # --- on the shipped models ----------------------------------------------------------------------------------------

@@ -1,16 +1,21 @@
 """A device in a federation, on the shipped models: what it answers with, and which prompts it uses for what."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.learner import LearnerConfig
+from fleetdraft.client.online import OnlineConfig, OnlinePair
 from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.participant import Participant
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.state import State
 from fleetdraft.client.text import TextCodec
+from fleetdraft.client.trainer import AdamWConfig
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, l2_norm
 from fleetdraft.common.metrics import DraftCounters
 
@@ -54,6 +59,27 @@ def test_update_weighs_as_many_tokens_as_the_target_verified(device: Participant
     update = device.train(TASK, release)
     assert update.counters.prompts == device.prompts_per_round
     assert update.weight == update.counters.tokens > 0
+
+
+def test_an_update_is_the_same_whatever_the_device_has_learned_for_itself(
+    device: Participant, release: Release, bundle: Bundle, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    """The personal adapter is in force on the very pair that then takes part."""
+    alone = device.train(TASK, release)
+    layout = bundle.manifest.layout.fingerprint
+    learning = LearnerConfig(every_prompts=1, steps=4, optimizer=AdamWConfig(learning_rate=0.05))
+    with (
+        State.open(tmp_path / "state", base=bundle.base, layout=layout) as state,
+        OnlinePair(device.pair, state, bundle.adapter(), OnlineConfig(learning=learning, background=None)) as online,
+    ):
+        for prompt in prompts[:2]:
+            online.run(prompt.text, device.options)
+        assert online.in_force.digest != release.adapter.digest
+        update = device.train(TASK, release)
+    assert update.delta.keys() == alone.delta.keys()
+    for name, value in alone.delta.items():
+        np.testing.assert_array_equal(update.delta[name], value)
+    assert replace(update, delta=alone.delta, counters=alone.counters) == alone
 
 
 def test_no_prompt_returns_before_all_were_used(

@@ -1,12 +1,17 @@
 """Shared and personal adapter: both in force, one learns, and what becomes of it when a release arrives."""
 
+import ast
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fleetdraft import client
 from fleetdraft.client.personal import Judge, PersonalAdapter, PersonalStep, TwoAdapters, rebase
 from fleetdraft.client.trainer import AdamW, AdamWConfig
 from fleetdraft.common.errors import ModelError
@@ -119,11 +124,25 @@ def test_a_personal_adapter_that_does_not_fit_is_refused_in_a_line(layout: LoraL
     assert "\n" not in str(caught.value)
 
 
-def test_a_personal_adapter_is_nothing_that_can_be_sent() -> None:
-    """No difference to make an update of, no file of adapters, and no subclass of what a release holds."""
-    adapter = personal(1)
-    assert not isinstance(adapter, LoraAdapter)
-    assert not {"minus", "save", "digest", "changes"} & set(dir(adapter))
+PRIVATE = {"fleet_adapter", "guard", "keeper", "online", "personal", "state"}
+"""Modules of the client that hold a personal adapter."""
+
+
+def test_what_answers_a_server_loads_nothing_that_holds_a_personal_adapter() -> None:
+    code = "import sys, fleetdraft.client.app, fleetdraft.client.participant; print(*sys.modules, sep='\\n')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    loaded = set(run.stdout.split())
+    assert "fleetdraft.client.learner" in loaded
+    assert not {f"fleetdraft.client.{name}" for name in PRIVATE} & loaded
+
+
+@pytest.mark.parametrize("name", sorted(PRIVATE | {"cli_adapt", "cli_online", "cli_state"}))
+def test_what_holds_a_personal_adapter_makes_no_message(name: str) -> None:
+    source = Path(client.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom | ast.Import)]
+    names = {f"{getattr(node, 'module', '')}.{alias.name}" for node in imports for alias in node.names}
+    words = {word for name in names for word in name.split(".")}
+    assert not words & {"Update", "Release", "Evaluation", "messages", "records", "participant", "app", "flwr"}
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

@@ -39,7 +39,9 @@ def written(
     spelling = Spelling(target, Vocabulary(token_bytes=(b"",) * 32, bos=BEGIN), trie)
     with np.errstate(divide="ignore"):
         rows = np.log(np.array(p, np.float32))
-    return LessonWriter(spelling, trie, projection, width, positions, rejected).write([], emitted, rows, 100)
+    writing = LessonWriter(spelling, trie, projection, width, positions, rejected).begin([], 100)
+    writing.add(emitted, rows)
+    return writing.lesson()
 
 
 def text(*tokens: int) -> list[Emission]:
