@@ -191,8 +191,7 @@ def adapt(
         str | None,
         typer.Option(
             "--divergence",
-            help=f"From the target's distribution: {', '.join(DIVERGENCES)} "
-            "(default: forward-kl).",
+            help=f"From the target's distribution: {', '.join(DIVERGENCES)} (default: forward-kl).",
         ),
     ] = None,
     projection: Annotated[
