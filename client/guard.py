@@ -144,6 +144,19 @@ class Guard(Generic[A]):
         """The reference's last blocks."""
         return sum(self._reference, Tally())
 
+    @property
+    def rates(self) -> tuple[float, float] | None:
+        """Acceptance of what is in force and of the reference; None while they are one, or either was seen too little.
+
+        During a trial, of both in it.
+        """
+        newest, good = self._window, self.level
+        if self._trial is not None:
+            newest, good = self._trial.suspect, self._trial.good
+        if self._newest is self._good or min(newest.blocks, good.blocks) < self._config.least_blocks:
+            return None
+        return newest.acceptance, good.acceptance
+
     def changed(self, adapter: A) -> None:
         """Puts a newer adapter in force, or after the trial if there is one and it ends well; or rolls it back."""
         if self._trial is not None:

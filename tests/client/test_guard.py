@@ -236,9 +236,10 @@ def test_the_adapter_that_began_a_window_becomes_the_last_good_one_not_what_came
     assert (device.guard.good, device.in_force) == ("first", "second")
 
 
-def test_what_later_adapters_earned_makes_no_other_the_last_good_one() -> None:
-    """A poisoned one that was in force for four blocks, and a better one after it."""
-    device = Device({"good": 0.5, "bad": 0.0, "better": 0.7})
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+def test_what_later_adapters_earned_makes_no_other_the_last_good_one(luck: float) -> None:
+    """One that was in force for four blocks, and a better one after it."""
+    device = Device({"good": 0.5, "bad": luck, "better": 0.7})
     device.run(64)
     device.guard.changed("bad")
     device.run(4)
