@@ -20,10 +20,10 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    little with a probability of at most ``significance``. Else it is kept, the level becomes what both had on this text,
    and the trial says which of the two is the reference now.
 
-With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a fall of level p to 0 is heard
-in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for 0.25, 71 for 0.1. A trial then
-takes 16 to 32 more; where less than a third of the proposals is accepted, or the two are near to each other, up to
-three times that. At a level of 0.1 every other one ends in a rollback, at 0.05 hardly any.
+With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a fall of level p to 0
+is heard in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for 0.25, 71 for 0.1. A
+trial then takes 16 to 32 more; where less than a third of the proposals is accepted, or the two are near to each other,
+up to three times that. At a level of 0.1 every other one ends in a rollback, at 0.05 hardly any.
 
 What it cannot see: blocks that draft nothing (a trial waits for drafts, see ``trying_pace.py``); an acceptance that
 falls by less than about two fifths, until more is added; a bad adapter that came with a text as much easier; without a
