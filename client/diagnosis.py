@@ -1,4 +1,4 @@
-"""Says loudly, once, that hardly anything is accepted, with the likely cause and what to do. It changes nothing."""
+"""Says loudly, but seldom, that hardly anything is accepted, with likely cause and what to do. It changes nothing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,15 +19,14 @@ class Evidence:
     """What is known when acceptance is near zero.
 
     accepted, proposed: target tokens. covered: share of emitted tokens that may be drafted. temperature: of the target.
-    with_adapter, without_adapter: acceptance rates measured with and without the adapter in force, where they were.
+    rates: acceptance with the adapter in force and with the last good one before it, where both were measured.
     """
 
     accepted: int
     proposed: int
     covered: float
     temperature: float
-    with_adapter: float | None = None
-    without_adapter: float | None = None
+    rates: tuple[float, float] | None = None
 
 
 def diagnosis(evidence: Evidence) -> str:
@@ -44,10 +43,10 @@ def _cause(evidence: Evidence) -> tuple[str, str]:
             f"{evidence.covered:.0%} of the tokens the target writes have a draft path",
             "see 'fleetdraft vocabulary', use --paths full or a drafter with a nearer vocabulary",
         )
-    bare, adapted = evidence.without_adapter, evidence.with_adapter
-    if bare is not None and adapted is not None and adapted < _WORSE * bare:
+    adapted, before = evidence.rates or (1.0, 0.0)
+    if adapted < _WORSE * before:
         return (
-            f"the adapter in force ({adapted:.1%} accepted, {bare:.1%} without it)",
+            f"the adapter in force ({adapted:.1%} accepted, {before:.1%} before it)",
             "generate without --adapter or with an earlier one",
         )
     if evidence.temperature > _HOT:
@@ -59,12 +58,13 @@ def _cause(evidence: Evidence) -> tuple[str, str]:
 
 
 class AcceptanceAlarm:
-    """A witness that speaks once, when acceptance is near zero over enough proposals.
+    """A witness that speaks when acceptance is near zero over enough proposals, and then not for a long time.
 
     Args:
       paths: of the pair. temperature: of the texts.
-      say: gets the line. with_adapter, without_adapter: give measured rates, or None where there are none yet.
-      least: proposals before it judges. bound: acceptance below which it speaks.
+      say: gets the line. rates: see ``Evidence``; None where there are none yet.
+      least: proposals before it judges. bound: acceptance below which it speaks. silent: proposals before it may speak
+        again.
     """
 
     def __init__(
@@ -72,25 +72,27 @@ class AcceptanceAlarm:
         paths: DraftPaths,
         temperature: float,
         say: Callable[[str], None],
-        with_adapter: Callable[[], float | None] = lambda: None,
-        without_adapter: Callable[[], float | None] = lambda: None,
+        rates: Callable[[], tuple[float, float] | None] = lambda: None,
         least: int = 200,
         bound: float = 0.03,
+        silent: int = 10_000,
     ) -> None:
         if least < 1:
             raise ConfigError(f"least is {least}, expected at least 1")
         if not 0 < bound < 1:
             raise ConfigError(f"bound is {bound}, expected between 0 and 1")
-        self._paths, self._temperature, self._say = paths, temperature, say
-        self._rates = with_adapter, without_adapter
-        self._least, self._bound = least, bound
+        self.temperature = temperature
+        """Of the text under way; may be set between two."""
+        self._paths, self._say, self._rates = paths, say, rates
+        self._least, self._bound, self._silent = least, bound, silent
+        self._quiet = 0
+        """Proposals that it still lets pass."""
         self._accepted, self._proposed, self._covered, self._emitted = 0, 0, 0, 0
-        self.message = ""
-        """What was said; empty as long as nothing was."""
 
     def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``."""
-        if self.message:
+        if self._quiet > 0:
+            self._quiet -= len(outcome.proposed)
             return
         trie = self._paths.trie
         self._accepted += outcome.accepted
@@ -103,16 +105,13 @@ class AcceptanceAlarm:
     def _judge(self) -> None:
         """Speaks, or begins a new count: what was accepted long ago must not hide what is refused now."""
         if self._accepted < self._bound * self._proposed:
-            with_adapter, without_adapter = (rate() for rate in self._rates)
-            self.message = diagnosis(
-                Evidence(
-                    accepted=self._accepted,
-                    proposed=self._proposed,
-                    covered=self._covered / self._emitted,
-                    temperature=self._temperature,
-                    with_adapter=with_adapter,
-                    without_adapter=without_adapter,
-                )
+            self._quiet = self._silent
+            evidence = Evidence(
+                accepted=self._accepted,
+                proposed=self._proposed,
+                covered=self._covered / self._emitted,
+                temperature=self.temperature,
+                rates=self._rates(),
             )
-            self._say(self.message)
+            self._say(diagnosis(evidence))
         self._accepted, self._proposed, self._covered, self._emitted = 0, 0, 0, 0

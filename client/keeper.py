@@ -3,20 +3,22 @@
 | name in the state     | what                                                      | written                  |
 |-----------------------|-----------------------------------------------------------|--------------------------|
 | ``shared``            | the fleet's adapter                                       | when a release arrives   |
+| ``refused``           | digests of releases that did harm here                    | when one is rolled back  |
 | ``learner/...``       | personal adapter, optimiser, generators, losses, counters | after each training step |
 | lessons               | one row a text, under the target's family                 | when a text ends         |
 | ``guard/...``         | last good adapter and newest, their figures               | when a text ends         |
-| ``head/<target>``     | the acceptance head, with its optimiser and memory        | when a text ends         |
+| ``head/<target>``     | the acceptance heads, with optimiser and memory           | when a text ends         |
 | ``ngrams/<target>``   | the n-gram cache                                          | when a text ends         |
 | ``counters/<target>`` | counters of speculative decoding                          | when a text ends         |
 | decisions             | what the device decided by itself, and why                | when a text ends         |
 
-What changes together is written together: a rollback and a release are there whole or not at all. A disk that is full
+What changes together is written together: a text with its lesson, a rollback and a release are there whole or not at
+all. A disk that is full
 or read-only costs what could not be written, and stops nothing.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 from ..common.errors import ModelError, UserError
@@ -29,6 +31,7 @@ from .state import COUNTERS, State
 from .state_file import digest, stored
 
 _SHARED, _LEARNER, _GUARD, _HEAD, _NGRAMS = "shared", "learner/", "guard/", "head/", "ngrams/"
+_REFUSED, _REFUSED_KEPT = "refused", 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +70,21 @@ class Keeper:
         learner: Mapping[str, bytes] | None = None,
         pair: PairParts | None = None,
         shared: LoraAdapter | None = None,
+        refused: Collection[str] | None = None,
+        lessons: ReplayChange | None = None,
     ) -> bool:
-        """Writes a learner's checkpoint, what a text changed, and the fleet's adapter: all that is given, or nothing.
+        """Writes what is given, or nothing.
+
+        Args:
+          learner: its checkpoint. pair: what a text changed. shared: the fleet's adapter.
+          refused: digests of releases, the newest last. lessons: what came and went.
 
         Returns:
           Whether it is in the state.
         """
         blobs = dict[str, bytes]()
         blobs |= {} if shared is None else {_SHARED: shared.to_bytes()}
+        blobs |= {} if refused is None else {_REFUSED: json.dumps(list(refused)[-_REFUSED_KEPT:]).encode()}
         blobs |= {} if pair is None else self._of_pair(pair)
         groups = {_LEARNER: learner, _GUARD: None if pair is None else pair.guard}
 
@@ -86,19 +96,15 @@ class Keeper:
                 self._put_changed(blobs)
                 for decision in () if pair is None else pair.decisions:
                     self._state.add_decision(json.dumps(asdict(decision)).encode())
+                if lessons is not None:
+                    self._mirror(lessons)
 
         return self._try(write)
 
-    def keep_lessons(self, change: ReplayChange) -> None:
-        """Mirrors the replay."""
-
-        def write() -> None:
-            with self._state.transaction():
-                for number, lesson in change.added.items():
-                    self._state.add_lesson(self._family, lesson.to_bytes(), number)
-                self._state.delete_lessons(change.dropped)
-
-        self._try(write)
+    def _mirror(self, change: ReplayChange) -> None:
+        for number, lesson in change.added.items():
+            self._state.add_lesson(self._family, lesson.to_bytes(), number)
+        self._state.delete_lessons(change.dropped)
 
     def _of_pair(self, pair: PairParts) -> dict[str, bytes]:
         counters = json.dumps(pair.counters.to_json()).encode()
@@ -136,6 +142,13 @@ class Keeper:
         """
         data = self._state.get(_SHARED)
         return None if data is None else layout.read(data)
+
+    def refused(self) -> list[str]:
+        """Digests of releases, the newest last; none where what is there cannot be read."""
+        try:
+            return [str(each) for each in json.loads(self._state.get(_REFUSED) or b"[]")]
+        except (ValueError, TypeError):
+            return []
 
     def learner(self) -> dict[str, bytes]:
         """A learner's checkpoint; empty if there is none."""

@@ -27,10 +27,9 @@ from .continuation import Generation
 from .controllers import Controllers
 from .decision import Decision
 from .diagnosis import AcceptanceAlarm
-from .fleet_adapter import FleetAdapter, plain
+from .fleet_adapter import FleetAdapter, InForce, plain
 from .generation import Generator
 from .guard import Guard, GuardConfig
-from .head_learner import HeadLearner
 from .journal import Journal
 from .keeper import Keeper, PairParts
 from .learner import LearnerConfig, OnlineLearner
@@ -41,6 +40,7 @@ from .outcome import Outcome
 from .pace import Pace
 from .pair import Pair
 from .personal import PersonalAdapter, Rebased, StepBeside
+from .replay import ReplayChange
 from .state import State
 from .steps import DrafterSide
 from .trying_pace import TryingPace
@@ -80,7 +80,8 @@ class OnlinePair:
 
     Guarantees:
       - Each text that ended and the last training step are in the state, however this ends.
-      - An adapter that does harm is rolled back (``guard.py``). Texts are exact whatever the learner does.
+      - An adapter that does harm is rolled back (``guard.py``), with the release that came since the last good one.
+        Texts are exact whatever the learner does.
       - A part of the state that cannot be used is begun anew, with a notice; a learner then goes on from the guard's
         last good adapter, if that is there. A disk that cannot be written is one notice, and stops nothing.
 
@@ -107,11 +108,18 @@ class OnlinePair:
         shared = self._or_anew("shared", lambda: self._keeper.shared(initial.layout), None)
         self._fleet = FleetAdapter(pair, shared or initial, lambda: self._learner.lessons)
         self._counters, self._journal = self._keeper.counters(), Journal(self._keeper.decisions())
+        self._judges = False
+        """Whether there is a guard that will ask."""
         self._made = deque[LoraAdapter](maxlen=1)
         """What the learner made, until the guard hears of it, between two blocks."""
-        self._alarm: AcceptanceAlarm | None = None
-        self._texts, self._closed = 0, False
+        self._refused = self._keeper.refused()
+        """Digests of releases that did harm here."""
+        self._alarm = AcceptanceAlarm(pair.paths, 0.0, self._notices.add, self._rates)
+        self._paces: dict[str, TryingPace] = {}
+        self._texts, self._unkept, self._closed = 0, False, False
         self._failure: FleetdraftError | None = None
+        self._failed_after = 0
+        """Training steps when it failed; more of them say that it is over."""
         self._controllers = self._restored_controllers()
         self._restore_ngrams()
         own = PersonalAdapter.initial(initial.layout, initial.layout.rank, self.config.seed)
@@ -142,8 +150,7 @@ class OnlinePair:
         """What surrounds a text: it is counted, becomes a lesson, and what it changed is written."""
         self._check_open()
         number, blocks, read = self._texts + 1, self._counters.blocks, False
-        if self._alarm is None:
-            self._alarm = AcceptanceAlarm(self.pair.paths, options.sampling.temperature, self._notices.add)
+        self._alarm.temperature = options.sampling.temperature
         with self._background.generating() if self._background else contextlib.nullcontext():
             self._texts = number
             self._take_made()
@@ -160,39 +167,60 @@ class OnlinePair:
                     self._end_text(read and number == self._texts)
 
     def _end_text(self, teaches: bool) -> None:
+        """Counters and lesson of a text are written as one, before anything is trained on it."""
         self._counters += DraftCounters(prompts=1)
-        self._keep()
+        self._unkept = True
         if teaches:
             self._train(self._learner.end)
+        if self._unkept:
+            self._keep()
         self._tell()
+        self._resume()
+
+    def _replayed(self, change: ReplayChange) -> None:
+        """What the learner calls when lessons came or went; one comes when a text ends."""
+        if change.added:
+            self._keep(lessons=change)
+        else:
+            self._keeper.keep(lessons=change)
 
     def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``; called by the generator."""
         self._counters += outcome.counters
         self._learner.observe(outcome)
         self._guard.observe(outcome)
-        if self._alarm is not None:
-            self._alarm.observe(outcome)
+        self._alarm.observe(outcome)
         self._take_made()
 
     def _take_made(self) -> None:
         """Tells the guard of what the learner made: on the thread that generates, between two blocks."""
         with contextlib.suppress(IndexError):
-            made = self._made.pop()
-            if made.digest != self._guard.newest.digest:
+            made = self._fleet.beside(self._made.pop())
+            if not made.same(self._guard.newest):
                 self._guard.changed(made)
+
+    def _learnt(self, made: LoraAdapter) -> None:
+        """What the learner calls, on the thread that trains: the judge's work is done there, the guard's is not."""
+        if self._judges:
+            for adapters in (self._fleet.beside(made), self._guard.good):
+                self._fleet.judge(adapters)
+        self._made.append(made)
 
     # --- training ---------------------------------------------------------------------------------------------
 
     @property
     def failure(self) -> FleetdraftError | None:
-        """Why the newest training failed, if one did; in the background learning pauses then."""
-        return self._failure or (self._background.failure if self._background else None)
+        """Why the newest training failed, if it did; it is tried again after as many texts as ever."""
+        if self._background is not None and self._background.failure is not None:
+            return self._background.failure
+        return self._failure if self._learner.training.steps <= self._failed_after else None
 
     def finish(self) -> None:
         """Trains on what came since the last training, now; what the guard thinks of it shows when texts go on."""
         self._check_open()
         self._rest()
+        self._tell()
+        self._failure = None
         self._train(self._learner.finish)
         self._take_made()
         self._keep()
@@ -203,12 +231,21 @@ class OnlinePair:
         try:
             train()
         except TrainingError as error:
-            self._failure = error
+            self._failed(error)
+
+    def _failed(self, error: FleetdraftError) -> None:
+        self._failure, self._failed_after = error, self._learner.training.steps
 
     def _rest(self) -> None:
         if self._background is not None:
-            self._failure = self._failure or self._background.failure
             self._background.close()
+            self._resume()
+
+    def _resume(self) -> None:
+        """Learning in the background that paused goes on when it is due again."""
+        if self._background is not None and (failure := self._background.failure) is not None:
+            self._failed(failure)
+            self._background.resume()
 
     def _wake(self) -> None:
         if self.config.background is not None:
@@ -219,41 +256,60 @@ class OnlinePair:
     @property
     def in_force(self) -> LoraAdapter:
         """Shared and personal adapter as one, of the newest that the guard knows."""
-        return self._fleet.both(self._guard.newest)
+        return self._guard.newest.both
 
     def as_adapter(self) -> tuple[LoraAdapter, float]:
         """What is in force in the layout of a release, and what that lacks; see ``FleetAdapter.cut``."""
-        return self._fleet.cut(self._guard.newest)
+        return self._fleet.cut(self._guard.newest.own)
 
     def take_release(self, release: LoraAdapter) -> Rebased | None:
         """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). Between two texts.
 
+        The guard watches both as one: if they do harm, the release before comes back with the last good adapter, and
+        this one is refused from then on.
+
         Returns:
-          What became of the personal adapter; None, and nothing changes, if the release is in force already.
+          What became of the personal adapter; None if the release is in force already, or refused, which is told.
 
         Raises:
           ModelError: the release is of another drafter.
         """
         self._check_open()
-        if release.digest == self._fleet.shared.digest:
+        if release.digest == self._fleet.shared.digest or self._is_refused(release):
             return None
-        own = self._guard.good if self._guard.on_trial else self._learner.adapter
+        own = self._guard.good.own if self._guard.on_trial else self._learner.adapter
         own, rebased = self._fleet.take(release, own, self.config.seed)
         self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
-        self._guard = self._made_guard()
         self._made.clear()
-        self._fleet.put(own)
         why = f"{rebased.choice}: {rebased.why}"
         self._journal.add(Decision(what="re-based on a release", why=why, at_block=self._counters.blocks))
-        self._keep(learner=True, shared=release)
+        self._guard.supersede(self._fleet.beside(own))
+        self._keep(learner=True, shared=self._fleet.shared)
         self._tell()
-        return rebased
+        return rebased if self._fleet.shared is release else None
 
-    def _rolled_back(self, good: LoraAdapter) -> None:
-        """What the guard calls: the learner goes on from the good adapter, and both are written as one."""
-        self._learner.rollback(good)
-        self._keep(learner=True)
-        self._notices.add(f"the newest adapter is rolled back: {self._guard.decisions[-1].why}")
+    def _is_refused(self, release: LoraAdapter) -> bool:
+        if release.digest not in self._refused:
+            return False
+        self._notices.add(f"release {release.digest[:12]} did harm here and is not taken again; purge the state to try")
+        self._tell()
+        return True
+
+    def _rolled_back(self, good: InForce) -> None:
+        """What the guard calls: the learner goes on from the good adapter, beside what was shared then; all as one."""
+        why, shared = self._guard.decisions[-1].why, self._fleet.shared
+        refused = good.shared.digest != shared.digest
+        if refused:
+            self._refused.append(shared.digest)
+            what = f"release {shared.digest[:12]} refused"
+            self._journal.add(Decision(what=what, why=why, at_block=self._counters.blocks))
+            self._notices.add(f"{what}: {why}; the one before is in force again")
+        else:
+            self._notices.add(f"the newest adapter is rolled back: {why}")
+        self._fleet.shared = good.shared
+        self._learner.rollback(good.own)
+        self._made.clear()
+        self._keep(learner=True, shared=good.shared if refused else None)
 
     # --- status and end ---------------------------------------------------------------------------------------
 
@@ -276,7 +332,7 @@ class OnlinePair:
             "counters": self._counters.to_json(),
             "training_steps": self._learner.training.steps,
             "lessons": len(self._learner.lessons),
-            "personal": self._guard.newest.digest,
+            "personal": self._guard.newest.own.digest,
             "release": None if self._fleet.shared.changes_nothing else self._fleet.shared.digest,
             "guard": self._guard.status(),
             "decisions": [asdict(decision) for decision in self._journal.newest],
@@ -319,10 +375,10 @@ class OnlinePair:
             adapter=personal,
             config=self.config.learning,
             seed=self.config.seed,
-            on_change=self._made.append,
+            on_change=self._learnt,
             on_step=self._keep_learner,
-            on_replay=self._keeper.keep_lessons,
-            head=None if self.config.trains_head else _HeadOf(self._controllers),
+            on_replay=self._replayed,
+            head=None if self.config.trains_head else self._controllers,
         )
 
     def _restore_learner(self) -> bool:
@@ -338,28 +394,30 @@ class OnlinePair:
         self._learner.restore(self._learner.checkpoint(), lessons)
         return False
 
-    def _made_guard(self) -> Guard[LoraAdapter]:
-        """A guard of personal adapters, which has seen nothing yet."""
+    def _made_guard(self) -> Guard[InForce]:
+        """A guard of all that is in force, which has seen nothing yet."""
         return Guard(
             self.config.guard,
-            self._learner.adapter,
+            self._fleet.beside(self._learner.adapter),
             put=self._fleet.put,
             on_rollback=self._rolled_back,
             judge=self._fleet.judge,
+            unusable=self._fleet.unusable,
         )
 
     def _restore_guard(self, learner_known: bool) -> None:
         """A learner that was lost goes on from the last good adapter; one that went on without the guard is heard."""
-        parts, read = self._keeper.guard(), self._learner.adapter.layout.read
+        parts, layout = self._keeper.guard(), self._learner.adapter.layout
 
         def restore() -> bool:
-            self._guard.restore(parts, read)
+            self._guard.restore(parts, lambda data: InForce.read(layout, data))
             return True
 
         if bool(parts) and self._or_anew("guard", restore, False):
             self._journal.know(self._guard.decisions)
             if not learner_known:
-                self._learner.rollback(self._guard.good)
+                self._learner.rollback(self._guard.good.own)
+        self._judges = True
         self._made.append(self._learner.adapter)
         self._take_made()
 
@@ -367,9 +425,7 @@ class OnlinePair:
         size, seed = self.pair.drafter.model.hidden_size, self.config.seed
         controllers = Controllers(size, seed=seed, trains_head=self.config.trains_head)
         if (data := self._keeper.head()) is not None:
-            head = self._or_anew("head", lambda: HeadLearner.from_bytes(data, size), None)
-            if head is not None:
-                controllers.head = head
+            self._or_anew("head", lambda: controllers.restore_bytes(data), None)
         return controllers
 
     def _restore_ngrams(self) -> None:
@@ -391,7 +447,15 @@ class OnlinePair:
         return Generator(pair.target, pair.target_codec, side, paces=self._pace)
 
     def _pace(self, name: str) -> Pace:
-        return TryingPace(self._controllers(name), lambda: self._guard.on_trial or self._guard.suspects)
+        """One for all texts: what the guard may have drafted is counted over all of them."""
+        if name not in self._paces:
+            undecided = lambda: self._guard.on_trial or self._guard.suspects  # noqa: E731
+            self._paces[name] = TryingPace(self._controllers(name), undecided)
+        return self._paces[name]
+
+    def _rates(self) -> tuple[float, float] | None:
+        """Acceptance of the newest adapter and of the last good one, where both were seen."""
+        return self._guard.rates
 
     # --- writing and telling ----------------------------------------------------------------------------------
 
@@ -400,21 +464,25 @@ class OnlinePair:
         with self._keeping:
             self._keeper.keep(learner=self._learner.checkpoint())
 
-    def _keep(self, learner: bool = False, shared: LoraAdapter | None = None) -> None:
-        """Writes what a text changed but its lesson; with it what else has to change at once."""
+    def _keep(
+        self, learner: bool = False, shared: LoraAdapter | None = None, lessons: ReplayChange | None = None
+    ) -> None:
+        """Writes what a text changed; with it what else has to change at once."""
         self._journal.take([*self._guard.decisions, *self._controllers.decisions])
-        paths, head = self.pair.paths, self._controllers.head_in_use
+        paths = self.pair.paths
         parts = PairParts(
             counters=self._counters,
-            guard=self._guard.checkpoint(LoraAdapter.to_bytes),
-            head=None if head is None else head.to_bytes(),
+            guard=self._guard.checkpoint(InForce.to_bytes),
+            head=self._controllers.to_bytes(),
             ngrams=paths.to_bytes() if isinstance(paths, NgramCache) else None,
             decisions=self._journal.unwritten,
         )
-        with self._keeping:
-            checkpoint = self._learner.checkpoint() if learner else None
-            if self._keeper.keep(learner=checkpoint, pair=parts, shared=shared):
+        # The lock is of the learner's checkpoint alone: lessons come while the memory of lessons is locked.
+        with self._keeping if learner else contextlib.nullcontext():
+            checkpoint, refused = self._learner.checkpoint() if learner else None, self._refused
+            if self._keeper.keep(learner=checkpoint, pair=parts, shared=shared, refused=refused, lessons=lessons):
                 self._journal.written()
+        self._unkept = False
 
     def _tell(self) -> None:
         """Tells what went wrong, each thing once."""
@@ -422,15 +490,3 @@ class OnlinePair:
             self._keep_learner()  # the state has steps that are taken back
         self._notices.cannot_write(self._keeper.failure)
         self._notices.tell()
-
-
-class _HeadOf:
-    """Trains the acceptance head that is in use, where one is."""
-
-    def __init__(self, controllers: Controllers) -> None:
-        self._controllers = controllers
-
-    def train(self) -> None:
-        head = self._controllers.head_in_use
-        if head is not None:
-            head.train()

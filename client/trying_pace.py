@@ -1,4 +1,4 @@
-"""Another pace, but that something is drafted while the guard cannot decide without. It sets no length."""
+"""Another pace, but that a little is drafted while the guard cannot decide without. It sets no length."""
 
 from collections.abc import Callable
 
@@ -9,24 +9,33 @@ from .pace import Pace
 _TOKENS = 4
 _LEFT_ALONE = 3
 """Blocks in a row that may draft nothing: as many as a stop-loss takes to measure the target alone."""
+_BURST = 32
+"""Blocks that may be overruled in a row."""
+_EARNED_BY = 32
+"""Other blocks that earn another one."""
 
 
 class TryingPace:
-    """Drafts where ``inner`` would not for more than a few blocks, as long as ``undecided``.
+    """Drafts where ``inner`` would not for more than a few blocks, as long as ``undecided``, within an allowance.
 
-    A pace that switches drafting off because of a bad adapter would otherwise keep that adapter for good.
+    A pace that switches drafting off because of a bad adapter would otherwise keep that adapter for good. What that
+    costs where the drafter is of no use to anybody is bounded: ``_BURST`` blocks once, then one in ``_EARNED_BY``.
+    One object serves all texts, for the allowance goes on.
     """
 
     def __init__(self, inner: Pace, undecided: Callable[[], bool]) -> None:
         self._inner, self._undecided = inner, undecided
         self._alone, self._overruled = 0, False
+        self._allowance = float(_BURST)
 
     def begin(self) -> None:
         self._inner.begin()
 
     def budget(self, most: int) -> int:
         budget = self._inner.budget(most)
-        self._overruled = not budget and self._alone >= _LEFT_ALONE and self._undecided()
+        may = not budget and most > 0 and self._alone >= _LEFT_ALONE and self._allowance >= 1
+        self._overruled = may and self._undecided()
+        self._allowance = min(_BURST, self._allowance + (-1 if self._overruled else 1 / _EARNED_BY))
         self._alone = 0 if budget else self._alone + 1
         return min(most, _TOKENS) if self._overruled else budget
 

@@ -44,7 +44,7 @@ from .table import Row, figures, run, write_rows
 PROGRAM = "python -m fleetdraft.simulations.bench.background"
 ALONE = "no learning"
 #: A step at a time, never between texts, and too small to change what is drafted.
-LEARNING = LearnerConfig(every_prompts=1 << 30, steps=1, optimizer=AdamWConfig(learning_rate=1e-12))
+LEARNING = LearnerConfig(schedule="idle", every_prompts=1 << 30, steps=1, optimizer=AdamWConfig(learning_rate=1e-12))
 _BUDGETS = (BackgroundConfig().budget, 0.25, 0.5, 1.0)
 _HEADINGS = ("learning", "tokens/s", "of no\nlearning", "from", "to", "steps", "of a\ncore")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from told_fleetdraft import WORD, checkpoint
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.fleet_adapter import InForce
 from fleetdraft.client.learner_state import Point
 from fleetdraft.client.lesson import Lesson
 from fleetdraft.client.state import State
@@ -53,7 +54,7 @@ def look(directory: Path, before: Seen, lines: Sequence[str]) -> Seen:
         assert checkpoint(blobs) in checkpoints, "torn: no step made this"
         point, _ = Point.from_blobs(blobs, layout, AdamWConfig())
     for adapter in (data for name, data in guard.items() if name.startswith("adapter.")):
-        layout.read(adapter)
+        InForce.read(layout, adapter)
     now = Seen(
         looks=before.looks + 1,
         prompts=counters["prompts"],

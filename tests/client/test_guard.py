@@ -1,5 +1,6 @@
 """The guard: harm is rolled back, a new subject is not, nothing is decided without evidence, and its state survives."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -34,10 +35,11 @@ class Device:
         seed: int = 0,
         judge: Callable[[str], Sequence[float]] | None = None,
         config: GuardConfig | None = None,
+        unusable: Callable[[str], str] = lambda _: "",
     ) -> None:
         self.rates, self.in_force, self.rolled_back = rates, "good", list[int]()
         self.rng, self.blocks = np.random.default_rng(seed), 0
-        self.guard = Guard(config or GuardConfig(), "good", self._put, self._on_rollback, judge)
+        self.guard = Guard(config or GuardConfig(), "good", self._put, self._on_rollback, judge, unusable)
 
     def _put(self, name: str) -> None:
         self.in_force = name
@@ -73,18 +75,66 @@ def test_an_adapter_of_which_nothing_is_accepted_is_rolled_back_within_50_blocks
     assert device.decided() == ["rolled back"]
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_where_little_is_accepted_a_judge_tells_within_50_blocks(seed: int) -> None:
-    device = Device({"good": 0.3, "bad": 0.0}, seed, lambda name: [{"good": 2.0, "bad": 5.0}[name]] * 6)
+@pytest.mark.parametrize("level", [0.02, 0.3, 0.9])
+def test_with_six_lessons_an_adapter_that_keeps_no_drafts_never_drafts(level: float) -> None:
+    device = Device({"good": level, "bad": 0.0}, 0, lambda name: [1 - device.rates[name]] * 6)
+    device.run(64)
+    device.in_force = "untouched"
+    device.guard.changed("bad")
+    assert device.rolled_back == [64]
+    why = "worse on 6 of 6 lessons than the last good adapter; found before it drafted"
+    assert [decision.why for decision in device.guard.decisions] == [why]
+    assert (device.in_force, device.guard.newest) == ("good", "good")
+
+
+def test_a_judge_that_finds_a_little_worse_says_so_only_when_drafts_fail_too() -> None:
+    device = Device({"good": 0.7, "bad": 0.0}, 0, lambda name: [{"good": 0.5, "bad": 0.6}[name]] * 6)
     device.run(64)
     device.guard.changed("bad")
-    device.run(50)
+    assert device.in_force == "bad"
+    device.run(20)
     assert device.rolled_back
-    assert device.guard.decisions[0].why.endswith("and worse on 6 of 6 lessons than the last good adapter")
+    assert device.guard.decisions[0].why.endswith(", and worse on 6 of 6 lessons than the last good adapter")
+
+
+@pytest.mark.parametrize("losses", [[0.9] * 6, [1.0 + 1e-6] * 6, [math.inf] * 6])
+def test_a_judge_that_finds_both_alike_stops_nothing(losses: list[float]) -> None:
+    device = Device({"good": 0.7, "new": 0.7}, 0, lambda _: losses)
+    device.run(64)
+    device.guard.changed("new")
+    assert device.in_force == "new"
+
+
+def test_an_adapter_that_cannot_be_used_is_rolled_back_before_it_drafts() -> None:
+    device = Device({"good": 0.7, "broken": 0.0}, unusable=lambda name: "its logits break" * (name == "broken"))
+    device.guard.changed("broken")  # of an unknown reference: no trial
+    assert (device.in_force, device.rolled_back) == ("good", [0])
+    assert device.guard.decisions[0].why == "its logits break; found before it drafted"
+
+
+def test_an_adapter_that_cannot_be_used_is_not_restored() -> None:
+    device = Device({"good": 0.7, "broken": 0.7})
+    device.run(64)
+    device.guard.changed("broken")
+    other = Device(device.rates, unusable=lambda name: "its logits break" * (name == "broken"))
+    other.guard.restore(device.guard.checkpoint(str.encode), bytes.decode)
+    assert (other.in_force, other.rolled_back) == ("good", [0])
+
+
+def test_what_supersedes_ends_a_trial_and_is_watched_itself() -> None:
+    device = Device({"good": 0.7, "new": 0.7, "release": 0.0})
+    device.guard.changed("new")
+    device.guard.changed("newer")
+    assert device.guard.on_trial
+    device.run(16)
+    device.guard.supersede("release")
+    assert device.guard.newest == "release"
+    device.run(50)
+    assert device.guard.good == device.guard.newest == device.in_force == "good"
 
 
 def test_a_judge_with_too_few_lessons_to_tell_leaves_it_to_a_trial() -> None:
-    device = Device({"good": 0.7, "bad": 0.0}, 0, lambda name: [{"good": 2.0, "bad": 5.0}[name]] * 5)
+    device = Device({"good": 0.7, "bad": 0.0}, 0, lambda name: [{"good": 0.3, "bad": 1.0}[name]] * 5)
     device.run(64)
     device.guard.changed("bad")
     while not device.guard.on_trial:
@@ -186,6 +236,51 @@ def test_the_adapter_that_began_a_window_becomes_the_last_good_one_not_what_came
     assert (device.guard.good, device.in_force) == ("first", "second")
 
 
+@pytest.mark.parametrize("luck", [0.0, 1.0])
+def test_what_later_adapters_earned_makes_no_other_the_last_good_one(luck: float) -> None:
+    """One that was in force for four blocks, and a better one after it."""
+    device = Device({"good": 0.5, "bad": luck, "better": 0.7})
+    device.run(64)
+    device.guard.changed("bad")
+    device.run(4)
+    device.guard.changed("better")
+    device.run(60)
+    assert device.guard.good == "good"
+    device.run(64)
+    assert device.guard.good == "better"
+
+
+def test_suspicion_ends_with_the_adapter_that_it_was_of() -> None:
+    """Two poisoned ones, each in force for too few blocks to be heard; a better one between them."""
+    config = GuardConfig(window_blocks=16)
+    device = Device({"good": 0.5, "bad": 0.0, "better": 0.9}, config=config)
+    device.run(64)
+    device.guard.changed("bad")
+    device.run(7)
+    assert device.guard.suspects
+    device.guard.supersede("better")
+    assert not device.guard.suspects
+
+
+def test_a_level_too_low_to_tell_raises_no_suspicion() -> None:
+    device = Device({"good": 0.05, "bad": 0.0})
+    device.run(64)
+    device.guard.changed("bad")
+    device.run(20)
+    assert not device.guard.suspects
+
+
+def test_the_level_forgets_a_trial_once_a_window_was_seen_since() -> None:
+    device = Device({"good": 0.7, "worse": 0.68})
+    device.guard.changed("worse")  # of an unknown reference: on trial
+    while device.guard.on_trial:
+        device.run(1)
+    assert device.guard.level.blocks >= 32
+    device.guard.supersede(device.guard.good)
+    device.run(64)
+    assert device.guard.level.blocks == 64
+
+
 def test_a_worse_adapter_that_is_kept_never_becomes_the_last_good_one() -> None:
     device = Device({"good": 0.7, "worse": 0.6})
     device.run(64)
@@ -225,6 +320,18 @@ def test_blocks_without_a_draft_say_nothing() -> None:
     assert after.pop("blocks") == before.pop("blocks") + 500
     assert after == before
     assert not device.guard.on_trial
+
+
+def test_the_evidence_is_that_of_a_fall_to_a_quarter() -> None:
+    """At a level of exactly 1/2 each refused block has odds of (7/8) / (1/2): 300 are passed by the eleventh."""
+    guard, blocks = Guard(GuardConfig(), "good", lambda _: None, lambda _: None), 0
+    for _ in range(64):
+        guard.observe(block(1, 2))
+    guard.changed("bad")
+    while not guard.on_trial:
+        guard.observe(block(0, 4))
+        blocks += 1
+    assert blocks == math.ceil(math.log(300) / math.log(7 / 4)) == 11
 
 
 def test_drafts_that_spell_no_token_count_as_rejected() -> None:
@@ -384,7 +491,7 @@ def test_damaged_state_is_told_and_changes_nothing(damage: str) -> None:
     elif damage == "another type":
         parts["numbers.json"] = b"[]"
     elif damage == "another format":
-        parts["numbers.json"] = parts["numbers.json"].replace(b'"format": 1', b'"format": 2')
+        parts["numbers.json"] = parts["numbers.json"].replace(b'"format": 2', b'"format": 3')
     else:
         parts["numbers.json"] = parts["numbers.json"].replace(b'"judged"', b'"jugded"')
     fresh = Device({"good": 0.7})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,15 +14,17 @@ import pytest
 
 from fleetdraft.client.background import BackgroundConfig
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.fleet_adapter import InForce
 from fleetdraft.client.guard import GuardConfig
 from fleetdraft.client.learner import LearnerConfig, Step
 from fleetdraft.client.online import OnlineConfig, OnlinePair
 from fleetdraft.client.options import Options
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.sampling import Sampling
 from fleetdraft.client.state import State
 from fleetdraft.client.stop_loss import StopLossConfig
 from fleetdraft.client.trainer import Gradient
-from fleetdraft.common.errors import ConfigError, ContextLimitError, TrainingError
+from fleetdraft.common.errors import ConfigError, ContextLimitError, TrainingError, UserError
 from fleetdraft.common.lora import LoraAdapter
 
 SHORT = Options(max_new_tokens=12)
@@ -270,6 +273,38 @@ def test_a_poisoned_adapter_in_the_state_is_rolled_back_and_stays_away(device: D
     assert [json.loads(row.data)["what"] for row in held(online).decisions()].count("rolled back") == 1
 
 
+def test_an_adapter_with_which_the_drafter_breaks_never_drafts(device: Device, prompts: list[Prompt]) -> None:
+    online = device.open(replace(BETWEEN, learning=replace(LEARNING, every_prompts=1000)))
+    good = online.learner.adapter
+    online.learner.rollback(noisy(good, 1e10))
+    sampled = replace(LONG, sampling=Sampling(temperature=1))
+    assert all(read(online, prompts[:3], sampled))
+    assert [d["why"] for d in online.status()["decisions"]] == [
+        "the drafter's logits are not finite with it; found before it drafted"
+    ]
+    assert online.learner.adapter is good
+
+
+def test_adapters_are_judged_where_they_are_trained(device: Device, prompts: list[Prompt]) -> None:
+    """Between blocks nothing is left to do but for a lesson that came since."""
+    online = device.open(BESIDE)
+    read(online, prompts[:8])
+    online.finish()  # ends the thread
+    trained_by, train_step = set[str](), online.pair.train_step
+
+    def watched() -> Any:
+        trained_by.add(threading.current_thread().name)
+        return train_step()
+
+    object.__setattr__(online.pair, "train_step", watched)
+    online.learner.rollback(noisy(online.learner.adapter, 1e-4))
+    assert trained_by
+    trained_by.clear()
+    online._take_made()
+    assert not trained_by
+    assert online.status()["personal"] == online.learner.adapter.digest
+
+
 # --- releases -------------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +323,34 @@ def test_a_release_is_in_force_beside_the_own_adapter_and_stays(device: Device, 
     cut, lost = again.as_adapter()
     assert cut.layout == release.layout
     assert 0 < lost < 1
+
+
+@pytest.mark.parametrize(("texts", "scale"), [(10, 1.0), (4, 1.0), (0, 1.0), (4, 1e10)])
+def test_a_release_that_does_harm_is_rolled_back_and_not_taken_again(
+    device: Device, bundle: Bundle, prompts: list[Prompt], texts: int, scale: float
+) -> None:
+    """With lessons and without, beside an own adapter: what was in force before is again, as one."""
+    earlier = noisy(bundle.adapter(), 0.005)
+    device.state.put("shared", earlier.to_bytes())
+    device._stack.close()
+    online = device.open(replace(BETWEEN, learning=replace(LEARNING, every_prompts=1000)))
+    own = online.learner.adapter
+    read(online, prompts[:texts], LONG)
+    bad = noisy(bundle.adapter(), scale)
+    online._fleet._lessons = lambda: {}  # as without: the own adapter is carried over
+    online.take_release(bad)
+    for prompt in prompts[10:24]:
+        online.run(prompt.text, LONG)
+    assert online.status()["release"] == earlier.digest
+    assert online.learner.adapter.digest == online.status()["personal"] == own.digest
+    refused = [d for d in online.status()["decisions"] if d["what"] == f"release {bad.digest[:12]} refused"]
+    assert len(refused) == 1
+    device._stack.close()  # as a kill
+    again = device.open()
+    assert again.take_release(bad) is None
+    assert again.status()["release"] == earlier.digest
+    assert "is not taken again" in device.notices[-1]
+    assert again.in_force.digest == online.in_force.digest
 
 
 def test_without_a_release_the_own_adapter_is_what_is_in_force(device: Device, prompts: list[Prompt]) -> None:
@@ -354,7 +417,7 @@ def test_a_lost_learner_goes_on_from_the_last_good_adapter(device: Device, promp
     state = device.state
     state.put_all("learner/", {})
     good = json.loads(state.get("guard/numbers.json") or b"")["adapters"]["good"]
-    adapter = device.bundle.manifest.layout.read(state.get(f"guard/adapter.{good}") or b"")
+    adapter = InForce.read(device.bundle.manifest.layout, state.get(f"guard/adapter.{good}") or b"").own
     device._stack.close()
     assert device.open().learner.adapter.digest == adapter.digest != initial
 
@@ -396,6 +459,63 @@ def test_training_that_diverges_is_told_once_and_comes_to_nothing(device: Device
     assert device.open().learner.adapter.digest == before
     assert len(device.notices) == 1
     assert "diverged" in device.notices[0]
+
+
+def read_until(online: OnlinePair, prompts: list[Prompt], done: Callable[[], bool]) -> None:
+    for prompt in prompts * 10:
+        if done():
+            return
+        online.run(prompt.text, SHORT)
+    assert done()
+
+
+def test_learning_beside_generation_goes_on_after_training_that_diverged(device: Device, prompts: list[Prompt]) -> None:
+    online = device.open(BESIDE)
+    step = online.learner._step
+    online.learner._step = Diverging(step)
+    read_until(online, prompts, lambda: online.failure is not None)
+    assert online.learner.training.steps == 0
+    online.learner._step = step
+    read_until(online, prompts, lambda: online.learner.training.steps > 0)
+    assert online.failure is None
+    online.finish()
+    online.learner._step = Diverging(step)
+    read(online, prompts[:2])
+    online.finish()
+    device.close(online)
+    assert len([notice for notice in device.notices if "diverged" in notice]) == 2
+
+
+def test_a_text_and_its_lesson_are_in_the_state_before_anything_is_trained_on_it(device: Device, prompts) -> None:
+    online, seen = device.open(), list[tuple[int, int]]()
+    step = online.learner._step
+
+    def watched(*args: Any) -> Gradient:
+        counters = json.loads(held(online).get("counters/spm") or b"")
+        seen.append((counters["prompts"], len(held(online).lessons())))
+        return step(*args)
+
+    watched.close = step.close  # type: ignore[attr-defined]
+    online.learner._step = watched  # type: ignore[assignment]
+    read(online, prompts[:2])
+    assert seen == [(2, 2), (2, 2)]
+
+
+def test_a_lesson_that_cannot_be_written_counts_no_text(device: Device, prompts: list[Prompt], monkeypatch) -> None:
+    online = device.open()
+    read(online, prompts[:1])
+
+    def full(*_: Any) -> int:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr(held(online), "add_lesson", full)
+    read(online, prompts[1:2])
+    assert json.loads(held(online).get("counters/spm") or b"")["prompts"] == len(held(online).lessons()) == 1
+
+
+def test_what_a_guard_may_have_drafted_is_counted_over_all_texts(device: Device) -> None:
+    online = device.open()
+    assert online._pace("measured") is online._pace("measured")
 
 
 def test_closing_twice_does_no_harm_and_a_closed_pair_writes_no_text(device: Device, prompts: list[Prompt]) -> None:

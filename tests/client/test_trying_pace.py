@@ -1,6 +1,14 @@
 """A pace that drafts again while the guard cannot decide: when it overrules another, and that it spoils no figures."""
 
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+
 from fleetdraft.client.boundary import Boundary
+from fleetdraft.client.guard import Guard, GuardConfig
+from fleetdraft.client.measured_pace import MeasuredPace
 from fleetdraft.client.outcome import BlockCost, Outcome
 from fleetdraft.client.pace import FixedPace, Pace
 from fleetdraft.client.stop_loss import StopLoss
@@ -45,6 +53,69 @@ def test_something_is_drafted_while_the_guard_is_undecided_and_nothing_after() -
     assert budgets(pace, 6) == [0, 0, 0, 4, 4, 4]
     undecided = False
     assert budgets(pace, 3) == [0, 0, 0]
+
+
+def test_what_it_may_draft_is_a_burst_and_then_one_block_for_32() -> None:
+    found = budgets(TryingPace(Off(), lambda: True), 32 * 102)
+    assert sum(map(bool, found[:64])) == 32
+    assert sum(map(bool, found[64:])) == pytest.approx(100 * 32 / 33, abs=2)
+
+
+def test_what_no_guard_asks_for_is_saved_up_to_a_burst() -> None:
+    undecided = False
+    pace = TryingPace(Off(), lambda: undecided)
+    budgets(pace, 10_000)
+    undecided = True
+    assert budgets(pace, 33) == [4] * 32 + [0]
+
+
+def guarded(
+    rates: Mapping[str, float], blocks: int, changes: Callable[[int], str | None]
+) -> tuple[Guard[str], list[int], float]:
+    """(the guard, at which blocks it rolled back, tokens in the time of one alone) of a stop-loss with a guard.
+
+    A block of k proposals takes 1 + 0.12 k; texts have 48 tokens. changes: which adapter comes before which block.
+    """
+    rng, in_force, back = np.random.default_rng(0), ["good"], list[int]()
+    guard = Guard(GuardConfig(), "good", in_force.append, lambda _: back.append(number))
+    pace = TryingPace(StopLoss(MeasuredPace()), lambda: guard.on_trial or guard.suspects)
+    seconds, tokens, left = 0.0, 0, 0
+    for number in range(blocks):
+        if adapter := changes(number):
+            guard.changed(adapter)
+        if left <= 0:
+            left = 48
+            pace.begin()
+        count = pace.budget(4)
+        misses = np.flatnonzero(rng.random(count) >= rates[in_force[-1]])
+        accepted = int(misses[0]) if len(misses) else count
+        cost = BlockCost(
+            draft_tokens=count, proposed=count, accepted=accepted, target_s=1 + 0.02 * count, rest_s=0.1 * count
+        )
+        written = (1,) * (accepted + 1)
+        outcome = Outcome(
+            tokens=written, rows=np.empty((0, 1), np.float32), cost=cost, proposed=(1,) * count, accepted=accepted
+        )
+        pace.note(outcome)
+        guard.observe(outcome)
+        seconds, tokens, left = seconds + cost.seconds, tokens + len(written), left - len(written)
+    return guard, back, tokens / seconds
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.1])
+def test_a_drafter_that_is_of_no_use_costs_a_guarded_stop_loss_a_twentieth_at_most(rate: float) -> None:
+    """Though what learns makes another adapter every 192 tokens."""
+    rates: dict[str, float] = defaultdict(lambda: rate)
+    _, _, speed = guarded(rates, 6000, lambda number: f"adapter {number}" if number % 192 == 191 else None)
+    assert speed >= 0.95
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7])
+def test_behind_a_stop_loss_a_poisoned_adapter_is_rolled_back_without_lessons(rate: float) -> None:
+    guard, back, _ = guarded({"good": rate, "bad": 0.0}, 400, lambda number: "bad" if number == 200 else None)
+    assert len(back) == 1
+    assert back[0] < 200 + 100
+    assert guard.newest == "good"
 
 
 def test_it_never_drafts_more_than_is_allowed() -> None:
