@@ -301,7 +301,7 @@ def test_interrupted_adapt_keeps_what_it_learned_and_goes_on_there(tmp_path: Pat
     words = [*ADAPT, "--prompts", str(prompts_file), "--state", str(tmp_path / "s"), "--passes", "2000"]
     with running(words) as process:
         assert line(process) == "adapting 0/4000\n"
-        time.sleep(1.0)
+        time.sleep(3.0)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -404,9 +404,16 @@ def test_adapt_without_a_state_says_that_its_adapter_does_harm(
     assert ("the adapter does harm" in capsys.readouterr().out) == harmed
 
 
+def _interruptible() -> None:
+    """Where the tests run in the background, the shell has them ignore interrupts, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def running(words: list[str]) -> "subprocess.Popen[str]":
     code = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
+    )
 
 
 def line(process: "subprocess.Popen[str]") -> str:
