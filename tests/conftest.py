@@ -1,9 +1,16 @@
 """Fixtures of the whole suite."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """Tests that interrupt hold where a shell runs the suite in the background, too: it has it ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -404,16 +404,9 @@ def test_adapt_without_a_state_says_that_its_adapter_does_harm(
     assert ("the adapter does harm" in capsys.readouterr().out) == harmed
 
 
-def _interruptible() -> None:
-    """Where the tests run in the background, the shell has them ignore interrupts, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def running(words: list[str]) -> "subprocess.Popen[str]":
     code = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, preexec_fn=_interruptible
-    )
+    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
 
 
 def line(process: "subprocess.Popen[str]") -> str:
