@@ -54,7 +54,8 @@ class BackgroundRow(Row):
     """Tokens per second, the median over all turns; peer: no learning, in the same run.
 
     share: of tokens per second without learning, the median over the rounds; lowest, highest: of the rounds. steps: of
-    training, in all turns. busy: seconds of a core that training had, as a share of the time; a step that outlasts its turn counts whole.
+    training, in all turns. busy: seconds of a core that training had, as a share of the time; a step that
+    outlasts its turn counts whole.
     """
 
     budget: float
