@@ -30,6 +30,7 @@ from ...client.pair import Pair
 from ...client.prompts import Prompt
 from ...client.sampling import Sampling
 from ...common.embedded import EMBEDDED
+from ...common.errors import ConfigError
 from ...common.files import check_file
 from ...common.progress import progress
 from .arguments import AdapterOption, BundleOption, JsonOption, PromptsOption, TargetOption, TokensOption
@@ -236,6 +237,10 @@ def main(
     setting = open_setting(bundle, target, adapter, threads, widen)
     print(setting.models)
     chosen = read_some(prompts, setting, count, max_new_tokens)
+    if warm_up >= len(chosen):
+        raise ConfigError(
+            f"--warm-up is {warm_up}, expected fewer than the {len(chosen)} prompts, the rest are measured"
+        )
     order = np.random.default_rng(seed).permutation
     measured, rest = chosen[: len(chosen) - warm_up], chosen[len(chosen) - warm_up :]
     measured, rest = [measured[n] for n in order(len(measured))], [rest[n] for n in order(len(rest))]
