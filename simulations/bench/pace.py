@@ -238,9 +238,7 @@ def main(
     print(setting.models)
     chosen = read_some(prompts, setting, count, max_new_tokens)
     if warm_up >= len(chosen):
-        raise ConfigError(
-            f"--warm-up is {warm_up}, expected fewer than the {len(chosen)} prompts, the rest are measured"
-        )
+        raise ConfigError(f"--warm-up is {warm_up}, expected fewer than the {len(chosen)} prompts")
     order = np.random.default_rng(seed).permutation
     measured, rest = chosen[: len(chosen) - warm_up], chosen[len(chosen) - warm_up :]
     measured, rest = [measured[n] for n in order(len(measured))], [rest[n] for n in order(len(rest))]
