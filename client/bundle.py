@@ -11,14 +11,14 @@ from ..common.errors import ModelError
 from ..common.fusion import decode_tensors, fused, train_tensors
 from ..common.lora import LoraAdapter
 from ..common.weights import Weights, read_stored, read_weights
-from .ngrams import NgramConfig
-from .onnx_decoder import OnnxDecoder
-from .onnx_model import OnnxModel
 from .pair import Drafter, Pair
-from .runtime import bind_weights
-from .text import TextCodec
-from .tokenizer_pair import PathKind, TokenizerPair
-from .trie_cache import default_directory
+from .runtimes.onnx_decoder import OnnxDecoder
+from .runtimes.onnx_model import OnnxModel
+from .runtimes.onnx_session import bind_weights
+from .spelling.ngrams import NgramConfig
+from .spelling.text import TextCodec
+from .spelling.tokenizer_pair import PathKind, TokenizerPair
+from .spelling.trie_cache import default_directory
 
 _CONTEXT = 512
 """The longest context of a drafter; it slides when a text is longer."""

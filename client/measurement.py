@@ -6,11 +6,11 @@ from typing import Any
 
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
-from .continuation import Generation
-from .decoder import Decoder
-from .options import Options
+from .decoding.continuation import Generation
+from .decoding.options import Options
 from .pair import Pair
 from .prompts import Prompt
+from .runtimes.decoder import Decoder
 
 TIE_TOLERANCE = 1e-3
 """Two logits closer than this are an argmax tie: batched and single-token kernels may order them differently."""

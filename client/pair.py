@@ -5,22 +5,22 @@ from functools import cached_property
 from pathlib import Path
 
 from ..common.lora import LoraAdapter
-from .context import Spelling
-from .controllers import Controllers
-from .decoder import Decoder
-from .generation import Generator
-from .learner import LearnerConfig, OnlineLearner
-from .lesson_writer import LessonWriter
-from .onnx_decoder import OnnxDecoder
-from .onnx_model import OnnxModel
-from .paths import DraftPaths
-from .runtime import BoundWeights
-from .schedule import PLANS
-from .steps import DrafterSide
-from .text import TextCodec
-from .tokenizer_pair import TokenizerPair
-from .trainer import TrainStep
-from .trie import Trie
+from .decoding.context import Spelling
+from .decoding.generation import Generator
+from .decoding.steps import DrafterSide
+from .learning.learner import LearnerConfig, OnlineLearner
+from .learning.lesson_writer import LessonWriter
+from .learning.schedule import PLANS
+from .learning.trainer import TrainStep
+from .pacing.controllers import Controllers
+from .runtimes.decoder import Decoder
+from .runtimes.onnx_decoder import OnnxDecoder
+from .runtimes.onnx_model import OnnxModel
+from .runtimes.onnx_session import BoundWeights
+from .spelling.paths import DraftPaths
+from .spelling.text import TextCodec
+from .spelling.tokenizer_pair import TokenizerPair
+from .spelling.trie import Trie
 
 
 @dataclass(frozen=True, kw_only=True)

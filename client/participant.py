@@ -7,9 +7,9 @@ import numpy as np
 
 from ..common.messages import EvaluateTask, Evaluation, Release, TrainTask, Update, clipped
 from ..common.metrics import DraftCounters
-from .adaptation import adapt_online
-from .learner import LearnerConfig
-from .options import Options
+from .decoding.options import Options
+from .learning.learner import LearnerConfig
+from .online.adaptation import adapt_online
 from .pair import Pair
 from .prompts import Prompt
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.errors import PromptsError
-from .text import TextCodec
+from .spelling.text import TextCodec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..client.learner import LearnerConfig
-from ..client.objective import Objective
-from ..client.options import Options
-from ..client.sampling import Sampling
-from ..client.trainer import AdamWConfig
+from ..client.decoding.options import Options
+from ..client.decoding.sampling import Sampling
+from ..client.learning.learner import LearnerConfig
+from ..client.learning.objective import Objective
+from ..client.learning.trainer import AdamWConfig
 from ..common.errors import ConfigError
 from ..server.config import ServerConfig
 from .faults import FAULTS

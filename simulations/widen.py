@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..client.onnx_decoder import OnnxDecoder
-from ..client.onnx_model import OnnxModel
-from ..client.runtime import bind_weights
+from ..client.runtimes.onnx_decoder import OnnxDecoder
+from ..client.runtimes.onnx_model import OnnxModel
+from ..client.runtimes.onnx_session import bind_weights
 from ..common.errors import ConfigError
 from ..common.fusion import fused
 from ..common.shape import DecoderShape

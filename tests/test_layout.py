@@ -27,29 +27,47 @@ def files() -> list[Path]:
     return [name for name in names if (ROOT / name).is_file()]
 
 
-def named_in_contributing() -> set[str]:
-    """The paths named in the tree of CONTRIBUTING.md, folders with a slash at the end."""
+def tree() -> list[str]:
+    """The lines of the tree in CONTRIBUTING.md; a folder's parts are indented below it."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = re.search(r"```tree\n(.*?)```", text, flags=re.DOTALL)
     assert block is not None
+    return block.group(1).splitlines()
+
+
+def headings() -> list[str]:
+    """The folders whose parts the tree lists."""
+    return [line.split()[0] for line in tree() if not line.startswith(" ") and line.split()[0].endswith("/")]
+
+
+def named_in_contributing() -> set[str]:
+    """The paths named in the tree of CONTRIBUTING.md, folders with a slash at the end."""
     folder, named = "", set()
-    for line in block.group(1).splitlines():
+    for line in tree():
         name = line.split()[0]
         folder = folder if line.startswith(" ") else name
         named.add(folder + name if line.startswith(" ") else name)
     return named
 
 
-def parts_of(package: str, files: list[Path]) -> set[str]:
-    """Files and folders that lie directly in a package."""
-    below = [path for path in files if path.parts[0] == package and path.name not in ("__init__.py", "py.typed")]
-    return {f"{package}/{path.parts[1]}{'/' if len(path.parts) > 2 else ''}" for path in below}
+def parts_of(folder: Path, files: list[Path]) -> set[str]:
+    """Files and folders that lie directly in a folder."""
+    below = [path.relative_to(folder) for path in files if path.is_relative_to(folder)]
+    parts = [path for path in below if path.name not in ("__init__.py", "py.typed")]
+    return {f"{folder}/{path.parts[0]}{'/' if len(path.parts) > 1 else ''}" for path in parts}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_contributing_names_each_part_of_a_package_and_nothing_else(package, files):
-    named = {name for name in named_in_contributing() if name.startswith(f"{package}/") and name != f"{package}/"}
-    assert named == parts_of(package, files)
+def test_contributing_describes_each_package_and_each_room_of_the_device(files):
+    rooms = {f"{path.parent}/" for path in files if path.match("client/*/__init__.py")}
+    assert {name for name in headings() if name.split("/")[0] in PACKAGES} == {f"{name}/" for name in PACKAGES} | rooms
+
+
+def test_contributing_names_each_part_of_a_folder_and_nothing_else(files):
+    for folder in headings():
+        if folder.split("/")[0] in PACKAGES:
+            named = {name for name in named_in_contributing() if name.startswith(folder) and name != folder}
+            direct = {name for name in named if "/" not in name[len(folder) :].rstrip("/")}
+            assert direct == parts_of(Path(folder), files)
 
 
 def test_every_python_package_is_packaged(files):

@@ -1,7 +1,7 @@
 """Expected acceptance of the proposal law at real positions, computed exactly, beside TLI and string match.
 
-At each position every target token's r is evaluated under ``client/law.py``, so nothing is sampled but the choice of
-positions. It knows nothing of blocks and of time: for those see the other benchmarks.
+At each position every target token's r is evaluated under ``client/decoding/law.py``, so nothing is sampled but the
+choice of positions. It knows nothing of blocks and of time: for those see the other benchmarks.
 
 | rule         | probability that the first proposal of a block is accepted                                            |
 |--------------|-------------------------------------------------------------------------------------------------------|
@@ -26,15 +26,15 @@ import typer
 from numpy.typing import NDArray
 
 from ...client.bundle import Bundle
-from ...client.chooser import RandomChooser
-from ...client.context import DraftContext, Spelling
-from ...client.decoder import Decoder, Logits
-from ...client.law import Law
+from ...client.decoding.chooser import RandomChooser
+from ...client.decoding.context import DraftContext, Spelling
+from ...client.decoding.law import Law
+from ...client.decoding.sampling import Probabilities, Sampling, distribution, target_probabilities, target_weights
 from ...client.pair import Pair
 from ...client.prompts import read_prompts
-from ...client.rows import Rows
-from ...client.sampling import Probabilities, Sampling, distribution, target_probabilities, target_weights
-from ...client.trie import Trie
+from ...client.runtimes.decoder import Decoder, Logits
+from ...client.runtimes.rows import Rows
+from ...client.spelling.trie import Trie
 from ...common.embedded import EMBEDDED
 from ...common.errors import PromptsError
 from ...common.progress import progress

@@ -18,13 +18,13 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ...client.background import BackgroundConfig, BackgroundLearner
-from ...client.learner import LearnerConfig, OnlineLearner
-from ...client.options import Options
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
+from ...client.learning.learner import LearnerConfig, OnlineLearner
+from ...client.learning.trainer import AdamWConfig
+from ...client.online.background import BackgroundConfig, BackgroundLearner
 from ...client.pair import Pair
 from ...client.prompts import Prompt
-from ...client.sampling import Sampling
-from ...client.trainer import AdamWConfig
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file

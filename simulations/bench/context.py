@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ...client.options import Options
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
 from ...client.pair import Pair
-from ...client.sampling import Sampling
-from ...client.text import TextCodec
+from ...client.spelling.text import TextCodec
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file

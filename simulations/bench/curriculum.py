@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...client.lesson import Lesson
+from ...client.learning.lesson import Lesson
 
 _WORDS = 200
 """How many different tokens occur, and so how many different teacher's rows."""

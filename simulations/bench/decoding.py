@@ -20,14 +20,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ...client.continuation import Generation
-from ...client.generation import Generator
+from ...client.decoding.continuation import Generation
+from ...client.decoding.generation import Generator
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
 from ...client.measurement import GreedyCheck, compare_greedy
-from ...client.options import Options
 from ...client.pair import Pair
 from ...client.prompts import Prompt
-from ...client.sampling import Sampling
-from ...client.tokenizer_pair import PathKind
+from ...client.spelling.tokenizer_pair import PathKind
 from ...common.embedded import EMBEDDED
 from ...common.files import check_file
 from ...common.progress import progress

@@ -28,7 +28,7 @@ def probe(bundle: str, target: str | None, threads: int, prompts: int, new_token
     """
     import_s, _ = _timed(lambda: __import__("fleetdraft.client.bundle"))
     from fleetdraft.client.bundle import Bundle
-    from fleetdraft.client.options import Options
+    from fleetdraft.client.decoding.options import Options
 
     found = {"import_s": import_s, "imported_bytes": peak_bytes()}
     found["open_s"], (opened, pair) = _timed(lambda: _opened(Bundle.open(Path(bundle)), target, threads))
@@ -50,8 +50,8 @@ def _opened(bundle: Any, target: str | None, threads: int) -> tuple[Any, Any]:
 
 
 def _learn(pair: Any, adapter: Any, texts: list[str], options: Any) -> None:
-    from fleetdraft.client.adaptation import adapt_online
-    from fleetdraft.client.learner import LearnerConfig
+    from fleetdraft.client.learning.learner import LearnerConfig
+    from fleetdraft.client.online.adaptation import adapt_online
     from fleetdraft.client.prompts import Prompt
 
     learner = pair.learner(adapter, LearnerConfig(), seed=0)

@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...client.onnx_decoder import OnnxDecoder
-from ...client.onnx_model import OnnxModel
-from ...client.runtime import BoundWeights, bind_weights, open_session
+from ...client.runtimes.onnx_decoder import OnnxDecoder
+from ...client.runtimes.onnx_model import OnnxModel
+from ...client.runtimes.onnx_session import BoundWeights, bind_weights, open_session
 from ...common.fusion import decode_tensors, fused, fused_lora
 from ...common.lora import LoraAdapter, LoraLayout
 from ...common.shape import DecoderShape

@@ -11,7 +11,7 @@ from itertools import accumulate
 from statistics import median
 from typing import Any
 
-from ...client.outcome import BlockCost, Outcome
+from ...client.pacing.outcome import BlockCost, Outcome
 
 
 class Costs:

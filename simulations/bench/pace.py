@@ -22,13 +22,13 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from ...client.controllers import CONTROLLERS, checked_controller
-from ...client.generation import Generator
-from ...client.options import Options
-from ...client.outcome import BlockCost
+from ...client.decoding.generation import Generator
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
+from ...client.pacing.controllers import CONTROLLERS, checked_controller
+from ...client.pacing.outcome import BlockCost
 from ...client.pair import Pair
 from ...client.prompts import Prompt
-from ...client.sampling import Sampling
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file

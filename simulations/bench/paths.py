@@ -24,16 +24,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ...client.continuation import Generation
+from ...client.decoding.continuation import Generation
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
 from ...client.measurement import GreedyCheck, compare_greedy
-from ...client.ngrams import NgramCache, NgramConfig, Policy
-from ...client.options import Options
 from ...client.pair import Pair
-from ...client.paths import DraftPaths
-from ...client.sampling import Sampling
-from ...client.text import TextCodec
-from ...client.tokenizer_pair import PathKind, TokenizerPair
-from ...client.trie import Trie
+from ...client.spelling.ngrams import NgramCache, NgramConfig, Policy
+from ...client.spelling.paths import DraftPaths
+from ...client.spelling.text import TextCodec
+from ...client.spelling.tokenizer_pair import PathKind, TokenizerPair
+from ...client.spelling.trie import Trie
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file

@@ -9,8 +9,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from ...client.lesson import Lesson
-from ...client.objective import Objective
+from ...client.learning.lesson import Lesson
+from ...client.learning.objective import Objective
 from ...export.torch_losses import hybrid_loss
 from .curriculum import Curriculum
 from .worker import Work

@@ -12,9 +12,9 @@ import torch
 import transformers
 from transformers.generation.candidate_generator import AssistantVocabTranslatorCache
 
-from ...client.continuation import Generation
-from ...client.options import Options
-from ...client.text import TextCodec
+from ...client.decoding.continuation import Generation
+from ...client.decoding.options import Options
+from ...client.spelling.text import TextCodec
 from ...common.errors import FleetdraftError
 from ...common.metrics import DraftCounters
 from ...common.shape import DecoderShape

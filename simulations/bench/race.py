@@ -8,9 +8,9 @@ from statistics import median
 
 import numpy as np
 
-from ...client.continuation import Generation
-from ...client.generation import Generator
-from ...client.options import Options
+from ...client.decoding.continuation import Generation
+from ...client.decoding.generation import Generator
+from ...client.decoding.options import Options
 from ...client.pair import Pair
 from ...common.metrics import DraftCounters
 from ...common.progress import Advance

@@ -17,9 +17,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ...client.options import Options
+from ...client.decoding.options import Options
+from ...client.decoding.sampling import Sampling
 from ...client.prompts import Prompt
-from ...client.sampling import Sampling
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file

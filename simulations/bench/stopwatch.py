@@ -9,8 +9,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from ...client.onnx_decoder import OnnxDecoder
 from ...client.pair import Pair
+from ...client.runtimes.onnx_decoder import OnnxDecoder
 from ...common.errors import ConfigError
 
 TARGET, DRAFTER = "target", "drafter"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...client.lesson import Lesson
-from ...client.objective import Objective
-from ...client.runtime import bind_weights
-from ...client.trainer import AdamW, AdamWConfig, TrainStep
+from ...client.learning.lesson import Lesson
+from ...client.learning.objective import Objective
+from ...client.learning.trainer import AdamW, AdamWConfig, TrainStep
+from ...client.runtimes.onnx_session import bind_weights
 from ...common.fusion import fused, train_tensors
 from ...common.lora import LoraAdapter, LoraLayout
 from ...common.shape import DecoderShape

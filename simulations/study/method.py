@@ -3,15 +3,15 @@
 import re
 from dataclasses import dataclass, fields, replace
 
-from ...client.controllers import CONTROLLERS
-from ...client.learner import LearnerConfig
-from ...client.objective import Objective
-from ...client.options import MAX_DRAFT_TOKENS, Options
-from ...client.sampling import Sampling
-from ...client.schedule import PLANS, Schedule
-from ...client.teacher import PROJECTIONS, Projection
-from ...client.tokenizer_pair import PathKind, path_kind
-from ...client.trainer import AdamWConfig
+from ...client.decoding.options import MAX_DRAFT_TOKENS, Options
+from ...client.decoding.sampling import Sampling
+from ...client.learning.learner import LearnerConfig
+from ...client.learning.objective import Objective
+from ...client.learning.schedule import PLANS, Schedule
+from ...client.learning.teacher import PROJECTIONS, Projection
+from ...client.learning.trainer import AdamWConfig
+from ...client.pacing.controllers import CONTROLLERS
+from ...client.spelling.tokenizer_pair import PathKind, path_kind
 from ...common.errors import ConfigError
 from ...common.losses import DIVERGENCES
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...client.options import Options
+from ...client.decoding.options import Options
 from ...common.errors import ConfigError
 from ..toml import parse, parse_each, read_toml
 from .method import Method, learner_config, options, slug

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...client.adaptation import adapt_online
 from ...client.bundle import Bundle
-from ...client.learner import OnlineLearner
+from ...client.learning.learner import OnlineLearner
 from ...client.measurement import measure
+from ...client.online.adaptation import adapt_online
 from ...client.pair import Pair
 from ...client.prompts import Prompt, check_lengths
 from ...common.lora import LoraAdapter

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleetdraft.client.boundary import Boundary
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.outcome import BlockCost, Outcome
-from fleetdraft.client.pace import Pace
-from fleetdraft.client.rows import Rows
+from fleetdraft.client.pacing.boundary import Boundary
+from fleetdraft.client.pacing.outcome import BlockCost, Outcome
+from fleetdraft.client.pacing.pace import Pace
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.runtimes.rows import Rows
 
 STATE = np.array([1.0, 0, 0, 0, 0, 0, 0, 0], np.float32)
 

@@ -13,15 +13,15 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetdraft.client import block
-from fleetdraft.client.block import Draft, Position, Verdict, draft_block, verify_block
-from fleetdraft.client.boundary import Boundary, StopRule, always
-from fleetdraft.client.chooser import Chooser, enumerate_outcomes
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.processors import History, LogitsProcessor, ProcessedRows
-from fleetdraft.client.sampling import Sampling, Weights, target_probabilities
-from fleetdraft.client.speller import canonical_paths
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.decoding import block
+from fleetdraft.client.decoding.block import Draft, Position, Verdict, draft_block, verify_block
+from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
+from fleetdraft.client.decoding.processors import History, LogitsProcessor, ProcessedRows
+from fleetdraft.client.decoding.sampling import Sampling, Weights, target_probabilities
+from fleetdraft.client.pacing.boundary import Boundary, StopRule, always
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.spelling.speller import canonical_paths
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 Context = tuple[int, ...]

@@ -13,11 +13,11 @@ from pathlib import Path
 from told_fleetdraft import WORD, checkpoint
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.fleet_adapter import InForce
-from fleetdraft.client.learner_state import Point
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.state import State
-from fleetdraft.client.trainer import AdamWConfig
+from fleetdraft.client.learning.learner_state import Point
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.trainer import AdamWConfig
+from fleetdraft.client.online.fleet_adapter import InForce
+from fleetdraft.client.state.state import State
 from fleetdraft.common.embedded import EMBEDDED
 
 

@@ -7,7 +7,7 @@ step, and, from time to time, evicts. What ``check`` says holds after every comm
 import sys
 from pathlib import Path
 
-from fleetdraft.client.state import State
+from fleetdraft.client.state.state import State
 
 KEPT = 8
 FINGERPRINTS = {"base": "drafter", "layout": "layout"}

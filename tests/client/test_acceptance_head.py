@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from device import outcome_of
 
-from fleetdraft.client import acceptance_head
-from fleetdraft.client.acceptance_head import Examples, acceptance, initial_tensors, loss_and_gradient
-from fleetdraft.client.head_learner import HeadConfig, HeadLearner
-from fleetdraft.client.outcome import BlockCost, Outcome
+from fleetdraft.client.pacing import acceptance_head
+from fleetdraft.client.pacing.acceptance_head import Examples, acceptance, initial_tensors, loss_and_gradient
+from fleetdraft.client.pacing.head_learner import HeadConfig, HeadLearner
+from fleetdraft.client.pacing.outcome import BlockCost, Outcome
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError
 
 SIZE = 6

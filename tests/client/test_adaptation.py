@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from fleetdraft.client.adaptation import adapt_online
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.learner import LearnerConfig
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.learning.learner import LearnerConfig
+from fleetdraft.client.online.adaptation import adapt_online
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.common.metrics import DraftCounters

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleetdraft.client.background import BackgroundConfig, BackgroundLearner
+from fleetdraft.client.online.background import BackgroundConfig, BackgroundLearner
 from fleetdraft.common.errors import ConfigError, TrainingError
 
 LIMIT_S = 30.0

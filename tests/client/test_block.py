@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from enumeration import BEGIN, EXACT, VOCABULARIES, World, named_world, random_table, settled_residuals, target_law
 
-from fleetdraft.client.block import draft_block, verify_block
-from fleetdraft.client.chooser import Chooser, RandomChooser, enumerate_outcomes
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.sampling import Sampling
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.decoding.block import draft_block, verify_block
+from fleetdraft.client.decoding.chooser import Chooser, RandomChooser, enumerate_outcomes
+from fleetdraft.client.decoding.sampling import Sampling
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.spelling.trie import Trie
 
 
 @pytest.fixture(params=VOCABULARIES)

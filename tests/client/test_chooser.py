@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fleetdraft.client.chooser import Chooser, RandomChooser, enumerate_outcomes
-from fleetdraft.client.sampling import RUN, Weights
+from fleetdraft.client.decoding.chooser import Chooser, RandomChooser, enumerate_outcomes
+from fleetdraft.client.decoding.sampling import RUN, Weights
 
 
 def test_random_chooser_draws_by_weight_and_never_a_zero() -> None:

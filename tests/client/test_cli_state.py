@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from fleetdraft.client.cli_state import state as command
-from fleetdraft.client.state import State
+from fleetdraft.client.cli.state import state as command
+from fleetdraft.client.state.state import State
 from fleetdraft.common.errors import UserError
 from fleetdraft.common.metrics import DraftCounters
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.learner import OnlineLearner
-from fleetdraft.client.state import State
+from fleetdraft.client.learning.learner import OnlineLearner
+from fleetdraft.client.state.state import State
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import TrainingError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.context import DraftContext
+from fleetdraft.client.decoding.context import DraftContext
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.coverage import Coverage, coverage
-from fleetdraft.client.ngrams import NgramCache
-from fleetdraft.client.paths import DirectPaths, FullPaths
-from fleetdraft.client.speller import Speller, canonical_paths
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.coverage import Coverage, coverage
+from fleetdraft.client.spelling.ngrams import NgramCache
+from fleetdraft.client.spelling.paths import DirectPaths, FullPaths
+from fleetdraft.client.spelling.speller import Speller, canonical_paths
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 DRAFTER = Vocabulary(token_bytes=(b"a", b"b", b"c", b""), eos=(3,))

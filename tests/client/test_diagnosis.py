@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.diagnosis import AcceptanceAlarm, Evidence, diagnosis
-from fleetdraft.client.outcome import BlockCost, Outcome
-from fleetdraft.client.paths import FullPaths
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.guarding.diagnosis import AcceptanceAlarm, Evidence, diagnosis
+from fleetdraft.client.pacing.outcome import BlockCost, Outcome
+from fleetdraft.client.spelling.paths import FullPaths
+from fleetdraft.client.spelling.trie import Trie
 
 PATHS = FullPaths(Trie.from_paths({0: (0,), 1: (1,)}))
 

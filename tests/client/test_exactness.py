@@ -28,12 +28,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from fleetdraft.client.block import Draft
-from fleetdraft.client.chooser import Chooser, enumerate_outcomes
-from fleetdraft.client.law import Law
-from fleetdraft.client.processors import LogitsProcessor, RepetitionPenalty
-from fleetdraft.client.sampling import Sampling, Weights
-from fleetdraft.client.trie import ROOT, Trie
+from fleetdraft.client.decoding.block import Draft
+from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
+from fleetdraft.client.decoding.law import Law
+from fleetdraft.client.decoding.processors import LogitsProcessor, RepetitionPenalty
+from fleetdraft.client.decoding.sampling import Sampling, Weights
+from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 TEMPERATURES = [0, 0.7, 1]

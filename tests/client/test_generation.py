@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.processors import Tokens
+from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
-from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
-from fleetdraft.client.processors import Tokens
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.errors import ConfigError, ContextLimitError
 
 TARGETS = ["spm", "bpe3", "bpe1"]

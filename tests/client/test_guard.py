@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetdraft.client.guard import Guard, GuardConfig
-from fleetdraft.client.outcome import Outcome
-from fleetdraft.client.pace import BlockCost
-from fleetdraft.client.trial import Tally, Trial, chance_of_fewer, chance_of_more
+from fleetdraft.client.guarding.guard import Guard, GuardConfig
+from fleetdraft.client.guarding.trial import Tally, Trial, chance_of_fewer, chance_of_more
+from fleetdraft.client.pacing.outcome import Outcome
+from fleetdraft.client.pacing.pace import BlockCost
 from fleetdraft.common.errors import ConfigError, ModelError
 
 ROW = np.zeros((1, 2), np.float32)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.guard import Guard, GuardConfig
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.sampling import Sampling
+from fleetdraft.client.guarding.guard import Guard, GuardConfig
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.lora import LoraAdapter
 
 SAMPLINGS = {"greedy": Sampling(temperature=0), "sampled": Sampling(temperature=1)}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fleetdraft.client import block
-from fleetdraft.client.block import Position
-from fleetdraft.client.chooser import Chooser
-from fleetdraft.client.generation import Generator
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding import block
+from fleetdraft.client.decoding.block import Position
+from fleetdraft.client.decoding.chooser import Chooser
+from fleetdraft.client.decoding.generation import Generator
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.sampling import Sampling, target_probabilities
 from fleetdraft.client.pair import Pair
-from fleetdraft.client.sampling import Sampling, target_probabilities
 
 LEVEL = 1e-4
 RUNS = 500

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.decision import Decision
-from fleetdraft.client.journal import Journal
-from fleetdraft.client.keeper import Keeper, PairParts
-from fleetdraft.client.state import State
+from fleetdraft.client.online.keeper import Keeper, PairParts
+from fleetdraft.client.state.decision import Decision
+from fleetdraft.client.state.journal import Journal
+from fleetdraft.client.state.state import State
 from fleetdraft.common.metrics import DraftCounters
 
 PARTS = PairParts(

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.block import Draft, draft_block
-from fleetdraft.client.chooser import Chooser, enumerate_outcomes
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.law import CUT, Law
-from fleetdraft.client.rows import Rows
-from fleetdraft.client.sampling import Sampling
-from fleetdraft.client.trie import ROOT, Trie
-from fleetdraft.client.walk import Walk, walk
+from fleetdraft.client.decoding.block import Draft, draft_block
+from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
+from fleetdraft.client.decoding.law import CUT, Law
+from fleetdraft.client.decoding.sampling import Sampling
+from fleetdraft.client.decoding.walk import Walk, walk
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.runtimes.rows import Rows
+from fleetdraft.client.spelling.trie import ROOT, Trie
 
 EXACT = 1e-12
 WIDTH, DEPTH = 3, 4

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from learning import CONFIG, IDLE, Home
 
-from fleetdraft.client import learner as learner_module
-from fleetdraft.client.adaptation import adapt_online
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.learner import LearnerConfig, OnlineLearner
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.objective import Objective
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.learning import learner as learner_module
+from fleetdraft.client.learning.learner import LearnerConfig, OnlineLearner
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.objective import Objective
+from fleetdraft.client.learning.trainer import Gradient, TrainStep
+from fleetdraft.client.online.adaptation import adapt_online
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.trainer import Gradient, TrainStep
 from fleetdraft.common.errors import ConfigError, TrainingError
 
 OPTIONS = Options(max_new_tokens=24)

@@ -8,7 +8,7 @@ import pytest
 from learning import IDLE, Home
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.lesson import Lesson
+from fleetdraft.client.learning.lesson import Lesson
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.common.errors import ConfigError, ModelError

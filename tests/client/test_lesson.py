@@ -5,17 +5,17 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fleetdraft.client.context import Spelling
-from fleetdraft.client.emission import Emission, emissions
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.lesson_writer import LessonWriter
-from fleetdraft.client.options import Options
-from fleetdraft.client.outcome import Outcome
-from fleetdraft.client.pace import BlockCost
+from fleetdraft.client.decoding.context import Spelling
+from fleetdraft.client.decoding.emission import Emission, emissions
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.lesson_writer import LessonWriter
+from fleetdraft.client.learning.teacher import PROJECTIONS, Projection
+from fleetdraft.client.pacing.outcome import Outcome
+from fleetdraft.client.pacing.pace import BlockCost
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.teacher import PROJECTIONS, Projection
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 TARGETS = ["spm", "bpe3", "bpe1"]

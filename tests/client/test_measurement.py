@@ -2,9 +2,9 @@
 
 import pytest
 
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.measurement import Drafted, GreedyCheck, Measurement
-from fleetdraft.client.options import Options
-from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.metrics import DraftCounters
 
 DRAFTED = DraftCounters(prompts=1, tokens=10, target_calls=4, blocks=4, drafted=8, accepted=6, seconds=1.0)

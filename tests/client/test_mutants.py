@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from enumeration import EXACT, VOCABULARIES, World, distance, named_world, random_table
 
-from fleetdraft.client import block, walk
-from fleetdraft.client.block import Position
-from fleetdraft.client.chooser import Chooser
-from fleetdraft.client.law import Law
-from fleetdraft.client.sampling import Sampling, Weights
-from fleetdraft.client.trie import ROOT, Trie
+from fleetdraft.client.decoding import block, walk
+from fleetdraft.client.decoding.block import Position
+from fleetdraft.client.decoding.chooser import Chooser
+from fleetdraft.client.decoding.law import Law
+from fleetdraft.client.decoding.sampling import Sampling, Weights
+from fleetdraft.client.spelling.trie import ROOT, Trie
 
 VISIBLE = 1e-3
 BUDGET = 3

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.block import draft_block, verify_block
-from fleetdraft.client.chooser import Chooser, enumerate_outcomes
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.ngrams import NgramCache, NgramConfig
-from fleetdraft.client.paths import DirectPaths
-from fleetdraft.client.sampling import Sampling, target_probabilities
-from fleetdraft.client.speller import Speller
+from fleetdraft.client.decoding.block import draft_block, verify_block
+from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
+from fleetdraft.client.decoding.sampling import Sampling, target_probabilities
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.spelling.ngrams import NgramCache, NgramConfig
+from fleetdraft.client.spelling.paths import DirectPaths
+from fleetdraft.client.spelling.speller import Speller
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError, UserError
 from fleetdraft.common.vocabulary import Vocabulary
 

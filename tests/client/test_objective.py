@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.objective import Objective
+from fleetdraft.client.learning.objective import Objective
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.losses import DIVERGENCES
 

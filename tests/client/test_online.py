@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.background import BackgroundConfig
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.fleet_adapter import InForce
-from fleetdraft.client.guard import GuardConfig
-from fleetdraft.client.learner import LearnerConfig, Step
-from fleetdraft.client.online import OnlineConfig, OnlinePair
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.sampling import Sampling
+from fleetdraft.client.guarding.guard import GuardConfig
+from fleetdraft.client.learning.learner import LearnerConfig, Step
+from fleetdraft.client.learning.trainer import Gradient
+from fleetdraft.client.online.background import BackgroundConfig
+from fleetdraft.client.online.fleet_adapter import InForce
+from fleetdraft.client.online.online import OnlineConfig, OnlinePair
+from fleetdraft.client.pacing.stop_loss import StopLossConfig
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.sampling import Sampling
-from fleetdraft.client.state import State
-from fleetdraft.client.stop_loss import StopLossConfig
-from fleetdraft.client.trainer import Gradient
+from fleetdraft.client.state.state import State
 from fleetdraft.common.errors import ConfigError, ContextLimitError, TrainingError, UserError
 from fleetdraft.common.lora import LoraAdapter
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.onnx_model import OnnxModel
-from fleetdraft.client.runtime import bind_weights
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
+from fleetdraft.client.runtimes.onnx_model import OnnxModel
+from fleetdraft.client.runtimes.onnx_session import bind_weights
 from fleetdraft.common.blocks import Tensors
 from fleetdraft.common.errors import ContextLimitError, ModelError
 from fleetdraft.common.fusion import decode_tensors, fused

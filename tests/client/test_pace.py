@@ -8,16 +8,16 @@ import pytest
 from device import STATE, Device, boundary, outcome_of
 from safetensors.numpy import save
 
-from fleetdraft.client.controllers import CONTROLLERS, Controllers
-from fleetdraft.client.generation import Generator
-from fleetdraft.client.head_learner import HeadConfig, HeadLearner
-from fleetdraft.client.head_pace import CostAware, HeadPace, Threshold
-from fleetdraft.client.options import Options
-from fleetdraft.client.outcome import Outcome
-from fleetdraft.client.pace import FixedPace, Pace
+from fleetdraft.client.decoding.generation import Generator
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.steps import DrafterSide
+from fleetdraft.client.pacing.controllers import CONTROLLERS, Controllers
+from fleetdraft.client.pacing.head_learner import HeadConfig, HeadLearner
+from fleetdraft.client.pacing.head_pace import CostAware, HeadPace, Threshold
+from fleetdraft.client.pacing.outcome import Outcome
+from fleetdraft.client.pacing.pace import FixedPace, Pace
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.steps import DrafterSide
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError
 
 best_fixed = cache(Device.best)

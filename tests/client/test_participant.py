@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.learner import LearnerConfig
-from fleetdraft.client.online import OnlineConfig, OnlinePair
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.learning.learner import LearnerConfig
+from fleetdraft.client.learning.trainer import AdamWConfig
+from fleetdraft.client.online.online import OnlineConfig, OnlinePair
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.participant import Participant
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.state import State
-from fleetdraft.client.text import TextCodec
-from fleetdraft.client.trainer import AdamWConfig
+from fleetdraft.client.spelling.text import TextCodec
+from fleetdraft.client.state.state import State
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, l2_norm
 from fleetdraft.common.metrics import DraftCounters
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from fleetdraft.client.paths import DirectPaths, DraftPaths, FullPaths
-from fleetdraft.client.speller import Speller
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.paths import DirectPaths, DraftPaths, FullPaths
+from fleetdraft.client.spelling.speller import Speller
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 #: The drafter spells "ab" by one token or by two; its tokenizer chooses two.

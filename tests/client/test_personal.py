@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fleetdraft import client
-from fleetdraft.client.personal import Judge, PersonalAdapter, PersonalStep, TwoAdapters, rebase
-from fleetdraft.client.trainer import AdamW, AdamWConfig
+from fleetdraft.client.guarding.personal import Judge, PersonalAdapter, PersonalStep, TwoAdapters, rebase
+from fleetdraft.client.learning.trainer import AdamW, AdamWConfig
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.lora import Arrays, LoraAdapter, LoraLayout
 from fleetdraft.common.shape import DecoderShape
@@ -132,7 +132,7 @@ def test_what_answers_a_server_loads_nothing_that_holds_a_personal_adapter() -> 
     code = "import sys, fleetdraft.client.app, fleetdraft.client.participant; print(*sys.modules, sep='\\n')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     loaded = set(run.stdout.split())
-    assert "fleetdraft.client.learner" in loaded
+    assert "fleetdraft.client.learning.learner" in loaded
     assert not {f"fleetdraft.client.{name}" for name in PRIVATE} & loaded
 
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.decoding.processors import History, ProcessedRows, RepetitionPenalty, Tokens
+from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.pair import Pair
-from fleetdraft.client.processors import History, ProcessedRows, RepetitionPenalty, Tokens
-from fleetdraft.client.sampling import Sampling
 from fleetdraft.common.errors import ConfigError
 
 

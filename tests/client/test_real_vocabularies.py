@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from fleetdraft.client.coverage import coverage
-from fleetdraft.client.paths import FullPaths
-from fleetdraft.client.speller import canonical_paths
-from fleetdraft.client.text import TextCodec, Utf8Stream
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.coverage import coverage
+from fleetdraft.client.spelling.paths import FullPaths
+from fleetdraft.client.spelling.speller import canonical_paths
+from fleetdraft.client.spelling.text import TextCodec, Utf8Stream
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.vocabulary import Vocabulary
 

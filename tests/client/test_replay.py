@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.replay import Replay, ReplayChange, ReplayConfig
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.replay import Replay, ReplayChange, ReplayConfig
 from fleetdraft.common.errors import ConfigError, ModelError
 
 DAY = 86_400.0

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.rows import Rows
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.runtimes.rows import Rows
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from fleetdraft.client.sampling import Sampling, distribution, target_probabilities, target_weights
+from fleetdraft.client.decoding.sampling import Sampling, distribution, target_probabilities, target_weights
 from fleetdraft.common.errors import ConfigError, ModelError
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.measurement import measure
-from fleetdraft.client.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.export.bundle import BundleRecipe, build_bundle

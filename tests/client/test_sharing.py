@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.generation import Options
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.onnx_model import OnnxModel
+from fleetdraft.client.decoding.generation import Options
+from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
-from fleetdraft.client.sampling import Sampling
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
+from fleetdraft.client.runtimes.onnx_model import OnnxModel
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.lora import LoraAdapter
 

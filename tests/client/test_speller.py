@@ -2,8 +2,8 @@
 
 import pytest
 
-from fleetdraft.client.speller import Speller, canonical_paths
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.speller import Speller, canonical_paths
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 

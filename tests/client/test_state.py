@@ -17,8 +17,8 @@ import pytest
 from killing import kill_at_random_moments
 from state_writer import FINGERPRINTS, check, write
 
-from fleetdraft.client import state as storage
-from fleetdraft.client.state import DECISIONS_KEPT, State, StateConfig
+from fleetdraft.client.state import state as storage
+from fleetdraft.client.state.state import DECISIONS_KEPT, State, StateConfig
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError, UserError
 
 HERE = Path(__file__).parent
@@ -701,7 +701,7 @@ def test_a_state_that_cannot_be_written_is_read_and_not_purged(public: Path) -> 
     with opened(directory) as state:
         write(state, 3)
     code = """
-from fleetdraft.client.state import purge
+from fleetdraft.client.state.state import purge
 with State.existing(directory) as state:
     assert len(state.lessons()) == LESSONS, len(state.lessons())
     assert state.notices == []
@@ -780,7 +780,7 @@ def test_a_log_cut_or_torn_anywhere_gives_an_earlier_commit(directory: Path, tmp
 def in_another_process(code: str, directory: Path, **settings: object) -> None:
     """Runs code that has ``state_writer`` imported and ``directory`` set; its asserts are the test's."""
     prefix = "import os, resource, sys\nfrom state_writer import *\nfrom fleetdraft.common.errors import UserError\n"
-    prefix += "from fleetdraft.client.state import State\ndirectory = Path(sys.argv[1])\n"
+    prefix += "from fleetdraft.client.state.state import State\ndirectory = Path(sys.argv[1])\n"
     words = [sys.executable, "-c", prefix + code, str(directory)]
     run = subprocess.run(words, cwd=HERE, capture_output=True, text=True, timeout=60, check=False, **settings)
     assert run.returncode == 0, run.stderr

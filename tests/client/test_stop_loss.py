@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from device import Device, outcome_of
 
-from fleetdraft.client.boundary import Boundary
-from fleetdraft.client.controllers import CONTROLLERS, Controllers
-from fleetdraft.client.ewma_pace import EwmaPace
-from fleetdraft.client.measured_pace import MeasuredPace
-from fleetdraft.client.pace import FixedPace, Pace
-from fleetdraft.client.stop_loss import StopLoss, StopLossConfig
+from fleetdraft.client.pacing.boundary import Boundary
+from fleetdraft.client.pacing.controllers import CONTROLLERS, Controllers
+from fleetdraft.client.pacing.ewma_pace import EwmaPace
+from fleetdraft.client.pacing.measured_pace import MeasuredPace
+from fleetdraft.client.pacing.pace import FixedPace, Pace
+from fleetdraft.client.pacing.stop_loss import StopLoss, StopLossConfig
 from fleetdraft.common.errors import ConfigError
 
 USELESS = Device(acceptance=0.0, draft=2.0)

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.context import Spelling
-from fleetdraft.client.decoder import TableDecoder
-from fleetdraft.client.emission import Emission
-from fleetdraft.client.law import Law
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.lesson_writer import LessonWriter, Positions
-from fleetdraft.client.rows import Rows
-from fleetdraft.client.teacher import PathTree, Projection, View
-from fleetdraft.client.trie import ROOT, Trie
+from fleetdraft.client.decoding.context import Spelling
+from fleetdraft.client.decoding.emission import Emission
+from fleetdraft.client.decoding.law import Law
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.lesson_writer import LessonWriter, Positions
+from fleetdraft.client.learning.teacher import PathTree, Projection, View
+from fleetdraft.client.runtimes.decoder import TableDecoder
+from fleetdraft.client.runtimes.rows import Rows
+from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
 BEGIN, WIDTH, DEPTH = 0, 4, 3

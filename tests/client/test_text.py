@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetdraft.client.text import StopStrings, Utf8Stream
+from fleetdraft.client.spelling.text import StopStrings, Utf8Stream
 
 AB = st.text("ab", max_size=30)
 

@@ -8,10 +8,10 @@ import torch
 from onnx import TensorProto
 from safetensors.numpy import load, save
 
-from fleetdraft.client.lesson import Lesson
-from fleetdraft.client.objective import Objective
-from fleetdraft.client.runtime import bind_weights
-from fleetdraft.client.trainer import AdamW, AdamWConfig, TrainStep, collate
+from fleetdraft.client.learning.lesson import Lesson
+from fleetdraft.client.learning.objective import Objective
+from fleetdraft.client.learning.trainer import AdamW, AdamWConfig, TrainStep, collate
+from fleetdraft.client.runtimes.onnx_session import bind_weights
 from fleetdraft.common.errors import ConfigError, ModelError
 from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import Arrays, LoraLayout

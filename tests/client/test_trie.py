@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.trie import ROOT, Trie
+from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.errors import ModelError
 
 paths_of = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=5).map(tuple), max_size=20, unique=True).map(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.trie import Trie
-from fleetdraft.client.trie_cache import cached_trie, default_directory, read_trie, trie_key
+from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.client.spelling.trie_cache import cached_trie, default_directory, read_trie, trie_key
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.vocabulary import Vocabulary
 

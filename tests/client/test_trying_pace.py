@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from fleetdraft.client.boundary import Boundary
-from fleetdraft.client.guard import Guard, GuardConfig
-from fleetdraft.client.measured_pace import MeasuredPace
-from fleetdraft.client.outcome import BlockCost, Outcome
-from fleetdraft.client.pace import FixedPace, Pace
-from fleetdraft.client.stop_loss import StopLoss
-from fleetdraft.client.trying_pace import TryingPace
+from fleetdraft.client.guarding.guard import Guard, GuardConfig
+from fleetdraft.client.pacing.boundary import Boundary
+from fleetdraft.client.pacing.measured_pace import MeasuredPace
+from fleetdraft.client.pacing.outcome import BlockCost, Outcome
+from fleetdraft.client.pacing.pace import FixedPace, Pace
+from fleetdraft.client.pacing.stop_loss import StopLoss
+from fleetdraft.client.pacing.trying_pace import TryingPace
 
 
 class Off:

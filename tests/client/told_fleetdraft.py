@@ -8,9 +8,9 @@ import json
 import sys
 from typing import Any
 
-from fleetdraft.client import online
-from fleetdraft.client.keeper import Keeper
-from fleetdraft.client.learner_state import ADAPTER, LEARNER
+from fleetdraft.client.learning.learner_state import ADAPTER, LEARNER
+from fleetdraft.client.online import online
+from fleetdraft.client.online.keeper import Keeper
 from fleetdraft.common.cli import main
 
 WORD = "checkpoint"

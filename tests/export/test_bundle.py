@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.onnx_model import OnnxModel
-from fleetdraft.client.runtime import bind_weights
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
+from fleetdraft.client.runtimes.onnx_model import OnnxModel
+from fleetdraft.client.runtimes.onnx_session import bind_weights
 from fleetdraft.common.blocks import PACKED, SCALES, Tensors
 from fleetdraft.common.bundle import PRECISION_BITS, BundleManifest
 from fleetdraft.common.errors import ConfigError, ModelError, UserError

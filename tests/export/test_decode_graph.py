@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors.numpy import save_file
 from transformers import AutoModelForCausalLM
 
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.onnx_model import OnnxModel
-from fleetdraft.client.runtime import BoundWeights, bind_weights, open_session
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
+from fleetdraft.client.runtimes.onnx_model import OnnxModel
+from fleetdraft.client.runtimes.onnx_session import BoundWeights, bind_weights, open_session
 from fleetdraft.common.blocks import quantise
 from fleetdraft.common.errors import ModelError
 from fleetdraft.common.fusion import decode_tensors, fused, fused_lora

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.onnx_model import OnnxModel
+from fleetdraft.client.decoding.sampling import distribution
 from fleetdraft.client.prompts import read_prompts
-from fleetdraft.client.runtime import bind_weights
-from fleetdraft.client.sampling import distribution
-from fleetdraft.client.text import TextCodec
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
+from fleetdraft.client.runtimes.onnx_model import OnnxModel
+from fleetdraft.client.runtimes.onnx_session import bind_weights
+from fleetdraft.client.spelling.text import TextCodec
 from fleetdraft.common.blocks import quantise
 from fleetdraft.common.embedded import EMBEDDED, located
 from fleetdraft.common.fusion import decode_tensors, fused

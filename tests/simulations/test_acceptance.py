@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.chooser import enumerate_outcomes
-from fleetdraft.client.context import Spelling
-from fleetdraft.client.decoder import Decoder, TableDecoder
-from fleetdraft.client.law import Law
-from fleetdraft.client.rows import Rows
-from fleetdraft.client.sampling import Probabilities, Sampling, distribution
-from fleetdraft.client.speller import canonical_paths
-from fleetdraft.client.trie import ROOT, Trie
-from fleetdraft.client.walk import walk
+from fleetdraft.client.decoding.chooser import enumerate_outcomes
+from fleetdraft.client.decoding.context import Spelling
+from fleetdraft.client.decoding.law import Law
+from fleetdraft.client.decoding.sampling import Probabilities, Sampling, distribution
+from fleetdraft.client.decoding.walk import walk
+from fleetdraft.client.runtimes.decoder import Decoder, TableDecoder
+from fleetdraft.client.runtimes.rows import Rows
+from fleetdraft.client.spelling.speller import canonical_paths
+from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import PromptsError
 from fleetdraft.common.vocabulary import Vocabulary

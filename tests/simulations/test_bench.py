@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fleetdraft.client.continuation import Generation
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.continuation import Generation
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.lora import LoraAdapter
 from fleetdraft.common.metrics import DraftCounters

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.simulations.bench import background
 from fleetdraft.simulations.bench.background import Turn, background_row, rounds
 from fleetdraft.simulations.bench.table import run

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleetdraft.client.continuation import Generation
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.continuation import Generation
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.metrics import DraftCounters

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fleetdraft.client.outcome import BlockCost
+from fleetdraft.client.pacing.outcome import BlockCost
 from fleetdraft.simulations.bench.modelled import CostModel
 
 

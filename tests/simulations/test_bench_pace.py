@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fleetdraft.client.continuation import Generation
-from fleetdraft.client.outcome import BlockCost
+from fleetdraft.client.decoding.continuation import Generation
+from fleetdraft.client.pacing.outcome import BlockCost
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.simulations.bench import pace

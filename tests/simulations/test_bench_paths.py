@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.ngrams import NgramConfig
-from fleetdraft.client.tokenizer_pair import TokenizerPair
-from fleetdraft.client.trie import Trie
+from fleetdraft.client.spelling.ngrams import NgramConfig
+from fleetdraft.client.spelling.tokenizer_pair import TokenizerPair
+from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.simulations.bench import paths

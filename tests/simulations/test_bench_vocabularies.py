@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.trie_cache import cached_trie
+from fleetdraft.client.spelling.trie_cache import cached_trie
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import FleetError
 from fleetdraft.simulations.bench.table import Row, print_rows, run, write_rows

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.measurement import measure
-from fleetdraft.client.options import Options
 from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.cli import main
 from fleetdraft.common.embedded import EMBEDDED

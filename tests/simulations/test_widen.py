@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.bundle import Bundle
-from fleetdraft.client.onnx_decoder import OnnxDecoder
-from fleetdraft.client.options import Options
+from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import read_prompts
+from fleetdraft.client.runtimes.onnx_decoder import OnnxDecoder
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.shape import DecoderShape

@@ -1,0 +1,76 @@
+"""The options that several of the device's commands share. They run nothing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..pacing.controllers import CONTROLLERS
+
+BundleOption = Annotated[
+    Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory; 'embedded' is the one shipped inside.")
+]
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="DIR",
+        help="Hugging Face directory the bundle was built for, or name of a target inside it (default: its first).",
+    ),
+]
+PromptsOption = Annotated[
+    Path, typer.Option("--prompts", metavar="FILE", help='JSONL, one {"prompt": …, "task": …} a line.')
+]
+AdapterOption = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT directory).")]
+AdapterOrReleaseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--adapter",
+        metavar="DIR",
+        help="LoRA adapter (PEFT directory); with --state, the fleet's release.",
+    ),
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
+DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads of the target.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Least share of the likeliest token's probability; 0 is off.")]
+PenaltyOption = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1 makes tokens of the text less likely; 1 is off.")
+]
+StopOption = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; repeat for several.")
+]
+ControllerOption = Annotated[
+    str,
+    typer.Option(
+        "--controller",
+        metavar="|".join(CONTROLLERS),
+        help="How many of --draft-tokens a block drafts: all, or by the clock as many as pay.",
+    ),
+]
+PathsOption = Annotated[
+    str,
+    typer.Option(
+        "--paths",
+        metavar="full|online|direct",
+        help="What may be drafted: all the drafter can spell, what the target emitted before, single tokens.",
+    ),
+]
+NgramsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ngrams", metavar="FILE", help="With --paths online: the n-grams learned so far; read, and written again."
+    ),
+]
+StateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state",
+        metavar="DIR",
+        help="Learn, and keep what is learned in this directory; the next run goes on from it. See 'fleetdraft state'.",
+    ),
+]

@@ -1,0 +1,1 @@
+"""Draft-verify decoding: proposals, their law, verification, and the text that comes of it."""

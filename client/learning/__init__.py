@@ -1,0 +1,1 @@
+"""Learning from what the target decides: lessons, replay, objective, training step, schedule."""

@@ -1,0 +1,1 @@
+"""How far to draft: controllers, the acceptance head, and the stop-loss."""

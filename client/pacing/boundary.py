@@ -1,0 +1,40 @@
+"""The boundary between two positions of a draft: all that a decision to go on may look at. It decides nothing.
+
+It holds what is drawn already, and rows of the drafter that follow from it. Nothing here depends on a token of the
+position that is to be proposed, which is what ``verify.md`` asks of a stop rule.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..runtimes.decoder import Hidden
+from ..runtimes.rows import Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """Where a draft may end.
+
+    proposed: target tokens so far. start: their drafter tokens. rows: the drafter's, in this block.
+    """
+
+    proposed: tuple[int, ...]
+    start: tuple[int, ...]
+    rows: Rows
+
+    @property
+    def hidden(self) -> Hidden:
+        """float32 (hidden size,): the drafter's state here; empty where it keeps none.
+
+        Costs a drafter call where no walk needed the row yet, which the next position would make.
+        """
+        return self.rows.hidden(self.start)
+
+
+StopRule = Callable[[Boundary], bool]
+"""Whether the next position is begun. May depend on anything before the position's first draw, and nothing after."""
+
+
+def always(boundary: Boundary) -> bool:
+    """Goes on as long as the budget lasts."""
+    return True

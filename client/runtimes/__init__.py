@@ -1,0 +1,1 @@
+"""The seam between decoding and models, and the runtimes that fulfil it."""

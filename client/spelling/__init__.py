@@ -1,0 +1,1 @@
+"""Vocabularies as byte strings: text to tokens, draft paths, tries, n-grams."""

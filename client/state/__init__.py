@@ -1,0 +1,1 @@
+"""What outlives the process: the private file, its lock, its journal of decisions."""
