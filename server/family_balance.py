@@ -59,7 +59,7 @@ class BalanceConfig:
         return {name: value / whole for name, value in raw.items()}
 
     def reprioritised(self, priorities: Priorities, evaluation: Mapping[str, DraftCounters]) -> dict[str, float]:
-        """Priorities after an evaluation: ``priority * exp(rate * (1 - acceptance))``, then the floor, each with mean 1.
+        """Priorities after an evaluation: ``priority * exp(rate * (1 - acceptance))``, then the floor, with mean 1.
 
         A family that drafted nothing in the evaluation keeps its priority up to the scaling of all.
 
