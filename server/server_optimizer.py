@@ -101,7 +101,7 @@ class OptimizerConfig:
             if self.name == "fedadam":
                 spread = self._spread(change, state.second.get(name))
                 second[name] = spread.astype(np.float32)
-                step = step / np.asarray(np.sqrt(spread) + self.tau, np.float64)
+                np.divide(step, np.sqrt(spread) + self.tau, out=step)
             steps[name] = (self.learning_rate * step).astype(np.float32)
         return steps, OptimizerState(first=first, second=second)
 
@@ -122,8 +122,10 @@ def _turned(name: str, value: NDArray[np.float32], basis: Basis, squared: bool) 
     """``B R`` for a B and ``R^-1 A`` for an A; with R's or R^-1's entries squared for second moments."""
     _, layer, projection, factor = name.split(".")
     turn = basis[int(layer), projection]
-    turn = turn if factor == "B" else np.linalg.pinv(turn)
-    turn = np.square(turn) if squared else turn
+    if factor == "A":
+        turn = np.asarray(np.linalg.pinv(turn), np.float64)
+    if squared:
+        turn = np.square(turn)
     return (value @ turn if factor == "B" else turn @ value).astype(np.float32)
 
 

@@ -63,6 +63,22 @@ def test_plain_averaging_is_the_release_plus_the_weighted_mean(release: Release,
     assert carried == Carried()
 
 
+def test_momentum_goes_on_in_the_same_direction_after_fedsvd_changed_the_factors(
+    release: Release, update_of: UpdateOf
+) -> None:
+    """Nobody changes anything in round 2, so the product moves by half of what it moved by in round 1."""
+    config = config_of("fedsvd", optimizer=OptimizerConfig(name="fedavgm", momentum=0.5))
+    adapter, carried, products = release.adapter, Carried(), []
+    for round, scale in ((1, 1), (2, 0)):
+        aggregate = Aggregate(config, adapter, round, carried)
+        (update,) = updates("fedsvd", update_of, 1)
+        aggregate.add(update_of(delta={n: scale * v for n, v in update.delta.items()}))
+        adapter, carried = aggregate.close()
+        products.append({key: change.b @ change.a for key, change in adapter.changes.items()})
+    for key, first in products[0].items():
+        np.testing.assert_allclose(products[1][key], 1.5 * first, atol=1e-5)
+
+
 def test_merged_aggregates_are_one(release: Release, update_of: UpdateOf) -> None:
     whole, left, right = (Aggregate(config_of("fedsvd"), release.adapter, 1, Carried()) for _ in range(3))
     for place, update in enumerate(updates("fedsvd", update_of)):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from fleetdraft.common.lora import Arrays, LoraAdapter, LoraLayout
 from fleetdraft.common.metrics import DraftCounters
+from fleetdraft.server.cohort import Cohort
 from fleetdraft.server.family_balance import BalanceConfig
 from fleetdraft.server.fed_svd import rebased
 from fleetdraft.server.rules import RULES, WEIGHTS, Terms, trained_shapes
@@ -237,3 +238,15 @@ def test_flexlora_changes_no_more_than_it_must(layout: LoraLayout) -> None:
 def test_weights_are_tokens_examples_or_one_vote(update_of) -> None:
     update = update_of(weight=7.0, counters=DraftCounters(prompts=3))
     assert [WEIGHTS[name](update) for name in ("tokens", "examples", "equal")] == [7.0, 3.0, 1.0]
+
+
+def test_a_cohort_has_one_order_whatever_order_it_came_in(layout: LoraLayout) -> None:
+    votes = votes_for("flexlora", layout, 0, 6)
+    orders = []
+    for arrival in (votes, votes[::-1]):
+        cohort = Cohort(layout.shapes)
+        for vote in arrival:
+            cohort.add(*vote)
+        orders.append([vote.weight for vote in cohort.votes()])
+    assert orders[0] == orders[1]
+    assert len(set(orders[0])) == 6
