@@ -93,7 +93,6 @@ class WeightedMean:
         """Adds ``weights @ rows``; rows (n, size), float32 or float64."""
         largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
         self._widen(float(weights @ largest))
-        ones = np.ones(len(rows))
         for start in range(0, self._packing.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             lower, upper = (scratch[: len(rows), : rows[:, part].shape[1]] for scratch in self._scratch)
@@ -101,8 +100,9 @@ class WeightedMean:
             np.add(lower, self._grid, out=upper)
             upper -= self._grid
             lower -= upper
-            self._high[part] += ones @ upper
-            self._low[part] += ones @ lower
+            # Not BLAS, whose threads wait for each other longer than the sum takes.
+            self._high[part] += upper.sum(axis=0)
+            self._low[part] += lower.sum(axis=0)
 
     def _widen(self, more: float) -> None:
         """Raises the bound on the sum, and the grid with it: what lies between the old one and the new goes down.
