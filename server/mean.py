@@ -15,6 +15,8 @@ _Sum = NDArray[np.float64]
 
 #: Updates summed at once, and numbers of each: together they stay in a core's cache.
 _BATCH, _CHUNK = 8, 4096
+#: Bits by which the grid grows, so that it seldom does.
+_STEP = 4
 
 
 class WeightedMean:
@@ -22,11 +24,11 @@ class WeightedMean:
 
     Guarantees:
       - Memory is two float64 copies of the update and eight in float32, however many are added.
-      - Order and grouping do not change the result: of n updates sums are good to about n^2 2^-100 of the largest
+      - Order and grouping do not change the result: of n updates sums are good to about n^2 2^-95 of the largest
         weighted entry of any of them, before the final rounding to float32.
 
     How: each term is split at a grid that is coarse enough for the sum of all terms' upper parts to be exact in
-    float64, whatever the order; lower parts, each below 2^-50 of the sum's bound, are summed beside it. The grid grows
+    float64, whatever the order; lower parts, each below 2^-47 of the sum's bound, are summed beside it. The grid grows
     with the bound.
 
     Raises:
@@ -111,7 +113,8 @@ class WeightedMean:
         2^e is exact.
         """
         self._bound += more
-        grid = 3 * 2.0 ** math.frexp(self._bound)[1]
+        exponent = math.frexp(self._bound)[1]
+        grid = 3 * 2.0 ** (exponent - exponent % -_STEP)
         if grid > self._grid:
             self._grid = grid
             upper = (self._high + grid) - grid
