@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
-from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 from numpy.typing import NDArray
 
 from ..common.masking import (
@@ -19,9 +18,11 @@ from ..common.masking import (
     deal,
     mask,
     new_key_pair,
+    pack,
     private_key,
     public_of,
     seal,
+    unpack,
     unseal,
 )
 from ..common.secagg import (
@@ -115,7 +116,7 @@ class SecAggClient:
         sealed = tuple(
             seal(
                 agree(channel_key, channel),
-                share_keys_plaintext_concat(self.setup.index, peer, seed_shares[peer], key_shares[peer]),
+                pack(self.setup.index, peer, seed_shares[peer], key_shares[peer]),
             )
             for peer, channel in zip(keys.peers, keys.channels, strict=True)
         )
@@ -189,7 +190,7 @@ class SecAggClient:
             raise SecAggError(f"{len(peers)} neighbours take part, expected at least {self.setup.threshold}")
 
     def _opened(self, peer: int, plaintext: bytes) -> tuple[bytes, bytes]:
-        source, destination, seed_share, key_share = share_keys_plaintext_separate(plaintext)
+        source, destination, seed_share, key_share = unpack(plaintext)
         if (source, destination) != (peer, self.setup.index):
             raise SecAggError(f"a share of {peer} for {self.setup.index} says it is of {source} for {destination}")
         return seed_share, key_share

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
+from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, generate_key_pairs, public_key_to_bytes
 from numpy.typing import NDArray
 
@@ -108,6 +109,16 @@ def recover(shares: Sequence[bytes]) -> bytes:
         return combine_shares(list(shares))
     except (ValueError, IndexError) as error:
         raise SecAggError("shares do not combine to a secret") from error
+
+
+def pack(owner: int, holder: int, seed_share: bytes, key_share: bytes) -> bytes:
+    """What an owner seals for a holder: its share of both secrets, and whose and for whom they are."""
+    return share_keys_plaintext_concat(owner, holder, seed_share, key_share)
+
+
+def unpack(plaintext: bytes) -> tuple[int, int, bytes, bytes]:
+    """What ``pack`` was given."""
+    return share_keys_plaintext_separate(plaintext)
 
 
 def mask(key: bytes, entries: int) -> NDArray[np.uint32]:

@@ -190,7 +190,7 @@ def test_a_device_has_its_own_least_threshold() -> None:
     [
         ({"threshold": 1}, "threshold is 1"),
         ({"threshold": 4}, "threshold is 4"),
-        ({"neighbours": (1, 2), "threshold": 1}, "more than half of 2"),
+        ({"neighbours": (1, 2, 3, 4), "clients": 5}, "more than half of 4"),
         ({"neighbours": (0, 1, 2)}, "neighbours are"),
         ({"neighbours": (2, 1, 3)}, "neighbours are"),
         ({"neighbours": (1, 2, 4)}, "neighbours are"),

@@ -100,6 +100,14 @@ def test_the_threshold_is_enough_and_one_client_fewer_ends_the_round(stage) -> N
         Cohort({stage: range(most + 1)}).until("unmask").server.total()
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_client_with_too_few_neighbours_ends_the_round_of_a_sparse_graph(stage) -> None:
+    """Each has six and needs four, so that many others are left when three of one client's are gone."""
+    of_client_0 = Cohort(clients=24, neighbours=6).server.setups()[0].neighbours
+    with pytest.raises(SecAggError, match=f"ended at stage '{stage}': 3 neighbours of client 0 are left"):
+        Cohort({stage: of_client_0[:3]}, clients=24, neighbours=6).until("unmask").server.total()
+
+
 @pytest.mark.parametrize("stage", STAGES[:3])
 def test_no_client_is_asked_for_secrets_once_too_few_are_left(stage) -> None:
     cohort = Cohort({stage: range(5)})
