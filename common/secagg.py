@@ -24,6 +24,8 @@ What it does not:
 
 * Public keys come through the server and nobody vouches for them. A server that lies about them, or that fills the
   neighbourhood with devices of its own, can read a vector. This needs identities that devices can check themselves.
+* The server ends a round whose survivors fall into groups, but does not know who works together. Where such devices and
+  drop-outs cut the ring in two places, it is the sums of the arcs between that are hidden: choose more neighbours.
 * The sum is only as private as it is large; the noise of differential privacy is added to it by the server, which
   therefore sees it without.
 * The server cannot look at single vectors, so a device that does not keep to its norm bound is not found out, and any
