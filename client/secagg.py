@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.errors import SecAggError
 from ..common.masking import (
     KEY_BYTES,
-    SecAggError,
     agree,
     deal,
     mask,

@@ -23,17 +23,13 @@ from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, generate_key_pairs, public_key_to_bytes
 from numpy.typing import NDArray
 
-from .errors import FleetdraftError
+from .errors import SecAggError
 
 KEY_BYTES = 32
 """Length of agreed keys and of seeds."""
 _PRIVATE_BYTES = 48
 PrivateKey = ec.EllipticCurvePrivateKey
 _ZERO_NONCE = bytes(16)  # each key is used once
-
-
-class SecAggError(FleetdraftError):
-    """Secure aggregation stops here: the message says why; nobody's update is revealed."""
 
 
 def new_key_pair() -> tuple[bytes, bytes]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..common.errors import UpdateRejected
 from ..common.messages import Release, Update, l2_norm
-from .rules import trained_shapes
+from .aggregation.rules import trained_shapes
 
 #: Float32 rounding on the device may leave a clipped update this much above the bound.
 CLIP_SLACK = 1e-3

@@ -18,8 +18,8 @@ from ...common.messages import Identity, Release, Update
 from ...common.metrics import DraftCounters
 from ...common.records import decode_update, encode_update
 from ...common.shape import DecoderShape
+from ...server.aggregation.rules import RULES, Terms
 from ...server.gate import Gate
-from ...server.rules import RULES, Terms
 from .worker import Work
 
 _SENDER = Identity(client="device", family="spm")

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.secagg import DONE, SecAggClient, Secrets
-from fleetdraft.common.errors import ConfigError, UpdateRejected
-from fleetdraft.common.masking import SecAggError
+from fleetdraft.common.errors import ConfigError, SecAggError, UpdateRejected
 from fleetdraft.common.secagg import Inbox, PeerKeys, Setup, UnmaskRequest
 
 ENTRIES = 4

@@ -5,9 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 
+from fleetdraft.common.errors import SecAggError
 from fleetdraft.common.masking import (
     KEY_BYTES,
-    SecAggError,
     agree,
     deal,
     mask,

@@ -9,10 +9,10 @@ import pytest
 from fleetdraft.common.errors import ConfigError, RegistryError, UpdateRejected
 from fleetdraft.common.messages import Release, Update
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.server.aggregation import Aggregate, AggregationConfig, Carried
-from fleetdraft.server.family_balance import BalanceConfig
-from fleetdraft.server.rules import RULES
-from fleetdraft.server.server_optimizer import OPTIMIZERS, OptimizerConfig
+from fleetdraft.server.aggregation.aggregate import Aggregate, AggregationConfig, Carried
+from fleetdraft.server.aggregation.family_balance import BalanceConfig
+from fleetdraft.server.aggregation.rules import RULES
+from fleetdraft.server.aggregation.server_optimizer import OPTIMIZERS, OptimizerConfig
 
 UpdateOf = Callable[..., Update]
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fleetdraft.server.draw import KEY_BYTES, drawn, new_key
-from fleetdraft.server.privacy import Charge
+from fleetdraft.server.privacy.accounting import Charge
+from fleetdraft.server.privacy.draw import KEY_BYTES, drawn, new_key
 
 CLIENTS = [f"phone-{i}" for i in range(40)]
 KEY = bytes(range(KEY_BYTES))

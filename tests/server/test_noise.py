@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fleetdraft.common.errors import ConfigError
-from fleetdraft.server.noise import noisy_mean, standard_normal
+from fleetdraft.server.privacy.noise import noisy_mean, standard_normal
 
 COUNT = 400_000
 """The estimate of a variance then has a standard error of 0.22 %, so 2 % is nine of them."""

@@ -8,8 +8,8 @@ from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDp
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from fleetdraft.common.errors import ConfigError
-from fleetdraft.server.privacy import Budget, BudgetSpent, Charge, Ledger, check_proved
+from fleetdraft.common.errors import BudgetSpent, ConfigError
+from fleetdraft.server.privacy.accounting import Budget, Charge, Ledger, check_proved
 
 DELTA = 1e-6
 

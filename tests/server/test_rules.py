@@ -7,10 +7,10 @@ from hypothesis import given, settings
 
 from fleetdraft.common.lora import Arrays, LoraAdapter, LoraLayout
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.server.cohort import Cohort
-from fleetdraft.server.family_balance import BalanceConfig
-from fleetdraft.server.fed_svd import rebased
-from fleetdraft.server.rules import RULES, WEIGHTS, Terms, trained_shapes
+from fleetdraft.server.aggregation.cohort import Cohort
+from fleetdraft.server.aggregation.family_balance import BalanceConfig
+from fleetdraft.server.aggregation.fed_svd import rebased
+from fleetdraft.server.aggregation.rules import RULES, WEIGHTS, Terms, trained_shapes
 
 LAW = settings(deadline=None, max_examples=30)  # the machine may be busy
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.server.family_balance import BalanceConfig, FamilyMeans, balanced_weights
-from fleetdraft.server.mean import WeightedMean
+from fleetdraft.server.aggregation.family_balance import BalanceConfig, FamilyMeans, balanced_weights
+from fleetdraft.server.aggregation.mean import WeightedMean
 
 SHAPES = {"lora.0.q_proj.B": (1, 1)}
 VOTES = st.lists(

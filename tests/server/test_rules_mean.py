@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from fleetdraft.server.mean import WeightedMean
+from fleetdraft.server.aggregation.mean import WeightedMean
 
 LAW = settings(deadline=None)  # the machine may be busy
 SHAPES = {"lora.0.q_proj.B": (2, 2)}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
 from fleetdraft.common.errors import FleetError
-from fleetdraft.server import cohort
-from fleetdraft.server.robust import krum, median, multi_krum, tolerated, trimmed_mean
+from fleetdraft.server.aggregation import cohort
+from fleetdraft.server.aggregation.robust import krum, median, multi_krum, tolerated, trimmed_mean
 
 ROBUST = {"trimmed-mean": trimmed_mean, "median": median, "krum": krum, "multi-krum": multi_krum}
 ENTRIES = st.floats(-100, 100, width=32, allow_subnormal=False)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from fleetdraft.client.secagg import SecAggClient
-from fleetdraft.common.errors import ConfigError, UpdateRejected
+from fleetdraft.common.errors import ConfigError, SecAggError, UpdateRejected
 from fleetdraft.common.fixed_point import FixedPoint
-from fleetdraft.common.masking import SecAggError
 from fleetdraft.common.secagg import MaskedInput, Revealed, ring
-from fleetdraft.server.secagg import SecAggConfig, SecAggServer
+from fleetdraft.server.privacy.secagg import SecAggConfig, SecAggServer
 
 ENTRIES = 50
 CLIENTS = 10

@@ -3,8 +3,8 @@
 import pytest
 
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.server.aggregation.rules import RULES
 from fleetdraft.server.config import ServerConfig
-from fleetdraft.server.rules import RULES
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 
 from fleetdraft.common.errors import ConfigError, RegistryError
 from fleetdraft.common.lora import LoraLayout
-from fleetdraft.server.fed_svd import rebased
-from fleetdraft.server.server_optimizer import OptimizerConfig, OptimizerState
+from fleetdraft.server.aggregation.fed_svd import rebased
+from fleetdraft.server.aggregation.server_optimizer import OptimizerConfig, OptimizerState
 
 NAME = "lora.0.q_proj.B"
 

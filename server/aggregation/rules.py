@@ -12,9 +12,9 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ConfigError
-from ..common.lora import Arrays, LoraAdapter, LoraLayout
-from ..common.messages import Update
+from ...common.errors import ConfigError
+from ...common.lora import Arrays, LoraAdapter, LoraLayout
+from ...common.messages import Update
 from .cohort import Cohort, Vote
 from .family_balance import BalanceConfig, FamilyMeans, Priorities, balanced_weights
 from .mixed_rank import mean_product

@@ -4,7 +4,7 @@ import hmac
 import secrets
 from collections.abc import Iterable
 
-from .privacy import Charge
+from .accounting import Charge
 
 KEY_BYTES = 32
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import FleetError
+from ...common.errors import FleetError
 from .cohort import blocks
 from .vector import Vector
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..common.lora import Arrays, LoraAdapter
+from ...common.lora import Arrays, LoraAdapter
 from .cohort import Vote
 from .fed_svd import Matrix, svd_of_product
 from .vector import Packing

@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.lora import Arrays
+from ...common.lora import Arrays
 from .vector import Packing, Shapes
 
 _Sum = NDArray[np.float64]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ConfigError, UpdateRejected
-from ..common.fixed_point import FixedPoint
-from ..common.masking import SecAggError, agree, mask, position, private_key, public_of, recover
-from ..common.secagg import (
+from ...common.errors import ConfigError, SecAggError, UpdateRejected
+from ...common.fixed_point import FixedPoint
+from ...common.masking import agree, mask, position, private_key, public_of, recover
+from ...common.secagg import (
     Inbox,
     MaskedInput,
     PeerKeys,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ..common.errors import ConfigError, RegistryError
-from ..common.lora import Arrays
+from ...common.errors import ConfigError, RegistryError
+from ...common.lora import Arrays
 from .fed_svd import Basis
 
 OPTIMIZERS = ("none", "fedavgm", "fedadam")

@@ -12,10 +12,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ConfigError, RegistryError, UpdateRejected
-from ..common.lora import LoraAdapter
-from ..common.messages import Update
-from ..common.metrics import DraftCounters
+from ...common.errors import ConfigError, RegistryError, UpdateRejected
+from ...common.lora import LoraAdapter
+from ...common.messages import Update
+from ...common.metrics import DraftCounters
 from .family_balance import BalanceConfig, FamilyMeans
 from .fed_svd import rebased
 from .rules import RULES, WEIGHTS, Accumulator, Rule, Terms

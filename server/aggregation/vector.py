@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.lora import Arrays
+from ...common.lora import Arrays
 
 Shapes = Mapping[str, tuple[int, ...]]
 Vector = NDArray[np.float32]

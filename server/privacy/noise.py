@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ConfigError
-from ..common.lora import Arrays
+from ...common.errors import ConfigError
+from ...common.lora import Arrays
 
 Entropy = Callable[[int], bytes]
 """n to n random bytes. ``os.urandom`` is a cryptographic generator: past noise says nothing about noise to come."""

@@ -22,7 +22,7 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from ..common.errors import ConfigError, FleetdraftError
+from ...common.errors import BudgetSpent, ConfigError
 
 SAMPLINGS = ("poisson", "fixed", "all")
 
@@ -30,10 +30,6 @@ _HOPELESS = 30.0
 """Above this ε promises nothing, and the exact accountant's memory grows with it."""
 
 _LEAST_NOISE = 2.0**-6
-
-
-class BudgetSpent(FleetdraftError):
-    """The next round would spend more privacy than the run may; what has been released keeps its promise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.lora import LoraAdapter
-from ..common.peft_format import Projection
+from ...common.lora import LoraAdapter
+from ...common.peft_format import Projection
 
 Matrix = NDArray[np.float64]
 Basis = Mapping[Projection, Matrix]

@@ -12,9 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.errors import ConfigError
-from ..common.lora import Arrays
-from ..common.metrics import DraftCounters
+from ...common.errors import ConfigError
+from ...common.lora import Arrays
+from ...common.metrics import DraftCounters
 from .mean import WeightedMean
 from .vector import Packing, Shapes
 
