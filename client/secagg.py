@@ -1,6 +1,6 @@
 """The device's part in secure aggregation: four answers, each given once. It knows no transport; see common/secagg.py.
 
-Imported by ``app.py`` and ``secure_round.py`` only: it needs Flower's cryptography, which the base install does not have.
+Reached through ``app.py`` only: it needs Flower's cryptography, which the base install does not have.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """A device in a round of secure aggregation, message by message: what it keeps in between. It knows no transport.
 
-Imported by ``app.py`` only: it needs Flower's cryptography, which the base install does not have.
+Reached through ``app.py`` only: it needs Flower's cryptography, which the base install does not have.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,9 +52,7 @@ class SecureRound:
         with self._client() as client:
             return client.share(keys)
 
-    def mask(
-        self, inbox: Inbox, open_device: Callable[[], Device], task: TrainTask, release: Release
-    ) -> MaskedInput:
+    def mask(self, inbox: Inbox, open_device: Callable[[], Device], task: TrainTask, release: Release) -> MaskedInput:
         """Trains, and answers with the update under its masks."""
         with self._client() as client:
             client.check(MASK, inbox.session)  # before the work of training

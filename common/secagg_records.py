@@ -33,7 +33,7 @@ def decode_message(kind: type[T], records: RecordDict) -> T:
     """A message of ``secagg.py``, whatever else is in the records."""
     try:
         if kind is MaskedInput:
-            return kind(masked=cast(ArrayRecord, records[_MASKED])[_MASKED].data)
+            return cast(T, MaskedInput(masked=cast(ArrayRecord, records[_MASKED])[_MASKED].data))
         return decode_flat(kind, records[_NAME])
     except UpdateRejected:
         raise

@@ -114,13 +114,15 @@ class Conditions:
 
     def _check(self, verdict: str) -> None:
         reasons = (
-            (self.weights != "equal", f"weights is {self.weights!r}, expected 'equal': one bound for all, known before"),
+            (self.weights != "equal", f"weights is {self.weights!r}, expected 'equal': one bound for all"),
             (not self.sum_only, "the rule is collective, expected a sum-only one: there is nothing but a sum"),
             (not self.pooled, "families are balanced, expected balance.exponent 1 and worst_family_rate 0"),
-            (self.closes_early, "a round closes at the first answers, expected at a deadline: a fast device displaces "
-             "another"),
+            (
+                self.closes_early,
+                "a round closes at the first answers, expected at a deadline: the fast displace others",
+            ),
             (self.buffered, "updates are buffered, expected rounds: a device's update decides what others are in"),
-        )  # fmt: skip
+        )
         for applies, reason in reasons:
             if applies:
                 raise ConfigError(f"{verdict}: {reason}")

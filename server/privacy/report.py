@@ -28,7 +28,8 @@ class PrivacyReport:
         """For people: ``epsilon = 2.31 at delta = 1e-06 after 3 rounds (…)``."""
         rounds = f"{self.rounds} round{'' if self.rounds == 1 else 's'}"
         limit = "" if self.budget is None else f" of at most {self.budget:g}"
-        drawn = "all devices" if self.sampling == "all" else f"{self.sampling}, {self.cohort} of {self.population} devices"
+        some = f"{self.sampling}, {self.cohort} of {self.population} devices"
+        drawn = "all devices" if self.sampling == "all" else some
         return (
             f"epsilon = {self.epsilon:.4g}{limit} at delta = {self.delta:g} after {rounds} "
             f"({drawn}, noise multiplier {self.noise_multiplier:.4g})"

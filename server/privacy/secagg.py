@@ -24,7 +24,6 @@ from ...common.secagg import (
 )
 from .config import SecAggConfig
 
-
 _LEAST_CLIENTS = 3
 """With two, each could take its own update from the sum."""
 

@@ -1,4 +1,4 @@
-"""Secure aggregation over Flower's messages: four stages, each with a deadline. It knows no cryptography and no rule."""
+"""Secure aggregation over Flower's messages: four stages, each with a deadline. It knows no cryptography."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

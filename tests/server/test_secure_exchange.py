@@ -1,4 +1,4 @@
-"""Secure aggregation by messages between a real server part and real ClientApps: the sum, drop-outs, ends, deadlines."""
+"""Secure aggregation by messages, with real ClientApps: the sum, drop-outs at each stage, ends, deadlines."""
 
 import itertools
 import os

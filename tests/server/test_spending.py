@@ -1,4 +1,4 @@
-"""A private run round by round: the ledger is that of the releases, the noise as paid for, the draw within the budget."""
+"""A private run round by round: the ledger is that of the releases, the noise is what was paid for."""
 
 import math
 
@@ -19,9 +19,7 @@ CLIENTS = [f"phone-{i}" for i in range(100)]
 
 def spending(rounds: int = 10, cohort: int | None = 20, ledger: Ledger | None = None, **settings) -> Spending:
     config = PrivacyConfig(**({"delta": DELTA} | settings))
-    return Spending(
-        config, rounds=rounds, cohort=cohort, population=len(CLIENTS), ledger=ledger or Ledger(), key=KEY
-    )
+    return Spending(config, rounds=rounds, cohort=cohort, population=len(CLIENTS), ledger=ledger or Ledger(), key=KEY)
 
 
 def test_epsilon_is_what_dp_accounting_says_of_the_rounds_that_were() -> None:
