@@ -7,6 +7,7 @@ A release is written whole before ``HEAD`` names it, so a kill at any moment lea
 kill leaves half-written has a name that starts with a dot: it is never read, and the next ``write`` removes it.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -79,8 +80,9 @@ class Registry:
         participants: tuple[str, ...],
         rejected: Mapping[str, str],
         families: Mapping[str, DraftCounters],
+        carried: bytes = b"",
     ) -> Release:
-        """Makes ``adapter`` the successor of the head."""
+        """Makes ``adapter`` the successor of the head, with what the server carries on from its round."""
         parent = self.lineage()
         lineage = Lineage(
             number=parent.number + 1,
@@ -92,7 +94,27 @@ class Registry:
             rejected=rejected,
             families=families,
         )
+        self._aside(lineage, "carried", carried)
         return self._write(adapter, lineage)
+
+    def carried(self) -> bytes:
+        """What the server carried on from the head's round; empty for the first release."""
+        path = self._root / f"{self.lineage().directory}.carried"
+        return path.read_bytes() if path.exists() else b""
+
+    def evaluated(self, evaluation: Mapping[str, DraftCounters]) -> None:
+        """Keeps what devices measured with the head, by target vocabulary."""
+        value = {family: asdict(counters) for family, counters in evaluation.items()}
+        self._aside(self.lineage(), "evaluation", json.dumps(value).encode())
+
+    def evaluation(self) -> dict[str, DraftCounters]:
+        """What devices measured with the head; nothing before they did."""
+        path = self._root / f"{self.lineage().directory}.evaluation"
+        value = json.loads(path.read_bytes()) if path.exists() else {}
+        return {family: DraftCounters(**counters) for family, counters in value.items()}
+
+    def _aside(self, lineage: Lineage, kind: str, data: bytes) -> None:
+        write_atomic(self._root / f"{lineage.directory}.{kind}", data)
 
     def head(self) -> Release:
         """The current release, its content verified."""
