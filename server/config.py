@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from ..common.errors import ConfigError
 from .aggregation.aggregate import AggregationConfig
+from .privacy.config import LEAST_CLIENTS, Conditions, PrivacyConfig, SecAggConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class ServerConfig:
     join_timeout_s: float = 60.0
     evaluate_every: int = 0
     """Every so many rounds all devices measure the new release; 0 means never."""
+    privacy: PrivacyConfig | None = None
+    """Differential privacy; none: no noise, and no promise."""
+    secure_aggregation: SecAggConfig | None = None
+    """With it the server sees the sum of a round's updates and no single one."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "seed", "evaluate_every"):
@@ -44,6 +49,20 @@ class ServerConfig:
         if self.aggregation.balance.worst_family_rate:
             reason = "a number >= 1, since worst_family_rate goes by what devices measure"
             _check("evaluate_every", self.evaluate_every, self.evaluate_every >= 1, reason)
+
+        self._check_privacy()
+
+    def _check_privacy(self) -> None:
+        conditions = Conditions(aggregation=self.aggregation)
+        if self.privacy is not None:
+            conditions.check_proved()
+            fits = self.privacy.delta * self.expected_clients < 1
+            _check("privacy.delta", self.privacy.delta, fits, f"less than 1 / {self.expected_clients} expected clients")
+        if self.secure_aggregation is not None:
+            conditions.check_summable()
+            count = self.clients_per_round
+            fits = count is None or count >= LEAST_CLIENTS
+            _check("clients_per_round", count, fits, f"at least {LEAST_CLIENTS} with secure aggregation")
 
     def evaluates(self, round: int) -> bool:
         """Whether devices measure the release after ``round``."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..common.messages import TrainCounters
 from ..common.metrics import DraftCounters
+from .privacy.report import PrivacyReport, SecureReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,10 @@ class RoundReport:
     """What devices measured with the new release, by target vocabulary; empty in rounds without evaluation."""
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Clients that were asked to evaluate and gave no figures, with the reason."""
+    privacy: PrivacyReport | None = None
+    """What the releases up to now have spent; none without differential privacy."""
+    secure: SecureReport | None = None
+    """What became of secure aggregation, under which what devices drafted while they trained is not known."""
 
     @property
     def measured(self) -> Mapping[str, DraftCounters]:
@@ -63,4 +68,10 @@ class RoundReport:
         }
         names = {name: tuple(value[name]) for name in ("participants", "accepted")}
         kept = {name: field for name, field in value.items() if name != "worst_family"}
-        return cls(**{**kept, **counters, **names, "training": TrainCounters(**value["training"])})
+        privacy, secure = value.get("privacy"), value.get("secure")
+        given = {
+            "training": TrainCounters(**value["training"]),
+            "privacy": PrivacyReport(**privacy) if privacy else None,
+            "secure": SecureReport.from_json(secure) if secure else None,
+        }
+        return cls(**{**kept, **counters, **names, **given})

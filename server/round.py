@@ -1,13 +1,17 @@
 """One round in progress: who was let in, who was left out and why, and the running aggregate. It knows no transport."""
 
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..common.messages import Evaluation, Release, TrainCounters, Update
 from ..common.metrics import DraftCounters
-from .aggregation.aggregate import Aggregate, AggregationConfig
+from .aggregation.aggregate import Aggregate, AggregationConfig, NoisyMean
 from .gate import Gate
+from .privacy.report import PrivacyReport, SecureReport
 from .registry import Registry
 from .report import RoundReport
 
@@ -75,15 +79,33 @@ class Round:
         self._families[update.family] = self._families.get(update.family, DraftCounters()) + update.counters
         self._training += update.training
 
+    def take_sum(self, total: Mapping[str, NDArray[np.float64]], clients: tuple[str, ...]) -> None:
+        """Adds the sum of some clients' updates, each of weight 1."""
+        self._aggregate.add_sum(total, float(len(clients)), family="")
+        self._accepted.extend(clients)
+
     def exclude(self, client: str, reason: str) -> None:
         """Notes that a client's update does not count."""
         self._excluded[client] = reason
 
-    def publish(self, registry: Registry) -> None:
-        """Writes the new release with what the server carries on, unless too few updates were valid."""
+    def publish(
+        self,
+        registry: Registry,
+        noisy_mean: NoisyMean | None = None,
+        privacy: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Writes the new release with what the server carries on, unless too few updates were valid.
+
+        Args:
+          noisy_mean: see ``Aggregate.close``.
+          privacy: what the run has spent with this release, for its metadata.
+
+        Returns:
+          whether there is a new release.
+        """
         if len(self._accepted) < self._config.min_updates:
-            return
-        adapter, carried = self._aggregate.close()
+            return False
+        adapter, carried = self._aggregate.close(noisy_mean)
         self.release = registry.write(
             adapter,
             round=self.number,
@@ -92,8 +114,10 @@ class Round:
             rejected=_sorted(self._excluded),
             families=_sorted(self._families),
             carried=carried.to_bytes(),
+            privacy=privacy,
         )
         self._released = True
+        return True
 
     def measure(self, evaluation: Evaluation) -> None:
         """Adds what a device measured with the new release."""
@@ -104,7 +128,7 @@ class Round:
         """Notes that a client gave no figures."""
         self._unmeasured[client] = reason
 
-    def report(self) -> RoundReport:
+    def report(self, privacy: PrivacyReport | None = None, secure: SecureReport | None = None) -> RoundReport:
         """What became of the round up to now."""
         return RoundReport(
             round=self.number,
@@ -121,6 +145,8 @@ class Round:
             training=self._training,
             evaluation=_sorted(self._evaluation),
             unmeasured=_sorted(self._unmeasured),
+            privacy=privacy,
+            secure=secure,
         )
 
 

@@ -7,9 +7,14 @@ import math
 from dataclasses import dataclass
 
 from ...common.errors import ConfigError
+from ..aggregation.aggregate import AggregationConfig
+from ..aggregation.rules import RULES
 
 DRAWS = ("poisson", "fixed")
 """Ways to draw some of the devices; see ``accounting.Charge``."""
+
+LEAST_CLIENTS = 3
+"""That take part in secure aggregation: with two, each could take its own update from the sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +88,12 @@ class Conditions:
     """What of a run's settings decides whether differential privacy is proved and secure aggregation possible.
 
     Args:
-      weights: how updates are weighted.
-      sum_only: whether the rule sees nothing but the sum.
-      pooled: whether target families make no difference to how much an update counts.
+      aggregation: how updates become a release.
       closes_early: a round takes the first so many answers, as with over-selection, instead of all up to a deadline.
       buffered: releases are made of whichever updates have arrived, as in asynchronous mode.
     """
 
-    weights: str
-    sum_only: bool
-    pooled: bool
+    aggregation: AggregationConfig
     closes_early: bool = False
     buffered: bool = False
 
@@ -113,10 +114,12 @@ class Conditions:
         self._check("secure aggregation is not possible here")
 
     def _check(self, verdict: str) -> None:
+        rule, weights, balance = self.aggregation.rule, self.aggregation.weights, self.aggregation.balance
+        sum_only = ", ".join(name for name, kind in RULES.items() if kind.sum_only)
         reasons = (
-            (self.weights != "equal", f"weights is {self.weights!r}, expected 'equal': one bound for all"),
-            (not self.sum_only, "the rule is collective, expected a sum-only one: there is nothing but a sum"),
-            (not self.pooled, "families are balanced, expected balance.exponent 1 and worst_family_rate 0"),
+            (not RULES[rule].sum_only, f"rule is {rule!r}, which needs every update, expected one of {sum_only}"),
+            (weights != "equal", f"weights is {weights!r}, expected 'equal': one bound for all"),
+            (not balance.pooled, "families are balanced, expected balance.exponent 1 and worst_family_rate 0"),
             (
                 self.closes_early,
                 "a round closes at the first answers, expected at a deadline: the fast displace others",

@@ -22,11 +22,7 @@ from ...common.secagg import (
     ring,
     sign,
 )
-from .config import SecAggConfig
-
-_LEAST_CLIENTS = 3
-"""With two, each could take its own update from the sum."""
-
+from .config import LEAST_CLIENTS, SecAggConfig
 
 class SecAggServer:
     """One round. Ask, ``take_…`` the answers as they come in any order, ask on; ``total`` ends it.
@@ -52,8 +48,8 @@ class SecAggServer:
     def __init__(
         self, config: SecAggConfig, *, clients: int, encoding: FixedPoint, session: bytes, rng: np.random.Generator
     ) -> None:
-        if clients < _LEAST_CLIENTS:
-            raise SecAggError(f"{clients} devices take part in secure aggregation, expected at least {_LEAST_CLIENTS}")
+        if clients < LEAST_CLIENTS:
+            raise SecAggError(f"{clients} devices take part in secure aggregation, expected at least {LEAST_CLIENTS}")
         self._encoding = encoding
         self._session = session
         self._neighbours = ring(clients, config.neighbours, rng)

@@ -6,15 +6,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import MessageType, RecordDict
+from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ...common.errors import SecAggError, UpdateRejected
 from ...common.messages import Identity
 from ...common.secagg import MaskedInput, PublicKeys, Revealed, SealedShares
 from ...common.secagg_records import decode_message, encode_message, wire_bytes, with_message
-from ..mailbox import Mailbox
-from ..roster import answers, content
+from ..exchange import Exchange
+from ..roster import content
 from .report import SecureReport, StageReport
 from .secagg import SecAggServer
 
@@ -28,9 +29,6 @@ STAGES = {
     "unmask": f"{MessageType.QUERY}.secagg_unmask",
 }
 
-#: A request outlives our waiting a little, so that a late answer finds its question and is dropped in silence.
-_TTL_SLACK_S = 5.0
-
 
 class SecureExchange:
     """One round with given devices.
@@ -43,26 +41,26 @@ class SecureExchange:
 
     Args:
       nodes: the devices, by Flower's number; their places here are their numbers in ``server``.
-      group_id: of the messages.
-      clock: in seconds, for the report.
+      group: of the messages.
+      clock: in seconds.
     """
 
     def __init__(
         self,
-        mailbox: Mailbox,
+        grid: Grid,
         nodes: Sequence[tuple[int, Identity]],
         server: SecAggServer,
         *,
         stage_timeout_s: float,
-        group_id: str,
+        group: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._mailbox = mailbox
+        self._grid = grid
         self._nodes = nodes
         self._places = {identity.client: place for place, (_, identity) in enumerate(nodes)}
         self._server = server
         self._stage_timeout_s = stage_timeout_s
-        self._group_id = group_id
+        self._group = group
         self._clock = clock
         setup = server.setups()[0]
         self._report = SecureReport(
@@ -128,30 +126,28 @@ class SecureExchange:
     ) -> None:
         """Asks, takes the answers as they come, and notes who gave none that counts."""
         started, bytes_up, dropped = self._clock(), 0, dict[str, str]()
-        asked = [self._message(name, place, records, timeout_s) for place, records in questions.items()]
-        replies = self._mailbox.send_and_receive([message for message, _ in asked], timeout=timeout_s)
-        for identity, reply in answers(replies, asked):
+        exchange = Exchange(self._grid, STAGES[name], group=self._group, clock=self._clock)
+        for place, records in questions.items():
+            node, identity = self._nodes[place]
+            exchange.ask(node, identity, records, timeout_s)
+        for question, reply in exchange.answers():
+            client = question.identity.client
             try:
                 if reply is None:
                     raise UpdateRejected(f"no answer within {timeout_s:g} s")
-                records = content(reply)
-                bytes_up += wire_bytes(records)
-                take(self._places[identity.client], records)
+                answer = content(reply)
+                bytes_up += wire_bytes(answer)
+                take(self._places[client], answer)
             except UpdateRejected as error:
-                dropped[identity.client] = str(error)
+                dropped[client] = str(error)
         stage = StageReport(
-            asked=len(asked),
+            asked=len(questions),
             dropped=dict(sorted(dropped.items())),
             seconds=self._clock() - started,
             bytes_up=bytes_up,
             bytes_down=sum(wire_bytes(records) for records in questions.values()),
         )
         self._report = replace(self._report, stages={**self._report.stages, name: stage})
-
-    def _message(self, stage: str, place: int, records: RecordDict, timeout_s: float) -> tuple[Message, Identity]:
-        node, identity = self._nodes[place]
-        ttl = timeout_s + _TTL_SLACK_S
-        return Message(records, node, STAGES[stage], ttl=ttl, group_id=self._group_id), identity
 
 
 def _taking(kind: type[T], take: Callable[[int, T], None]) -> Callable[[int, RecordDict], None]:

@@ -144,7 +144,7 @@ class Fleet:
         self.grid = WireGrid({100 + i: self.app(i) for i in range(clients)})
         nodes = [(100 + i, Identity(client=f"phone-{i}", family="spm")) for i in range(clients)]
         self.exchange = SecureExchange(
-            Mailbox(self.grid), nodes, self.server, stage_timeout_s=stage_timeout_s, group_id="1"
+            Mailbox(self.grid), nodes, self.server, stage_timeout_s=stage_timeout_s, group="1"
         )
 
     def device(self, i: int) -> TableDevice:
