@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..common.errors import ConfigError
 from .aggregation.rules import RULES, WEIGHTS
+from .registry.canary import CanaryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class ServerConfig:
     join_timeout_s: float = 60.0
     evaluate_every: int = 0
     """Every so many rounds all devices measure the new release; 0 means never."""
+    canary: CanaryConfig = CanaryConfig()
+    """Which releases are blocked after they were measured."""
 
     def __post_init__(self) -> None:
         _check("rule", self.rule, self.rule in RULES, f"one of {', '.join(RULES)}")

@@ -16,7 +16,7 @@ from .aggregation.rules import RULES, WEIGHTS
 from .config import ServerConfig
 from .gate import Gate
 from .mailbox import Mailbox
-from .registry import Registry
+from .registry.registry import Registry
 from .report import RoundReport
 from .roster import Roster, answers, content
 from .round import Round
@@ -52,13 +52,13 @@ class FleetStrategy(Strategy):
         self._round: Round
 
     def run(self, grid: Grid, start_round: int | None = None) -> None:
-        """Runs the rounds from ``start_round`` (default: the one after the registry's head) to ``config.rounds``.
+        """Runs the rounds from ``start_round`` (default: the one after the registry's newest) to ``config.rounds``.
 
         Raises:
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
-        self._first_round = self._registry.lineage().round + 1 if start_round is None else start_round
+        self._first_round = self._registry.last_round() + 1 if start_round is None else start_round
         left = self._config.rounds - self._first_round + 1
         if left <= 0:
             return
@@ -103,10 +103,11 @@ class FleetStrategy(Strategy):
         return self._ask(MessageType.EVALUATE, task, everyone)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Sums the figures and closes the round."""
+        """Sums the figures, has the release judged by them, and closes the round."""
         self._sort(
             replies, lambda records, sender: self._round.measure(decode_evaluation(records, sender)), self._round.miss
         )
+        self._round.judge(self._registry, self._config.canary)
         self._on_round(self._round.report())
         return None
 
