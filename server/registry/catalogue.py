@@ -104,6 +104,18 @@ class Catalogue:
             lineage = found
             yield lineage
 
+    def find(self, number: int) -> str:
+        """The name of a release.
+
+        Raises:
+          UserError: there is none of that number.
+        """
+        numbers = {number_of(name): name for name in self.standing().releases}
+        if number not in numbers:
+            given = f"{min(numbers)} to {max(numbers)}" if numbers else "one: there are none yet"
+            raise UserError(f"{self.root} has no release {number}, expected {given}")
+        return numbers[number]
+
     def next_number(self) -> int:
         """Above that of any directory, also of one that is in no index."""
         numbers = map(number_of, [*self.directories.names(), *self.standing().releases])
@@ -142,17 +154,18 @@ class Catalogue:
 
     def unentered(self, now: Standing) -> list[Event]:
         """First events of the sound releases that are newer than any entered."""
-        known = set(now.releases)
-        newest = max(map(number_of, known), default=-1)
+        known, newest = set(now.releases), max(map(number_of, now.releases), default=-1)
         events = []
         for name in self.directories.names():
             with contextlib.suppress(RegistryError):
-                if number_of(name) > newest:
-                    lineage = self.directories.check(name)
-                    if lineage.parent_directory in (known or {None}):
-                        events.append(self.released(lineage))
-                        known.add(name)
+                if number_of(name) > newest and self._follows(self.directories.check(name), known):
+                    events.append(self.event("released", name, files=self.directories.files(name)))
+                    known, newest = known | {name}, number_of(name)
         return events
+
+    @staticmethod
+    def _follows(lineage: Lineage, known: set[str]) -> bool:
+        return lineage.parent_directory in known if known else lineage.parent is None
 
     def _note_head(self) -> None:
         # The index decides; this is a copy, which the next change renews where a full disk prevents it now.
