@@ -16,7 +16,7 @@ from .config import ServerConfig
 from .exchange import Exchange
 from .gate import Gate
 from .mailbox import Mailbox
-from .registry import Registry
+from .registry.registry import Registry
 from .report import RoundReport
 from .roster import Roster, content
 from .round import Round
@@ -44,13 +44,13 @@ class FleetStrategy:
         self._refused: dict[str, str] = {}
 
     def run(self, grid: Grid) -> None:
-        """Runs the rounds from the one after the registry's head to ``config.rounds``.
+        """Runs the rounds from the one after the registry's newest to ``config.rounds``.
 
         Raises:
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
-        rounds = range(self._registry.lineage().round + 1, self._config.rounds + 1)
+        rounds = range(self._registry.last_round() + 1, self._config.rounds + 1)
         if not rounds:
             return
         log(INFO, "%s", self._config)
@@ -71,7 +71,7 @@ class FleetStrategy:
         opened.publish(self._registry)
         if self._config.evaluates(number):
             self._evaluate(grid, opened)
-            self._registry.evaluated(opened.report().evaluation)
+            opened.judge(self._registry, self._config.canary)
         return opened.report()
 
     def _open(self, number: int, cohort: Nodes) -> Round:
