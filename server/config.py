@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..common.errors import ConfigError
 from .aggregation.aggregate import AggregationConfig
 from .privacy.config import LEAST_CLIENTS, Conditions, PrivacyConfig, SecAggConfig
+from .registry.canary import CanaryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class ServerConfig:
     join_timeout_s: float = 60.0
     evaluate_every: int = 0
     """Every so many rounds all devices measure the new release; 0 means never."""
+    canary: CanaryConfig = CanaryConfig()
+    """Which releases are blocked after they were measured."""
     privacy: PrivacyConfig | None = None
     """Differential privacy; none: no noise, and no promise."""
     secure_aggregation: SecAggConfig | None = None

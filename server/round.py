@@ -12,7 +12,8 @@ from ..common.metrics import DraftCounters
 from .aggregation.aggregate import Aggregate, AggregationConfig, NoisyMean
 from .gate import Gate
 from .privacy.report import PrivacyReport, SecureReport
-from .registry import Registry
+from .registry.canary import CanaryConfig
+from .registry.registry import Registry
 from .report import RoundReport
 
 T = TypeVar("T")
@@ -127,6 +128,11 @@ class Round:
     def miss(self, client: str, reason: str) -> None:
         """Notes that a client gave no figures."""
         self._unmeasured[client] = reason
+
+    def judge(self, registry: Registry, canary: CanaryConfig) -> None:
+        """Has the registry promote or block the release by what was measured, if anything was."""
+        if self._evaluation and registry.evaluated(_sorted(self._evaluation), canary).is_blocked:
+            self.release = registry.head()
 
     def report(self, privacy: PrivacyReport | None = None, secure: SecureReport | None = None) -> RoundReport:
         """What became of the round up to now."""

@@ -8,7 +8,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from ..common.errors import FleetError, UpdateRejected
+from ..common.errors import BudgetSpent, FleetError, UpdateRejected
 from ..common.messages import EvaluateTask, Identity, TrainTask
 from ..common.records import decode_evaluation, decode_update, encode_request, tensor_bytes
 from .aggregation.aggregate import Aggregate, Carried
@@ -16,12 +16,14 @@ from .config import ServerConfig
 from .exchange import Exchange
 from .gate import Gate
 from .mailbox import Mailbox
-from .registry import Registry
+from .privacy.protection import Protection
+from .registry.registry import Registry
 from .report import RoundReport
 from .roster import Roster, content
 from .round import Round
 
 OnRound = Callable[[RoundReport], None]
+OnStop = Callable[[str], None]
 Nodes = list[tuple[int, Identity]]
 
 
@@ -32,47 +34,65 @@ class FleetStrategy:
       - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
         malformed, refused by the gate, late or missing costs its sender the round, is reported with the reason, and
         disturbs nobody else.
-      - Who is asked depends on the seed, the round and the devices' names only.
+      - Who is asked depends on the seed, the round and the devices' names only; with differential privacy, on a key of
+        the operator instead of the seed.
+      - A run whose privacy budget is spent ends before the round that would exceed it, as if that had been its last.
       - A server killed at any moment resumes at the round it was in.
     """
 
-    def __init__(self, config: ServerConfig, registry: Registry, on_round: OnRound = lambda report: None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        on_round: OnRound = lambda report: None,
+        on_stop: OnStop = lambda reason: None,
+    ) -> None:
         self._config = config
+        self._on_stop = on_stop
+        self._protection = Protection(config, registry)
         self._registry = registry
         self._on_round = on_round
         self._roster = Roster()
         self._refused: dict[str, str] = {}
 
     def run(self, grid: Grid) -> None:
-        """Runs the rounds from the one after the registry's head to ``config.rounds``.
+        """Runs the rounds from the one after the registry's newest to ``config.rounds``.
 
         Raises:
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
-        rounds = range(self._registry.lineage().round + 1, self._config.rounds + 1)
+        rounds = range(self._registry.last_round() + 1, self._config.rounds + 1)
         if not rounds:
             return
         log(INFO, "%s", self._config)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
         self._check_joined()
-        for number in rounds:
-            log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
-            self._gather(mailbox, expected=0)
-            self._on_round(self._play(mailbox, number))
+        try:
+            for number in rounds:
+                log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
+                self._gather(mailbox, expected=0)
+                self._on_round(self._play(mailbox, number))
+        except BudgetSpent as error:
+            log(INFO, "stopped: budget: %s", error)
+            self._on_stop(f"budget: {error}")
 
     def _play(self, grid: Grid, number: int) -> RoundReport:
         """One round from its sample to its report."""
-        rng = np.random.default_rng([self._config.seed, number])
-        cohort = self._roster.sample(self._config.clients_per_round, rng)
+        cohort = self._cohort(number)
         opened = self._open(number, cohort)
         self._train(grid, opened, cohort)
-        opened.publish(self._registry)
+        self._protection.publish(opened)
         if self._config.evaluates(number):
             self._evaluate(grid, opened)
-            self._registry.evaluated(opened.report().evaluation)
-        return opened.report()
+            opened.judge(self._registry, self._config.canary)
+        return self._protection.report(opened)
+
+    def _cohort(self, number: int) -> Nodes:
+        if self._protection.draws:
+            return self._protection.draw(self._roster.nodes(), number)
+        return self._roster.sample(self._config.clients_per_round, np.random.default_rng([self._config.seed, number]))
 
     def _open(self, number: int, cohort: Nodes) -> Round:
         aggregation, release = self._config.aggregation, self._registry.head()
@@ -106,6 +126,9 @@ class FleetStrategy:
             clip_norm=self._config.clip_norm,
             timeout_s=self._config.timeout_s,
         )
+        if self._protection.sums_only:
+            self._protection.sum(grid, opened, cohort, task)
+            return
         exchange = self._ask(grid, MessageType.TRAIN, task, opened, cohort)
         for question, reply in exchange.answers():
             try:

@@ -157,7 +157,6 @@ class Aggregate:
             adapter, moments = change.adapter, moments.rebased(change.basis)
         return adapter, replace(self._carried, moments=moments)
 
-
     def _means(self) -> FamilyMeans:
         if not isinstance(self._accumulator, FamilyMeans):
             raise ConfigError(f"rule is {self._config.rule!r}, which needs every update, expected one that needs sums")

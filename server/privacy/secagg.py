@@ -24,6 +24,7 @@ from ...common.secagg import (
 )
 from .config import LEAST_CLIENTS, SecAggConfig
 
+
 class SecAggServer:
     """One round. Ask, ``take_…`` the answers as they come in any order, ask on; ``total`` ends it.
 

@@ -4,7 +4,7 @@ It loads the accountant, which takes a second: import it only where a run is pri
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ class Spending:
     ) -> None:
         self._config = config
         self._sampling = "all" if cohort is None else config.sampling
-        self._cohort = population if cohort is None else cohort
+        self._cohort = cohort
         self._budget = None if config.limit is None else Budget(epsilon=config.limit, delta=config.delta)
         self._ledger = self._before = ledger
         self._key = key
@@ -117,12 +117,16 @@ class Spending:
         return self._noise * sensitivity
 
     def _charged(self, joined: int, noise: float | None = None) -> Charge:
-        """A round among so many devices; where there are fewer than the cohort, all of them take part."""
+        """A round among so many devices; where there are fewer than the cohort, all of them take part.
+
+        How many there are is known before the round, and the same whether a device sends its update or zeros.
+        """
+        cohort = self._cohort or max(1, joined)
         return Charge(
             sampling=self._sampling,
             noise_multiplier=noise or self._noise,
-            cohort=self._cohort,
-            population=max(joined, self._cohort),
+            cohort=cohort,
+            population=max(joined, cohort),
         )
 
     def _least_noise(self, rounds: int, population: int) -> float:
@@ -132,20 +136,13 @@ class Spending:
         return target.noise_multiplier(self._charged(population, noise=1.0), rounds)
 
 
-def ledger_of(records: Sequence[Mapping[str, Any] | None]) -> Ledger:
-    """What the releases of a registry have spent, whichever of them is in force: the longest ledger among them.
-
-    Args:
-      records: what ``Spending.record`` gave for each release after the first, none where a release has no such record.
+def ledger_of(record: Mapping[str, Any]) -> Ledger:
+    """The ledger in what ``Spending.record`` gave for a release.
 
     Raises:
-      RegistryError: a record cannot be read.
-      ConfigError: a release was made without differential privacy, so that no ε covers them all.
+      RegistryError: it is something else.
     """
-    if any(not record for record in records):
-        raise ConfigError("releases were made without differential privacy before, expected a new registry")
     try:
-        ledgers = [Ledger.from_json(record["ledger"]) for record in records if record]
+        return Ledger.from_json(record["ledger"])
     except (KeyError, TypeError, ConfigError) as error:
         raise RegistryError(f"a release's privacy record cannot be read: {error}") from error
-    return max(ledgers, key=lambda ledger: ledger.rounds, default=Ledger())
