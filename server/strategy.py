@@ -49,7 +49,7 @@ class FleetStrategy:
     ) -> None:
         self._config = config
         self._on_stop = on_stop
-        self._protection = Protection(config, registry)
+        self._protection: Protection
         self._registry = registry
         self._on_round = on_round
         self._roster = Roster()
@@ -61,11 +61,13 @@ class FleetStrategy:
         Raises:
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
+          ConfigError: differential privacy would not cover the releases that are there.
         """
         rounds = range(self._registry.last_round() + 1, self._config.rounds + 1)
         if not rounds:
             return
         log(INFO, "%s", self._config)
+        self._protection = Protection(self._config, self._registry)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
         self._check_joined()

@@ -14,6 +14,7 @@ from ..server.aggregation.aggregate import AggregationConfig
 from ..server.aggregation.family_balance import BalanceConfig
 from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.privacy.config import LEAST_CLIENTS, PrivacyConfig, SecAggConfig
 from .faults import FAULTS
 from .toml import parse, read_toml
 
@@ -86,6 +87,10 @@ class FederationTable:
     timeout_s: float = 120.0
     clip_norm: float = 20.0
     evaluate_every: int = 0
+    privacy: PrivacyConfig | None = None
+    """``[federation.privacy]``: differential privacy; without the table there is none."""
+    secure_aggregation: SecAggConfig | None = None
+    """``[federation.secure_aggregation]``, which may be empty: the server sees sums alone."""
 
     def config(self, seed: int, clients: int) -> ServerConfig:
         """The server's own settings for ``clients`` devices."""
@@ -98,6 +103,8 @@ class FederationTable:
             timeout_s=self.timeout_s,
             expected_clients=clients,
             evaluate_every=self.evaluate_every,
+            privacy=self.privacy,
+            secure_aggregation=self.secure_aggregation,
         )
 
     def aggregation(self) -> AggregationConfig:
@@ -170,6 +177,11 @@ class Experiment:
             raise ConfigError(
                 f"min_updates is {self.federation.min_updates}, expected at most the {len(names)} clients"
             )
+        if self.federation.secure_aggregation is not None and len(names) < LEAST_CLIENTS:
+            raise ConfigError(
+                f"clients are {len(names)}, expected at least {LEAST_CLIENTS} for secure aggregation"
+            )
+        self.federation.config(self.seed, len(names))  # what depends on the number of clients
         if self.widen_to < 0:
             raise ConfigError(f"widen_to is {self.widen_to}, expected a hidden size, or 0 for none")
 

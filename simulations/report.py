@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..common.files import write_atomic, write_json
 from ..server.report import RoundReport
-from . import page, plots
+from . import page, plots, privacy_section
 from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
 
 
@@ -44,7 +44,14 @@ def print_table(results: FleetResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     explained = [WIDENING] if any(row.widened for row in results.families) else []
-    for line in (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes):
+    told = (
+        *privacy_section.lines(results),
+        *explained,
+        *results.warnings(),
+        *_exclusions(results.rounds),
+        *results.notes,
+    )
+    for line in told:
         console.print(line, highlight=False, markup=False)
 
 
@@ -59,11 +66,12 @@ def _sections(results: FleetResults) -> Iterable[str]:
     if any(row.widened for row in results.families):
         yield f'<p class="hint">{escape(WIDENING)}</p>'
     yield page.lines("warnings", results.warnings())
-    yield page.lines("notes", results.notes)
+    yield page.lines("notes", (*privacy_section.lines(results), *results.notes))
     if results.families:
         yield from _families(results.families)
     if results.rounds:
         yield from _rounds(results.rounds)
+        yield from privacy_section.section(results.rounds)
     if results.clients:
         yield from _clients(results)
     yield from _settings(results)

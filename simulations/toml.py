@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from ..common.errors import ConfigError
@@ -68,6 +69,8 @@ def parse_each(kind: type[T], tables: Any, where: str, name: str) -> tuple[T, ..
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
+    if isinstance(expected, UnionType):  # "or none", which TOML cannot write
+        (expected,) = (each for each in get_args(expected) if each is not NoneType)
     if isinstance(expected, type) and is_dataclass(expected) and not isinstance(value, expected):
         return parse(expected, value, where)
     if get_origin(expected) is tuple and isinstance(value, list):

@@ -37,6 +37,10 @@ class PrivacyConfig:
     """How ``clients_per_round`` devices are drawn: ``poisson``, each by a draw of its own, so that many on average; or
     ``fixed``, exactly so many, for which the proof is weaker and ε larger. Without ``clients_per_round`` all are."""
 
+    fleet_cohort: int = 0
+    fleet_population: int = 0
+    """A fleet to compare a small run with: what ε would be there with the same noise on the mean; 0: none."""
+
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
             given = "both" if self.target_epsilon is not None else "neither"
@@ -49,6 +53,8 @@ class PrivacyConfig:
                 raise ConfigError(f"{name} is {value!r}, expected a number > 0")
         if self.sampling not in DRAWS:
             raise ConfigError(f"sampling is {self.sampling!r}, expected one of {', '.join(DRAWS)}")
+        if not 0 <= self.fleet_cohort <= self.fleet_population or (self.fleet_population and not self.fleet_cohort):
+            raise ConfigError(f"fleet_cohort is {self.fleet_cohort}, expected 1 to fleet_population, or both 0")
 
     @property
     def limit(self) -> float | None:

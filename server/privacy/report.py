@@ -23,6 +23,10 @@ class PrivacyReport:
     cohort: int
     """Devices a round, on average; the sum is divided by it."""
     population: int
+    fleet_cohort: int = 0
+    fleet_population: int = 0
+    fleet_epsilon: float | None = None
+    """ε of a fleet of that size whose mean is as noisy, where one was named."""
 
     def line(self) -> str:
         """For people: ``epsilon = 2.31 at delta = 1e-06 after 3 rounds (…)``."""
@@ -34,6 +38,13 @@ class PrivacyReport:
             f"epsilon = {self.epsilon:.4g}{limit} at delta = {self.delta:g} after {rounds} "
             f"({drawn}, noise multiplier {self.noise_multiplier:.4g})"
         )
+
+    def fleet_line(self) -> str:
+        """The same of the fleet to compare with; empty where there is none."""
+        if self.fleet_epsilon is None:
+            return ""
+        size = f"{self.fleet_cohort:,} of {self.fleet_population:,} devices"
+        return f"epsilon = {self.fleet_epsilon:.4g} at delta = {self.delta:g} for a fleet that draws {size}, same noise"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,11 +75,6 @@ class SecureReport:
     """Those that began, by name in order."""
     aborted: str = ""
     """Why there is no sum; empty if there is."""
-
-    def line(self) -> str:
-        """For people: how many answered at each stage."""
-        counts = ", ".join(f"{name} {s.asked - len(s.dropped)} of {s.asked}" for name, s in self.stages.items())
-        return f"{self.aborted or 'one sum, no single update'} (threshold {self.threshold}; {counts})"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -107,11 +107,20 @@ class Spending:
             sampling=self._sampling,
             cohort=self._charge.cohort,
             population=self._charge.population,
+            fleet_cohort=self._config.fleet_cohort,
+            fleet_population=self._config.fleet_population,
+            fleet_epsilon=self._fleet_epsilon(),
         )
 
     def record(self, sensitivity: float) -> dict[str, Any]:
         """For the release's metadata: ε(δ) for people, and the ledger, from which a resumed run goes on."""
         return self.report(sensitivity).to_json() | {"ledger": self._ledger.to_json()}
+
+    def _fleet_epsilon(self) -> float | None:
+        cohort, population = self._config.fleet_cohort, self._config.fleet_population
+        if not cohort:
+            return None
+        return self._ledger.at_fleet_size(cohort=cohort, population=population).epsilon(self._config.delta)
 
     def _std(self, sensitivity: float) -> float:
         return self._noise * sensitivity

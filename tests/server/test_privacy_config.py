@@ -6,29 +6,74 @@ import sys
 import pytest
 
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.server.aggregation.aggregate import AggregationConfig
+from fleetdraft.server.aggregation.family_balance import BalanceConfig
+from fleetdraft.server.aggregation.rules import RULES
+from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.privacy.config import Conditions, PrivacyConfig, SecAggConfig
 
-SOUND = {"weights": "equal", "sum_only": True, "pooled": True}
+
+def conditions(rule: str = "fedit", weights: str = "equal", exponent: float = 1.0, **others) -> Conditions:
+    balance = BalanceConfig(exponent=exponent)
+    fewest = {} if RULES[rule].sum_only else {"min_updates": 7}
+    return Conditions(aggregation=AggregationConfig(rule=rule, weights=weights, balance=balance, **fewest), **others)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"weights": "tokens"}, "weights is 'tokens', expected 'equal'"),
-        ({"sum_only": False}, "collective"),
-        ({"pooled": False}, "balanced"),
+        ({"rule": "krum"}, "rule is 'krum', which needs every update, expected one of fedit, "),
+        ({"rule": "flexlora"}, "rule is 'flexlora', which needs every update"),
+        ({"exponent": 0.5}, "families are balanced"),
         ({"closes_early": True}, "first answers"),
         ({"buffered": True}, "buffered"),
     ],
 )
 def test_no_epsilon_and_no_secure_sum_where_they_would_mean_nothing(change, reason) -> None:
-    Conditions(**SOUND).check_proved()
-    Conditions(**SOUND).check_summable()
-    conditions = Conditions(**(SOUND | change))
+    conditions().check_proved()
+    conditions().check_summable()
     with pytest.raises(ConfigError, match=f"not proved here: .*{reason}"):
-        conditions.check_proved()
+        conditions(**change).check_proved()
     with pytest.raises(ConfigError, match=f"not possible here: .*{reason}"):
-        conditions.check_summable()
+        conditions(**change).check_summable()
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.sum_only])
+def test_every_rule_that_needs_sums_goes_with_both(rule) -> None:
+    conditions(rule=rule).check_proved()
+    conditions(rule=rule).check_summable()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"privacy": PrivacyConfig(delta=1e-6, noise_multiplier=1.0)}, {"secure_aggregation": SecAggConfig()}],
+    ids=["privacy", "secure aggregation"],
+)
+def test_a_server_refuses_them_when_it_is_configured(setting) -> None:
+    ServerConfig(rounds=1, aggregation=AggregationConfig(weights="equal"), **setting)
+    with pytest.raises(ConfigError, match="weights is 'tokens'"):
+        ServerConfig(rounds=1, **setting)
+
+
+def test_a_delta_that_lets_one_device_be_published_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.delta is 0\.1, expected less than 1 / 10 expected clients"):
+        ServerConfig(
+            rounds=1,
+            aggregation=AggregationConfig(weights="equal"),
+            expected_clients=10,
+            privacy=PrivacyConfig(delta=0.1, noise_multiplier=1.0),
+        )
+
+
+def test_secure_aggregation_of_two_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="clients_per_round is 2, expected at least 3"):
+        ServerConfig(
+            rounds=1,
+            aggregation=AggregationConfig(weights="equal"),
+            clients_per_round=2,
+            secure_aggregation=SecAggConfig(),
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A private run round by round: the ledger is that of the releases, the noise is what was paid for."""
 
+import json
 import math
 
 import numpy as np
@@ -53,25 +54,13 @@ def test_a_budget_below_the_target_stops_the_run_earlier() -> None:
 
 def test_a_resumed_run_goes_on_where_its_releases_are() -> None:
     whole, first = spending(noise_multiplier=2.0), spending(noise_multiplier=2.0)
-    records = []
     for _ in range(3):
         whole.pay(100)
         first.pay(100)
-        records.append(first.record(1.0))
-    second = spending(noise_multiplier=2.0, ledger=ledger_of(records))
+    second = spending(noise_multiplier=2.0, ledger=ledger_of(json.loads(json.dumps(first.record(1.0)))))
     second.pay(100)
     whole.pay(100)
     assert second.report(1.0) == whole.report(1.0)
-
-
-def test_a_release_that_was_taken_back_stays_paid() -> None:
-    """Devices have measured with it; whichever release is in force, the longest ledger counts."""
-    run = spending(noise_multiplier=2.0)
-    records = []
-    for _ in range(2):
-        run.pay(100)
-        records.append(run.record(1.0))
-    assert ledger_of([records[1], records[0]]).rounds == 2
 
 
 def test_a_round_without_a_release_costs_nothing() -> None:
@@ -121,9 +110,7 @@ def test_a_fleet_so_large_that_delta_allows_to_publish_a_device_is_refused() -> 
         run.pay(1_000_000)
 
 
-def test_releases_without_a_record_are_not_covered() -> None:
-    with pytest.raises(ConfigError, match="without differential privacy before"):
-        ledger_of([{"ledger": []}, None])
+@pytest.mark.parametrize("record", [{}, {"ledger": 1}, {"ledger": [{"x": 1}]}])
+def test_a_record_that_is_none_is_an_error(record) -> None:
     with pytest.raises(RegistryError, match="cannot be read"):
-        ledger_of([{"ledger": [{"x": 1}]}])
-    assert ledger_of([]) == Ledger()
+        ledger_of(record)
