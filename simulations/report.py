@@ -44,14 +44,8 @@ def print_table(results: FleetResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     explained = [WIDENING] if any(row.widened for row in results.families) else []
-    told = (
-        *privacy_section.lines(results),
-        *explained,
-        *results.warnings(),
-        *_exclusions(results.rounds),
-        *results.notes,
-    )
-    for line in told:
+    remarks = (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes)
+    for line in (*privacy_section.lines(results), *remarks):
         console.print(line, highlight=False, markup=False)
 
 
@@ -167,7 +161,9 @@ def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
 
 def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
     yield page.heading("Rounds", "What the clients measured on their own prompts while they trained.")
-    yield page.figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    if any(r.families for r in rounds):
+        caption = "Acceptance rate per round, one line per target vocabulary."
+        yield page.figure(plots.acceptance_by_round(rounds), caption)
     cells = [
         (str(r.round), f"{r.seconds:.1f} s", str(len(r.accepted)), str(len(r.excluded)), _size(r.bytes_up))
         for r in rounds

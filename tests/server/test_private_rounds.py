@@ -59,7 +59,7 @@ class Run:
     """A federation of devices with random updates of norm 0.9 each, which the bound of 1 lets pass as they are.
 
     Args:
-      failing: by stage of secure aggregation or other kind of message, the devices that answer it with an error, each by number.
+      failing: by stage of secure aggregation, or other kind of message, the devices that answer with an error.
     """
 
     def __init__(self, folder, layout, devices=5, failing: Mapping[str, tuple[int, ...]] | None = None) -> None:
