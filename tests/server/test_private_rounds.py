@@ -288,6 +288,7 @@ def test_the_bound_does_not_depend_on_who_was_drawn(tmp_path, layout) -> None:
     reports = run.play(rounds=4, privacy=private(), secure_aggregation=SECURE, clients_per_round=8)
     assert len({len(report.participants) for report in reports}) > 1
     assert len({report.privacy.noise_std for report in reports}) == 1
+    assert len({report.secure.step for report in reports}) == 1
 
 
 def test_a_run_without_either_is_as_before(run) -> None:

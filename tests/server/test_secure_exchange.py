@@ -16,6 +16,7 @@ from fleetdraft.client.device import TableDevice
 from fleetdraft.client.secagg import Secrets
 from fleetdraft.common.errors import SecAggError, TrainingError
 from fleetdraft.common.fixed_point import FixedPoint
+from fleetdraft.common.masking import new_key_pair
 from fleetdraft.common.messages import Identity, Release, TrainTask, Update, l2_norm
 from fleetdraft.common.records import encode_request
 from fleetdraft.common.secagg import PublicKeys, Setup
@@ -180,6 +181,9 @@ NONSENSE: dict[str, Reply] = {
         RecordDict({"secagg": ConfigRecord({"channel": 1, "masking": 2})}), reply_to=message
     ),
     "fields are": lambda message: Message(RecordDict({"secagg": ConfigRecord({"x": 1})}), reply_to=message),
+    "not a public key (": lambda message: Message(
+        encode_message(PublicKeys(channel=new_key_pair()[1], masking=b"masking")), reply_to=message
+    ),
     "not a public key": lambda message: Message(
         encode_message(PublicKeys(channel=b"channel", masking=b"masking")), reply_to=message
     ),
