@@ -10,6 +10,9 @@ from ..client.learning.learner import LearnerConfig
 from ..client.learning.objective import Objective
 from ..client.learning.trainer import AdamWConfig
 from ..common.errors import ConfigError
+from ..server.aggregation.aggregate import AggregationConfig
+from ..server.aggregation.family_balance import BalanceConfig
+from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
 from .faults import FAULTS
 from .toml import parse, read_toml
@@ -70,15 +73,42 @@ class FederationTable:
     """``[federation]``: how the server runs rounds."""
 
     rounds: int = 3
-    rule: str = "fedit"
-    weights: str = "tokens"
+    rule: str = AggregationConfig().rule
+    weights: str = AggregationConfig().weights
+    byzantine: float = AggregationConfig().byzantine
+    min_updates: int = AggregationConfig().min_updates
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """``[federation.balance]``: how much each target family counts."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """``[federation.optimizer]``: what the server makes of an aggregated update."""
+    clients_per_round: int = 0
+    """0: all."""
     timeout_s: float = 120.0
-    min_updates: int = 1
     clip_norm: float = 20.0
+    evaluate_every: int = 0
 
     def config(self, seed: int, clients: int) -> ServerConfig:
         """The server's own settings for ``clients`` devices."""
-        return ServerConfig(**vars(self), seed=seed, expected_clients=clients)
+        return ServerConfig(
+            rounds=self.rounds,
+            seed=seed,
+            aggregation=self.aggregation(),
+            clients_per_round=self.clients_per_round or None,
+            clip_norm=self.clip_norm,
+            timeout_s=self.timeout_s,
+            expected_clients=clients,
+            evaluate_every=self.evaluate_every,
+        )
+
+    def aggregation(self) -> AggregationConfig:
+        return AggregationConfig(
+            rule=self.rule,
+            weights=self.weights,
+            byzantine=self.byzantine,
+            balance=self.balance,
+            optimizer=self.optimizer,
+            min_updates=self.min_updates,
+        )
 
     def __post_init__(self) -> None:
         if self.rounds < 1:

@@ -2,11 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..client.app import make_client_app
 from ..client.prompts import check_lengths, read_prompts
@@ -109,7 +110,15 @@ class Run:
 
 def _settings(experiment: Experiment) -> dict[str, str | int | float | bool]:
     """The experiment's settings, flat, for the report."""
-    tables = {"generation": experiment.generation, "learning": experiment.learning, "federation": experiment.federation}
-    nested = {f"{table}.{key}": value for table, config in tables.items() for key, value in vars(config).items()}
+    tables = {name: asdict(experiment)[name] for name in ("generation", "learning", "federation")}
+    nested = dict(_flat("", tables))
     names = ("seed", "workers", "held_out_prompts", "measure_threads", "widen_to")
     return {"clients": len(experiment.clients)} | {name: getattr(experiment, name) for name in names} | nested
+
+
+def _flat(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value

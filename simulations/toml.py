@@ -5,7 +5,7 @@ It knows no experiment; a config's own checks (``ConfigError``) pass through wit
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -68,6 +68,8 @@ def parse_each(kind: type[T], tables: Any, where: str, name: str) -> tuple[T, ..
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
+    if isinstance(expected, type) and is_dataclass(expected) and not isinstance(value, expected):
+        return parse(expected, value, where)
     if get_origin(expected) is tuple and isinstance(value, list):
         of = get_args(expected)[0]
         return tuple(_typed(each, of, f"{where} {number}") for number, each in enumerate(value, 1))
