@@ -51,7 +51,7 @@ def root(tmp_path: Path, layout) -> Path:
 @pytest.fixture
 def run(root: Path) -> Callable[..., str]:
     def call(*words: object) -> str:
-        result = CliRunner().invoke(command, [str(word) for word in words])
+        result = CliRunner().invoke(command, [str(word) for word in words], env={"COLUMNS": "160"})
         if isinstance(result.exception, FleetdraftError):
             raise result.exception
         assert result.exit_code == 0, result.output
