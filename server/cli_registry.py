@@ -38,7 +38,8 @@ def list_releases(
 ) -> None:
     """Lists the releases, the oldest first.
 
-    Acceptance is what devices measured on their held-out prompts; a release that nobody measured has none.
+    In and out are the devices whose updates count and those that were left out. The columns of target families are
+    acceptance rates as devices measured them on held-out prompts; a release that nobody measured has none.
 
     Examples:
 
@@ -51,7 +52,7 @@ def list_releases(
         _print_json(root, releases=lines)
         return
     families = sorted({family for line in lines for family in line.get("acceptance", {})})
-    headings = ("release", "date", "round", "rule", "devices", "left out", "ε", *families, "status")
+    headings = ("N", "date", "round", "rule", "in", "out", "ε", *families, "status")
     _print_table("", headings, (_row(line, families) for line in lines))
     for line in lines:
         for name in ("blocked", "error"):
@@ -311,7 +312,7 @@ def _print(text: str) -> None:
 def _print_table(title: str, headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "date")
     for row in rows:
         table.add_row(*map(_shown, row))
     if table.rows:
