@@ -138,6 +138,17 @@ def test_a_lost_index_is_made_anew_with_what_is_lost_named(root, lost) -> None:
     assert damage(root) == []
 
 
+def test_an_index_made_anew_holds_damaged_releases_as_well_and_has_a_sound_head(root) -> None:
+    releases = names(root)
+    for number in (1, 8):
+        flip(root / "releases" / releases[number] / "carried.bin")
+    for name in ("index.sqlite", "HEAD"):
+        (root / name).unlink()
+    repair(Catalogue(root))
+    assert (names(root), Catalogue(root).head().number) == (releases, 7)
+    assert len(damage(root)) == 2
+
+
 def test_a_damaged_index_keeps_what_is_sound_and_its_file(root) -> None:
     before = Catalogue(root).events()
     with sqlite3.connect(root / "index.sqlite") as connection:
