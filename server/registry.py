@@ -63,6 +63,11 @@ class Registry:
         self._base = base
 
     @property
+    def root(self) -> Path:
+        """The directory it lies in."""
+        return self._root
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no release at all; releases without a HEAD are a damaged registry, not an empty one."""
         return not (self._root / "HEAD").exists() and not any(self._releases.glob("[0-9]*"))
@@ -96,6 +101,10 @@ class Registry:
         )
         self._aside(lineage, "carried", carried)
         return self._write(adapter, lineage)
+
+    def last_round(self) -> int:
+        """The newest round that made a release; 0 before the first."""
+        return self.lineage().round
 
     def carried(self) -> bytes:
         """What the server carried on from the head's round; empty for the first release."""

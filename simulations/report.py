@@ -178,13 +178,13 @@ def _families_by_round(rounds: Sequence[RoundReport]) -> Iterable[str]:
         "Acceptance rate per target vocabulary: of the new release on held-out prompts in rounds with an evaluation, "
         "else of what the devices drafted while they trained. One drafter for all is as good as its worst family.",
     )
-    families = sorted({family for r in rounds for family in r.measured})
+    families = sorted({family for r in rounds for family in r.figures})
     cells = [
         (
             str(r.round),
             "held-out prompts" if r.evaluation else "while training",
             r.worst_family or "–",
-            *(f"{r.measured[name].draft_acceptance_rate:.3f}" if name in r.measured else "–" for name in families),
+            *(f"{r.figures[name].draft_acceptance_rate:.3f}" if name in r.figures else "–" for name in families),
         )
         for r in rounds
     ]
