@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..common.errors import ConfigError
 from .aggregation.aggregate import AggregationConfig
 from .aggregation.rules import RULES
+from .registry.canary import CanaryConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class ServerConfig:
     join_timeout_s: float = 60.0
     evaluate_every: int = 0
     """Every so many rounds all devices measure the new release; 0 means never."""
+    canary: CanaryConfig = CanaryConfig()
+    """Which releases are blocked after they were measured."""
 
     def __post_init__(self) -> None:
         _check("mode", self.mode, self.mode in ("sync", "async"), "sync or async")

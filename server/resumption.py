@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..common.errors import ConfigError
-from .registry import Registry
+from .registry.registry import Registry
 from .round_journal import Entry, RoundJournal, Stage
 
 

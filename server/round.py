@@ -11,7 +11,8 @@ from ..common.metrics import DraftCounters
 from .aggregation.aggregate import Aggregate
 from .aggregation.saved import Saved
 from .gate import Gate
-from .registry import Registry
+from .registry.canary import CanaryConfig
+from .registry.registry import Registry
 from .report import RoundReport
 
 T = TypeVar("T")
@@ -182,6 +183,11 @@ class Round:
         """Notes that a client gave no figures."""
         if client not in self._evaluated:
             self._unmeasured[client] = str(reason)
+
+    def judge(self, registry: Registry, canary: CanaryConfig) -> None:
+        """Has the registry promote or block the release by what was measured, if anything was."""
+        if self._evaluation and registry.evaluated(_sorted(self._evaluation), canary).is_blocked:
+            self.release = registry.head()
 
     def report(self) -> RoundReport:
         """What became of the round up to now."""

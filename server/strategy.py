@@ -19,7 +19,7 @@ from .exchange import Exchange
 from .gate import Gate
 from .intake import measure
 from .mailbox import Mailbox
-from .registry import Registry
+from .registry.registry import Registry
 from .report import RoundReport
 from .resumption import Resumption, journal_of, resumption
 from .roster import Roster
@@ -97,6 +97,7 @@ class FleetStrategy:
         self._keep(opened, Stage.EVALUATING)
         if self._config.evaluates(number) and not self._judged(entry):
             self._evaluate(grid, opened)
+            opened.judge(self._registry, self._config.canary)
         self._on_round(opened.report())
         self._keep(opened, Stage.CLOSED)
 
@@ -162,7 +163,6 @@ class FleetStrategy:
             measure(opened, answer)
             self._keep(opened, Stage.EVALUATING)
         opened.retried(exchange.retried)
-        self._registry.evaluated(opened.report().evaluation)
 
     def _keep(self, opened: Round, stage: Stage = Stage.TRAINING) -> None:
         """Writes the round down as it is now."""

@@ -14,7 +14,7 @@ from ..client.prompts import check_lengths, read_prompts
 from ..common.files import read_json, write_json
 from ..common.progress import progress
 from ..server.app import make_server_app, next_round
-from ..server.registry import Registry
+from ..server.registry.registry import Registry
 from ..server.report import RoundReport
 from .cohort import Cohort, open_bundle
 from .evaluation import AFTER, BEFORE, HeldOut
@@ -64,10 +64,10 @@ class Run:
         """Does the rounds that are left, measures, and returns what there is to report."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         bundle = open_bundle(self.experiment.bundle)
-        registry = Registry(self.folder / "registry", bundle.manifest.layout, bundle.base)
-        registry.begin(bundle.adapter())
-        self._federate(registry)
-        adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
+        with Registry(self.folder / "registry", bundle.manifest.layout, bundle.base) as registry:
+            registry.begin(bundle.adapter())
+            self._federate(registry)
+            adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
         threads = min(self.experiment.measure_threads, os.cpu_count() or 1)
         held_out = HeldOut(experiment=self.experiment, bundle=bundle, adapters=adapters, threads=threads)
         families, clients = held_out.rows()

@@ -15,10 +15,10 @@ from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.messages import Identity, Release, Update
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.shape import DecoderShape
-from fleetdraft.server.registry import Registry
+from fleetdraft.server.registry.registry import Registry
 
-# Tests are no packages; this lets them import what several of them share (local_grid.py).
-sys.path.append(str(Path(__file__).parent))
+# Tests are no packages; this lets them import what several of them share.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "client")]
 
 from local_grid import begun
 

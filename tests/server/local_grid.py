@@ -12,7 +12,7 @@ from fleetdraft.common.lora import LoraLayout
 from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.app import make_server_app
 from fleetdraft.server.config import ServerConfig
-from fleetdraft.server.registry import Registry
+from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
 
 #: A ClientApp, or what stands in for one; no message means that the node never answers, several that it does so again.

@@ -12,7 +12,7 @@ from fleetdraft.common.errors import ConfigError, Reason, RegistryError
 from fleetdraft.common.records import decode_train
 from fleetdraft.server.app import next_round
 from fleetdraft.server.config import ServerConfig
-from fleetdraft.server.registry import Registry
+from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.resumption import journal_of
 from fleetdraft.server.round_journal import Stage
 

@@ -10,8 +10,9 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from local_grid import LocalGrid, answering, begun, play
 
 from fleetdraft.client.app import make_client_app
+from fleetdraft.client.device import TableDevice
 from fleetdraft.common.errors import FleetError, PromptsError, TrainingError
-from fleetdraft.common.messages import Identity
+from fleetdraft.common.messages import Evaluation, Identity
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.aggregation.aggregate import Carried
 from fleetdraft.server.aggregation.family_balance import BalanceConfig
@@ -238,3 +239,34 @@ def test_a_stopped_run_raises_at_its_next_poll(registry, app_of) -> None:
 def test_no_request_goes_out_without_a_deadline(app_of) -> None:
     with pytest.raises(FleetError, match="timeout"):
         Mailbox(LocalGrid({})).send_and_receive([])
+
+
+def test_a_release_that_devices_accept_less_is_blocked_and_the_next_round_starts_before_it(registry, layout) -> None:
+    """Acceptance falls as soon as the adapter differs from the first one, so every release is blocked."""
+    app = make_client_app(
+        device_for=lambda context: Worsening(layout), identity_for=lambda c: Identity(client="ann", family="spm")
+    )
+    registry.evaluated(Worsening(layout).figures(0.5))
+    reports, _ = play(registry, [app], rounds=2, evaluate_every=1)
+    assert [(report.release, report.released) for report in reports] == [(0, True), (0, True)]
+    assert (registry.head().number, registry.promoted().number, registry.last_round()) == (0, 0, 2)
+    resumed, _ = play(registry, [app], rounds=3, evaluate_every=1)
+    assert [report.round for report in resumed] == [3]
+
+
+class Worsening:
+    """A device whose target accepts half of what it did once the adapter changes anything."""
+
+    def __init__(self, layout) -> None:
+        self._change = {name: np.full(shape, 0.01, np.float32) for name, shape in layout.shapes.items()}
+
+    def train(self, task, release):
+        return TableDevice(client="ann", family="spm", weight=1.0, change=self._change).train(task, release)
+
+    def evaluate(self, task, release) -> Evaluation:
+        counters = self.figures(0.5 if release.adapter.changes_nothing else 0.25)["spm"]
+        return Evaluation(client="ann", family="spm", counters=counters)
+
+    @staticmethod
+    def figures(rate: float) -> dict[str, DraftCounters]:
+        return {"spm": DraftCounters(drafted=4000, accepted=int(4000 * rate), blocks=1000)}
