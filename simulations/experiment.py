@@ -11,6 +11,7 @@ from ..server.aggregation.aggregate import AggregationConfig
 from ..server.aggregation.family_balance import BalanceConfig
 from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.registry.canary import CanaryConfig
 from .faults import FAULTS
 
 
@@ -27,6 +28,8 @@ class FederationTable:
     """``[federation.balance]``: how much each target family counts."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """``[federation.optimizer]``: what the server makes of an aggregated update."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """``[federation.canary]``: which releases are blocked after an evaluation."""
     mode: str = "sync"
     clients_per_round: int = 0
     """0: all."""
@@ -54,6 +57,7 @@ class FederationTable:
             timeout_s=self.timeout_s,
             expected_clients=clients,
             evaluate_every=self.evaluate_every,
+            canary=self.canary,
         )
 
     def aggregation(self) -> AggregationConfig:

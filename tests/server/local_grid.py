@@ -23,18 +23,19 @@ class LocalGrid(Grid):
     """Delivers at once, in this process, to one ``App`` a node.
 
     Args:
-      delays: by node, seconds until its answers to requests for training can be pulled.
+      delays: by node, how many pulls come before the one that finds its answers to requests for training.
       unreachable: nodes to which no request for training can be sent.
     """
 
     def __init__(
-        self, apps: dict[int, App], delays: dict[int, float] | None = None, unreachable: tuple[int, ...] = ()
+        self, apps: dict[int, App], delays: dict[int, int] | None = None, unreachable: tuple[int, ...] = ()
     ) -> None:
         self.unreachable = unreachable
         self.apps = apps
         self.delays = delays or {}
         self.asked: list[int] = []
-        self._replies: dict[str, tuple[float, tuple[Message, ...]]] = {}
+        self._replies: dict[str, tuple[int, tuple[Message, ...]]] = {}
+        self._pulls = 0
 
     def set_run(self, run) -> None: ...
 
@@ -50,26 +51,26 @@ class LocalGrid(Grid):
         return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        now = time.monotonic()
-        ready = [i for i in list(message_ids) if i in self._replies and self._replies[i][0] <= now]
+        self._pulls += 1
+        ready = [i for i in list(message_ids) if i in self._replies and self._replies[i][0] < self._pulls]
         return [reply for i in ready for reply in self._replies.pop(i)[1]]
 
     def send_and_receive(self, messages, *, timeout=None):
         raise NotImplementedError("the strategy waits through its exchanges")
 
     def _deliver(self, message: Message) -> str:
-        node, delay = message.metadata.dst_node_id, 0.0
+        node, delay = message.metadata.dst_node_id, 0
         if message.metadata.message_type == "train":
             if node in self.unreachable:
                 return ""
             self.asked.append(node)
-            delay = self.delays.get(node, 0.0)
+            delay = self.delays.get(node, 0)
         message_id = f"{time.monotonic_ns()}-{node}"
         message.metadata.__dict__["_message_id"] = message_id
         reply = self.apps[node](message, a_context())
         if reply is not None:
             replies = reply if isinstance(reply, tuple) else (reply,)
-            self._replies[message_id] = (time.monotonic() + delay, replies)
+            self._replies[message_id] = (self._pulls + delay, replies)
         return message_id
 
 
@@ -100,7 +101,7 @@ def config_of(clients: int, **settings) -> ServerConfig:
 def play(
     registry: Registry,
     apps: list[App],
-    delays: dict[int, float] | None = None,
+    delays: dict[int, int] | None = None,
     unreachable: tuple[int, ...] = (),
     **settings,
 ) -> tuple[list[RoundReport], LocalGrid]:
