@@ -1,13 +1,13 @@
 """What a run's settings of privacy change in its rounds; without settings, nothing. It knows neither keys nor noise."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.serverapp import Grid
 
-from ...common.errors import ConfigError, SecAggError
+from ...common.errors import ConfigError, Reason, SecAggError, UpdateRejected
 from ...common.fixed_point import CLIP_SLACK, FixedPoint
 from ...common.lora import LoraLayout
 from ...common.messages import Identity, TrainTask
@@ -16,7 +16,6 @@ from ..aggregation.rules import trained_shapes
 from ..aggregation.vector import Packing
 from ..config import ServerConfig
 from ..registry.registry import Registry
-from ..report import RoundReport
 from ..round import Round
 from .noise import Entropy
 from .report import SecureReport
@@ -49,27 +48,21 @@ class Protection:
         self._registry = registry
         self._entropy = entropy
         self._spending = None if config.privacy is None else _spending(config, registry, entropy)
-        self._secure: SecureReport | None = None
 
-    @property
-    def draws(self) -> bool:
-        """Whether it draws the devices of a round."""
-        return self._spending is not None
-
-    @property
-    def sums_only(self) -> bool:
-        """Whether the server is to see sums alone."""
-        return self._config.secure_aggregation is not None
-
-    def draw(self, nodes: Nodes, round: int) -> list[tuple[int, Identity]]:
-        """Pays for a round, then draws who is asked in it.
+    def pay(self, opened: Round, joined: int) -> None:
+        """Pays for a round among ``joined`` devices; for one that was begun before, among those of its draw.
 
         Raises:
-          BudgetSpent: the round would cost more than is left.
+          BudgetSpent: it would cost more than is left.
         """
+        if self._spending is not None:
+            self._spending.pay(opened.privacy.population if opened.privacy else joined)
+            opened.privacy = self._spending.report(self._bound(opened))
+
+    def draw(self, nodes: Nodes, round: int) -> list[tuple[int, Identity]]:
+        """Who is asked in the round that was paid."""
         if self._spending is None:
             raise ConfigError("there is no differential privacy, expected settings of it for a secret draw")
-        self._spending.pay(len(nodes))
         drawn = set(self._spending.draw([identity.client for _, identity in nodes], round))
         return [node for node in nodes if node[1].client in drawn]
 
@@ -78,40 +71,43 @@ class Protection:
         packing = Packing(trained_shapes(opened.release.adapter.layout, task.factors))
         left = {identity.client for _, identity in nodes}
         try:
-            exchange = self._exchange(grid, nodes, self._encoding(len(nodes), packing.size), group=str(opened.number))
+            exchange = self._exchange(grid, nodes, self._encoding(len(nodes), packing.size))
         except SecAggError as error:
-            self._secure = SecureReport(neighbours=0, threshold=0, step=0.0, stages={}, aborted=str(error))
-            _exclude(opened, dict.fromkeys(left, str(error)))
+            opened.secure = SecureReport(neighbours=0, threshold=0, step=0.0, stages={}, aborted=str(error))
+            _exclude(opened, dict.fromkeys(left, str(error)), Reason.ABORTED)
             return
         try:
             total = exchange.run(encode_request(task, opened.release), task.timeout_s)
             opened.take_sum({name: packing.tensor(total, name) for name in packing.shapes}, exchange.survivors)
         except SecAggError as error:
-            _exclude(opened, dict.fromkeys(left, str(error)))
-        _exclude(opened, exchange.dropped)
-        self._secure = exchange.report()
-        for stage in self._secure.stages.values():
+            _exclude(opened, dict.fromkeys(left - exchange.dropped.keys(), str(error)), Reason.ABORTED)
+        _exclude(opened, exchange.dropped, Reason.DROPPED_OUT)
+        opened.retried(exchange.retried)
+        opened.secure = exchange.report()
+        for stage in opened.secure.stages.values():
             opened.sent(stage.bytes_down)
             opened.received(stage.bytes_up)
 
     def publish(self, opened: Round) -> None:
         """Writes the round's release: noised, and with what has been spent, where that is asked for."""
-        spending = self._spending
+        spending, aggregation = self._spending, self._config.aggregation
         if spending is None:
-            opened.publish(self._registry)
+            opened.publish(self._registry, aggregation.rule, aggregation.min_updates)
             return
         bound = self._bound(opened)
-        if not opened.publish(self._registry, lambda total: spending.noisy_mean(total, bound), spending.record(bound)):
+        if not opened.publish(
+            self._registry,
+            aggregation.rule,
+            aggregation.min_updates,
+            lambda total: spending.noisy_mean(total, bound),
+            spending.record(bound),
+        ):
             spending.forgo()
-
-    def report(self, opened: Round) -> RoundReport:
-        """The round's report, with what became of its privacy."""
-        privacy = None if self._spending is None else self._spending.report(self._bound(opened))
-        return opened.report(privacy=privacy, secure=self._secure)
+            opened.privacy = spending.report(bound)
 
     def _bound(self, opened: Round) -> float:
         """What one device can change the sum by, in L2 norm."""
-        if not self.sums_only:
+        if self._config.secure_aggregation is None:
             return self._config.clip_norm * (1 + CLIP_SLACK)
         factors = self._config.aggregation.kind.factors_in(opened.number)
         return self._encoding(1, _entries(opened.release.adapter.layout, factors)).norm_bound
@@ -122,7 +118,7 @@ class Protection:
         clients = devices if self._spending is None else self._spending.charge.population
         return FixedPoint.finest(clip_norm=self._config.clip_norm, clients=clients, entries=entries)
 
-    def _exchange(self, grid: Grid, nodes: Nodes, encoding: FixedPoint, group: str) -> SecureExchange:
+    def _exchange(self, grid: Grid, nodes: Nodes, encoding: FixedPoint) -> SecureExchange:
         config = self._config.secure_aggregation
         if config is None:
             raise ConfigError("there is no secure aggregation, expected settings of it for a sum")
@@ -133,16 +129,16 @@ class Protection:
             session=self._entropy(16),
             rng=np.random.default_rng(int.from_bytes(self._entropy(16), "little")),
         )
-        return SecureExchange(grid, nodes, server, stage_timeout_s=config.stage_timeout_s, group=group)
+        return SecureExchange(grid, nodes, server, stage_timeout_s=config.stage_timeout_s, retries=self._config.retries)
 
 
 def _entries(layout: LoraLayout, factors: tuple[str, ...]) -> int:
     return sum(rows * columns for rows, columns in trained_shapes(layout, factors).values())
 
 
-def _exclude(opened: Round, reasons: dict[str, str]) -> None:
+def _exclude(opened: Round, reasons: Mapping[str, str], code: Reason) -> None:
     for client, reason in reasons.items():
-        opened.exclude(client, reason)
+        opened.exclude(client, UpdateRejected(reason, code))
 
 
 def _spending(config: ServerConfig, registry: Registry, entropy: Entropy) -> "Spending | None":

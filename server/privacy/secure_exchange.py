@@ -15,7 +15,6 @@ from ...common.messages import Identity
 from ...common.secagg import MaskedInput, PublicKeys, Revealed, SealedShares
 from ...common.secagg_records import decode_message, encode_message, wire_bytes, with_message
 from ..exchange import Exchange
-from ..roster import content
 from .report import SecureReport, StageReport
 from .secagg import SecAggServer
 
@@ -41,7 +40,7 @@ class SecureExchange:
 
     Args:
       nodes: the devices, by Flower's number; their places here are their numbers in ``server``.
-      group: of the messages.
+      retries: how often a request is sent again within its time where the transport failed.
       clock: in seconds.
     """
 
@@ -52,7 +51,7 @@ class SecureExchange:
         server: SecAggServer,
         *,
         stage_timeout_s: float,
-        group: str,
+        retries: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._grid = grid
@@ -60,7 +59,8 @@ class SecureExchange:
         self._places = {identity.client: place for place, (_, identity) in enumerate(nodes)}
         self._server = server
         self._stage_timeout_s = stage_timeout_s
-        self._group = group
+        self._retries = retries
+        self.retried = 0
         self._clock = clock
         setup = server.setups()[0]
         self._report = SecureReport(
@@ -125,21 +125,22 @@ class SecureExchange:
         timeout_s: float,
     ) -> None:
         """Asks, takes the answers as they come, and notes who gave none that counts."""
-        started, bytes_up, dropped = self._clock(), 0, dict[str, str]()
-        exchange = Exchange(self._grid, STAGES[name], group=self._group, clock=self._clock)
+        started, bytes_up, taken, dropped = self._clock(), 0, set[str](), dict[str, str]()
+        exchange = Exchange(self._grid, STAGES[name], self._retries, self._clock)
         for place, records in questions.items():
             node, identity = self._nodes[place]
             exchange.ask(node, identity, records, timeout_s)
-        for question, reply in exchange.answers():
-            client = question.identity.client
+        for answer in exchange.answers():
+            client = answer.identity.client
             try:
-                if reply is None:
-                    raise UpdateRejected(f"no answer within {timeout_s:g} s")
-                answer = content(reply)
-                bytes_up += wire_bytes(answer)
-                take(self._places[client], answer)
+                records = answer.records()
+                bytes_up += wire_bytes(records)
+                take(self._places[client], records)
+                taken.add(client)
             except UpdateRejected as error:
-                dropped[client] = str(error)
+                if client not in taken:  # a second answer takes nothing back
+                    dropped[client] = str(error)
+        self.retried += exchange.retried
         stage = StageReport(
             asked=len(questions),
             dropped=dict(sorted(dropped.items())),

@@ -56,7 +56,7 @@ class Spending:
         self._key = key
         self._entropy = entropy
         self._noise = config.noise_multiplier or self._least_noise(rounds, population)
-        self._charge = self._charged(population)
+        self._charge = ledger.charges[-1][0] if ledger.charges else self._charged(population)
 
     @property
     def charge(self) -> Charge:

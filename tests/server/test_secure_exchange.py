@@ -92,9 +92,7 @@ class Fleet:
         )
         self.grid = WireGrid({100 + i: self.app(i) for i in range(clients)})
         nodes = [(100 + i, Identity(client=f"phone-{i}", family="spm")) for i in range(clients)]
-        self.exchange = SecureExchange(
-            Mailbox(self.grid), nodes, self.server, stage_timeout_s=stage_timeout_s, group="1"
-        )
+        self.exchange = SecureExchange(Mailbox(self.grid), nodes, self.server, stage_timeout_s=stage_timeout_s)
 
     def device(self, i: int) -> TableDevice:
         return TableDevice(client=f"phone-{i}", family="spm", change=self.changes[i], weight=1.0)
