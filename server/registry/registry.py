@@ -49,6 +49,11 @@ class Registry:
     # --- reading --------------------------------------------------------------------------------------------------
 
     @property
+    def root(self) -> Path:
+        """The directory it lies in."""
+        return self._catalogue.root
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no release at all; releases without an index are a damaged registry, not an empty one."""
         return self._standing().head is None
