@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -50,6 +51,7 @@ class Index:
         self._path = path
         self._read = list[Event]()
         self._last = ""
+        self._turn = threading.Lock()
 
     @property
     def exists(self) -> bool:
@@ -86,13 +88,13 @@ class Index:
 
     def events(self) -> list[Event]:
         """All of them, the oldest first; what was read before is not read again."""
-        with self._open() as connection:
+        with self._turn, self._open() as connection:
             if not self._has_read(connection):
                 self._read, self._last = [], ""
             for event, digest in self._sound(connection, len(self._read), self._last):
                 self._read.append(event)
                 self._last = digest
-        return list(self._read)
+            return list(self._read)
 
     def salvaged(self) -> list[Event]:
         """Of a file that may be damaged: the events before the first row that is not sound."""
@@ -124,7 +126,8 @@ class Index:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
         if found:
             raise _damaged(self._path, str(found[0]).splitlines()[0])
-        self._read, self._last = [], ""
+        with self._turn:
+            self._read, self._last = [], ""
         self.events()
 
     def set_aside(self) -> str:
