@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import registry_writer as writer
 from killing import kill_at_random_moments
 
@@ -38,6 +39,7 @@ def rounds(root: Path) -> list[int]:
     return [catalogue.directories.lineage(name).round for name in catalogue.standing().releases]
 
 
+@pytest.mark.slow
 def test_fifty_kills_leave_a_whole_registry_each_time_and_no_round_is_lost_or_done_twice(tmp_path: Path) -> None:
     counts = [0]
 
