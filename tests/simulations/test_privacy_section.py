@@ -1,4 +1,4 @@
-"""What a report says of privacy: the last ε, the fleet it stands for, sums that were not to be had, and nothing else."""
+"""What a report says of privacy: the last ε, the fleet it stands for, sums that were not to be had."""
 
 from dataclasses import replace
 
