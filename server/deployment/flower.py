@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import ssl
 import subprocess
 import urllib.request
@@ -147,6 +148,7 @@ def _answer(done: "subprocess.CompletedProcess[str]", words: Sequence[str], addr
         reason = told.get("error-message", told)
     except ValueError:
         reason = done.stderr or done.stdout or f"exit code {done.returncode}"
+    reason = re.sub(r"^Using SuperLink.*$", "", str(reason), flags=re.MULTILINE)
     raise FleetError(f"'flwr {' '.join(words[:2])}' at {address}: {one_line(reason)}")
 
 

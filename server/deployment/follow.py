@@ -9,12 +9,15 @@ left: the registry knows which. The devices wait for the SuperLink meanwhile and
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ...common.errors import ConfigError, FleetError
 from .fleet import Fleet
 from .flower import Flower
 from .journal import Event, Follower
 from .superlink import Life
+
+T = TypeVar("T")
 
 _POLL_S = 0.5
 #: Asking Flower takes a process of its own and a second, and tells only of what no journal can.
@@ -29,6 +32,7 @@ class _Attempt:
 
     number: int
     life: Life | None
+    follower: Follower
     rounds: int = 0
     """That closed in it."""
 
@@ -61,53 +65,46 @@ class Follow:
             where, folder = self._fleet.table.superlink.local, self._fleet.folder
             raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
         silent = 0
-        attempt, news = self._begin()
+        attempt = self._begin()
         try:
-            while not self._finished(attempt, news):
+            while not self._finished(attempt):
                 silent = 0 if attempt.rounds else silent + 1
                 if silent == _TRIES:
-                    raise FleetError(
-                        f"{_TRIES} runs in a row ended without a round; see {self._fleet.path('superlink.log')}"
-                    )
-                attempt, news = self._begin()
+                    log = self._fleet.path("superlink.log")
+                    raise FleetError(f"{_TRIES} runs in a row ended without a round; see {log}")
+                attempt = self._begin()
         except KeyboardInterrupt:
             self._flower.close(attempt.number)
             raise
 
-    def _begin(self) -> tuple[_Attempt, Iterator[Event | None]]:
-        life = Life.last(self._fleet)
-        under_way = self._flower.unfinished()
-        follower = Follower(self._fleet.path("fleet.jsonl"), from_start=bool(under_way))
-        number = under_way[0].number if under_way else self._flower.submit()
-        self._tell(f"run {number} {'is under way' if under_way else 'started'}")
-        attempt = _Attempt(number=number, life=life)
-        return attempt, self._news(attempt, follower)
-
-    def _news(self, attempt: _Attempt, follower: Follower) -> Iterator[Event | None]:
-        """The run's events as they come, and ``None`` once the run cannot have any more."""
-        asked = seen = time.monotonic()
+    def _begin(self) -> _Attempt:
+        """Takes up the run that is under way, or submits one."""
         while True:
-            yield from (event for event in follower.news() if event.get("run") == str(attempt.number))
-            now = time.monotonic()
-            if self._restarted(attempt):
-                yield None
-            elif now - asked >= _ASK_EVERY_S:
-                asked = now
-                if self._flower.answers():
-                    seen = now
-                    if self._ended_silently(attempt):
-                        yield None
-                elif now - seen > self._patience_s:
-                    raise FleetError(
-                        f"the SuperLink at {self._fleet.table.superlink.local} has been away for {now - seen:.0f} s"
-                    )
+            life = self._settled()
+            under_way = self._ask(self._flower.unfinished)
+            if under_way is None:
+                continue
+            follower = Follower(self._fleet.path("fleet.jsonl"), from_start=bool(under_way))
+            number = under_way[0].number if under_way else self._ask(self._flower.submit)
+            if number is not None:
+                self._tell(f"run {number} {'is under way' if under_way else 'started'}")
+                return _Attempt(number=number, life=life, follower=follower)
+
+    def _settled(self) -> Life | None:
+        """The life of a SuperLink that is there and in order."""
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            life = Life.last(self._fleet)
+            if (life is None or life.in_order) and self._flower.answers():
+                return life
+            if time.monotonic() > deadline:
+                where = self._fleet.table.superlink.local
+                raise FleetError(f"the SuperLink at {where} has been away for {self._patience_s:g} s")
             time.sleep(_POLL_S)
 
-    def _finished(self, attempt: _Attempt, news: Iterator[Event | None]) -> bool:
+    def _finished(self, attempt: _Attempt) -> bool:
         """Whether the run did its rounds; else another one has to."""
-        for event in news:
-            if event is None:
-                return False
+        for event in self._events(attempt):
             if event["event"] == "round":
                 attempt.rounds += 1
                 self._on_round(event)
@@ -117,18 +114,47 @@ class Follow:
                 return True
         return False
 
+    def _events(self, attempt: _Attempt) -> Iterator[Event]:
+        """The run's events as they come; ends once it cannot have any more, though none has said so."""
+        asked, over = time.monotonic(), False
+        while True:
+            yield from (event for event in attempt.follower.news() if event.get("run") == str(attempt.number))
+            if over:
+                return
+            if self._restarted(attempt):
+                over = True
+            elif time.monotonic() - asked >= _ASK_EVERY_S:
+                over = self._ended_silently(attempt)
+                asked = time.monotonic()
+            else:
+                time.sleep(_POLL_S)
+
     def _restarted(self, attempt: _Attempt) -> bool:
-        """Whether another SuperLink has come; its start has closed the runs of the one before."""
-        if Life.last(self._fleet) == attempt.life:
+        """Whether another SuperLink has come; its start closes the runs of the one before."""
+        life = Life.last(self._fleet)
+        if life is None or attempt.life is None or life.started == attempt.life.started:
             return False
         self._tell("the SuperLink was started anew; the rounds that are left go on in another run")
+        self._settled()
         return True
 
     def _ended_silently(self, attempt: _Attempt) -> bool:
         """Whether the ServerApp is gone, though its journal does not say so."""
-        run = self._flower.run(attempt.number)
-        if run.status == "finished:stopped":
-            raise FleetError(f"run {run.number} was stopped; 'fleetdraft server run' goes on where it was")
-        if run.finished:
+        run = self._ask(lambda: self._flower.run(attempt.number))
+        if run is None:
+            self._settled()
+            return False
+        if run.finished and not self._restarted(attempt):
+            if run.status == "finished:stopped":
+                raise FleetError(f"run {run.number} was stopped; 'fleetdraft server run' goes on where it was")
             self._tell(f"run {run.number} ended: {run.details or run.status}")
         return run.finished
+
+    def _ask(self, question: Callable[[], T]) -> T | None:
+        """The SuperLink's answer, or none where it went away over the question."""
+        try:
+            return question()
+        except FleetError:
+            if not self._flower.answers():
+                return None
+        return question()

@@ -1,8 +1,7 @@
 """Which devices may join: a folder of public keys, and the SuperLink told of it."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...common.errors import ConfigError
@@ -32,7 +31,7 @@ class Keys:
 
     def listed(self) -> list[NodeKey]:
         """The devices that may join, by name."""
-        nodes = self._nodes()
+        nodes = self._told().nodes
         return [
             NodeKey(name=name, fingerprint=seen, node=nodes.get(seen))
             for name, seen in ((path.stem, fingerprint(read_public_key(path))) for path in self._files())
@@ -54,7 +53,7 @@ class Keys:
         """Lets the owner of a public key join under a name.
 
         Raises:
-          ConfigError: not a public key, the name is taken, or the key is there under another name.
+          ConfigError: not a public key, the name is taken, the key is there under another name, or was removed once.
         """
         key, path = read_public_key(source), self.path(name)
         if path.exists():
@@ -62,6 +61,8 @@ class Keys:
         for known in self.listed():
             if known.fingerprint == fingerprint(key):
                 raise ConfigError(f"{source} is the key of {known.name!r} already; every device needs a key of its own")
+        if fingerprint(key) in self._told().retired:  # Flower 1.41 takes a public key once and for all
+            raise ConfigError(f"{source} was removed from this fleet once; make another pair on the device")
         write_atomic(path, key + b"\n")
 
     def remove(self, name: str) -> None:
@@ -78,26 +79,36 @@ class Keys:
 
     def tell(self, flower: Flower) -> tuple[list[str], list[str]]:
         """Brings the SuperLink's list in line with the folder; returns the names admitted and the keys dismissed."""
-        nodes, known = self._nodes(), {node.number for node in flower.nodes()}
+        told, known = self._told(), {node.number for node in flower.nodes()}
         allowed = {key.fingerprint: key.name for key in self.listed()}
-        dismissed = [seen for seen in nodes if seen not in allowed]
+        dismissed = [seen for seen in told.nodes if seen not in allowed]
         for seen in dismissed:
-            if (number := nodes.pop(seen)) in known:
+            if (number := told.nodes.pop(seen)) in known:
                 flower.dismiss(number)
-            self._remember(nodes)
-        admitted = [seen for seen in allowed if nodes.get(seen) not in known]
+            told.retired.append(seen)
+            self._remember(told)
+        admitted = [seen for seen in allowed if told.nodes.get(seen) not in known]
         for seen in admitted:
-            nodes[seen] = flower.admit(self.path(allowed[seen]), allowed[seen])
-            self._remember(nodes)
+            told.nodes[seen] = flower.admit(self.path(allowed[seen]), allowed[seen])
+            self._remember(told)
         return [allowed[seen] for seen in admitted], dismissed
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.pub"))
 
-    def _nodes(self) -> dict[str, int]:
-        """Node numbers by fingerprint, as the SuperLink gave them."""
-        path = self._folder / "nodes.json"
-        return dict(read_json(path)) if path.exists() else {}
+    def _told(self) -> "_Told":
+        path = self._folder / "told.json"
+        return _Told(**read_json(path)) if path.exists() else _Told()
 
-    def _remember(self, nodes: Mapping[str, int]) -> None:
-        write_json(self._folder / "nodes.json", nodes)
+    def _remember(self, told: "_Told") -> None:
+        write_json(self._folder / "told.json", asdict(told))
+
+
+@dataclass
+class _Told:
+    """What SuperLinks were told."""
+
+    nodes: dict[str, int] = field(default_factory=dict)
+    """Node numbers by fingerprint, as the SuperLink gave them."""
+    retired: list[str] = field(default_factory=list)
+    """Fingerprints of keys that may join no more."""

@@ -13,7 +13,7 @@ from ...common.embedded import EMBEDDED, located
 from ...common.errors import ConfigError
 from ...common.files import check_replaceable, write_atomic
 from ..config import ServerConfig
-from .fleet import Fleet
+from .fleet import Fleet, SuperLinkTable
 from .tls import make_certificates
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
@@ -63,6 +63,7 @@ def make_fleet(folder: Path, *, bundle: Path, host: str, port: int, names: Seque
         raise ConfigError(f"{folder} holds a fleet already; choose another folder")
     check_replaceable(folder, "fleet.toml")
     check_names(names)
+    SuperLinkTable(host=host, port=port)  # checks the values
     manifest = BundleManifest.read(located(bundle))
     where = bundle if bundle == EMBEDDED else bundle.absolute()
     values = {"bundle": str(where), "base": manifest.base, "host": host, "port": port}

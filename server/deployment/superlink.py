@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from ipaddress import ip_address
 from types import FrameType
@@ -35,12 +35,18 @@ class Life:
     pid: int
     started: float
     """Seconds since 1970."""
+    in_order: bool
+    """Whether it has closed the runs of an earlier one, and knows who may join."""
 
     @classmethod
     def last(cls, fleet: Fleet) -> "Life | None":
         """Of the SuperLink that runs in a folder, or ran there last."""
         path = fleet.path("superlink.json")
         return cls(**read_json(path)) if path.exists() else None
+
+    def keep(self, fleet: Fleet) -> None:
+        """Writes it down for ``last``; who follows a run learns of a new life from it."""
+        write_json(fleet.path("superlink.json"), asdict(self))
 
 
 def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
@@ -71,11 +77,12 @@ def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
             stderr=subprocess.STDOUT,
             preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
         )
+        life = Life(pid=child.pid, started=time.time(), in_order=False)
         try:
+            life.keep(fleet)
             if _until_up(fleet, child, stopped):
                 joined = _put_in_order(fleet)
-                # Who follows a run takes this as the word that the runs of an earlier SuperLink are closed.
-                write_json(fleet.path("superlink.json"), asdict(Life(pid=child.pid, started=time.time())))
+                replace(life, in_order=True).keep(fleet)
                 head = registry.lineage().number
                 where = fleet.table.superlink.local
                 ready(f"SuperLink at {where}: {joined} devices may join, release {head}; Ctrl-C stops it")
