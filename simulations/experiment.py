@@ -7,7 +7,11 @@ from typing import Any
 from ..client.settings import GenerationTable, LearningTable
 from ..common.errors import ConfigError
 from ..common.toml import parse, read_toml
+from ..server.aggregation.aggregate import AggregationConfig
+from ..server.aggregation.family_balance import BalanceConfig
+from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.registry.canary import CanaryConfig
 from .faults import FAULTS
 
 
@@ -16,15 +20,55 @@ class FederationTable:
     """``[federation]``: how the server runs rounds."""
 
     rounds: int = 3
-    rule: str = "fedit"
-    weights: str = "tokens"
+    rule: str = AggregationConfig().rule
+    weights: str = AggregationConfig().weights
+    byzantine: float = AggregationConfig().byzantine
+    min_updates: int = AggregationConfig().min_updates
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """``[federation.balance]``: how much each target family counts."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """``[federation.optimizer]``: what the server makes of an aggregated update."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """``[federation.canary]``: which releases are blocked after an evaluation."""
+    mode: str = "sync"
+    clients_per_round: int = 0
+    """0: all."""
+    over_selection: float = 0.0
+    buffer_size: int = 10
+    max_staleness: int = 4
+    retries: int = 2
     timeout_s: float = 120.0
-    min_updates: int = 1
     clip_norm: float = 20.0
+    evaluate_every: int = 0
 
     def config(self, seed: int, clients: int) -> ServerConfig:
         """The server's own settings for ``clients`` devices."""
-        return ServerConfig(**vars(self), seed=seed, expected_clients=clients)
+        return ServerConfig(
+            rounds=self.rounds,
+            seed=seed,
+            aggregation=self.aggregation(),
+            mode=self.mode,
+            clients_per_round=self.clients_per_round or None,
+            over_selection=self.over_selection,
+            buffer_size=self.buffer_size,
+            max_staleness=self.max_staleness,
+            retries=self.retries,
+            clip_norm=self.clip_norm,
+            timeout_s=self.timeout_s,
+            expected_clients=clients,
+            evaluate_every=self.evaluate_every,
+            canary=self.canary,
+        )
+
+    def aggregation(self) -> AggregationConfig:
+        return AggregationConfig(
+            rule=self.rule,
+            weights=self.weights,
+            byzantine=self.byzantine,
+            balance=self.balance,
+            optimizer=self.optimizer,
+            min_updates=self.min_updates,
+        )
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
