@@ -11,6 +11,7 @@ from ..common.embedded import EMBEDDED
 from ..common.errors import ConfigError
 from ..common.node_key import make_key_pair
 from ..common.progress import progress
+from .app import next_round
 from .deployment.fleet import Fleet
 from .deployment.flower import Flower
 from .deployment.follow import Follow
@@ -101,19 +102,19 @@ def run(
     """
     fleet = Fleet.open(folder)
     registry = fleet.registry()
-    left = fleet.table.federation.rounds - registry.lineage().round
+    left = fleet.table.federation.rounds - next_round(fleet.table.federation, registry) + 1
     if left <= 0:
         _say(f"all {fleet.table.federation.rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
         return
     with progress("rounds", left) as advance:
 
         def on_round(event: Event) -> None:
-            excluded = f", {event['excluded']} excluded" if event["excluded"] else ""
+            excluded = "".join(f", {count} {reason}" for reason, count in event["excluded"].items())
             advance(f"round {event['round']}: {event['accepted']} updates{excluded}, release {event['release']}")
 
         Follow(fleet, patience_s=wait, tell=_say, on_round=on_round).run()
     head = registry.lineage()
-    _say(f"release {head.number} of round {head.round}")
+    _say(f"release {head.number} of round {head.round}; look at it with: fleetdraft registry show")
 
 
 @server.command()

@@ -27,7 +27,7 @@ from ...common.errors import ConfigError, FingerprintError, FleetError
 from ...common.lora import LoraAdapter
 from ...common.toml import parse, read_toml
 from ..config import ServerConfig
-from ..registry import Registry
+from ..registry.registry import Registry
 
 #: Names the folder of the fleet to the ServerApp, which Flower starts.
 VARIABLE = "FLEETDRAFT_FLEET"
@@ -111,10 +111,12 @@ class Fleet:
         return manifest
 
     def registry(self) -> Registry:
-        """The releases, with number 0 made from the bundle where there is none."""
+        """The releases, with number 0 made from the bundle where there is none; nobody is kept from writing."""
         manifest = self.manifest()
         registry = Registry(self.path(self.table.registry), manifest.layout, manifest.base)
-        registry.begin(LoraAdapter.load(self.bundle / "drafter/initial", manifest.layout, manifest.base))
+        if registry.is_empty:
+            registry.begin(LoraAdapter.load(self.bundle / "drafter/initial", manifest.layout, manifest.base))
+            registry.close()
         return registry
 
     @property

@@ -40,7 +40,7 @@ class Journal:
         """Appends what became of a round."""
         self.note("round", **_figures(report))
         for client, reason in report.excluded.items():
-            self.note("excluded", round=report.round, client=client, reason=reason)
+            self.note("excluded", round=report.round, client=client, code=report.codes.get(client), reason=reason)
         for client, reason in report.unmeasured.items():
             self.note("unmeasured", round=report.round, client=client, reason=reason)
 
@@ -79,13 +79,14 @@ def _figures(report: RoundReport) -> dict[str, Any]:
         "round": report.round,
         "asked": len(report.participants),
         "accepted": len(report.accepted),
-        "excluded": len(report.excluded),
+        "excluded": dict(report.counts),
         "release": report.release,
         "digest": report.digest,
         "released": report.released,
         "seconds": round(report.seconds, 3),
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
+        "retried": report.retried,
         "acceptance": {name: round(c.draft_acceptance_rate, 6) for name, c in report.families.items()},
         "evaluation": {name: round(c.draft_acceptance_rate, 6) for name, c in report.evaluation.items()},
     }

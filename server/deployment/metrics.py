@@ -5,32 +5,15 @@ round says as much as an endpoint would, and is there when nothing runs. Counter
 Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (text, version 0.0.4).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ...common.errors import Reason
 from ...common.metrics import DraftCounters
 from ..report import RoundReport
 
 Labels = Mapping[str, str]
-
-#: Kinds of exclusion by what their reasons say; labels have to stay few, whatever devices answer.
-_KINDS = (
-    ("silent", "no answer"),
-    ("expired", "expired"),
-    ("not-finite", "not finite"),
-    ("norm", "norm is"),
-    ("shape", "has shape"),
-    ("tensor", r"^tensor .* is (missing|unknown)|is frozen"),
-    ("fingerprint", r"is [0-9a-f]+…, expected [0-9a-f]+…|digest"),
-    ("weight", "weight"),
-    ("malformed", "malformed|npy|Fortran|dtype|schema|^fields? "),
-    ("counter", "^counter "),
-    ("name", "name .* is taken"),
-)
-OTHER = "device"
-"""Whatever a device reported about itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +23,9 @@ class Standing:
     head: int
     """Number of the release that the next round starts from."""
     promoted: int | None = None
-    """Number of the release that devices are given; none where there is no such choice."""
+    """Number of the release in force; none before the first promotion."""
     epsilon: float | None = None
     """Spent privacy; none without differential privacy."""
-
-
-def exclusion_kind(reason: str) -> str:
-    """The kind of a reason, one of few."""
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, reason)), OTHER)
 
 
 def exposition(reports: Sequence[RoundReport], standing: Standing) -> str:
@@ -57,15 +35,17 @@ def exposition(reports: Sequence[RoundReport], standing: Standing) -> str:
 
 def _lines(reports: Sequence[RoundReport], standing: Standing) -> Iterator[str]:
     outcomes = Counter("released" if r.released else "kept" for r in reports)
-    kinds = Counter(exclusion_kind(reason) for r in reports for reason in r.excluded.values())
+    excluded: Counter[str] = Counter()
+    for report in reports:
+        excluded.update(report.counts)
     yield from _family("rounds_total", "counter", "Rounds finished, by what they did to the release.",
                        [({"outcome": name}, outcomes[name]) for name in ("released", "kept")])  # fmt: skip
     yield from _single(
         "updates_accepted_total", "counter", "Updates in releases.", sum(len(r.accepted) for r in reports)
     )
-    names = [*(kind for kind, _ in _KINDS), OTHER]
-    yield from _family("updates_excluded_total", "counter", "Updates left out, by kind of reason.",
-                       [({"reason": name}, kinds[name]) for name in names])  # fmt: skip
+    yield from _family("answers_excluded_total", "counter", "Answers that did not count or did not come, by reason.",
+                       [({"reason": reason}, excluded[reason]) for reason in Reason])  # fmt: skip
+    yield from _single("requests_retried_total", "counter", "Requests sent again.", sum(r.retried for r in reports))
     yield from _drafting(reports)
     yield from _single("round_seconds_total", "counter", "Time spent in rounds.", sum(r.seconds for r in reports))
     yield from _family("tensor_bytes_total", "counter", "Bytes of tensors, from the devices and to them.", [
@@ -97,9 +77,9 @@ def _standing(reports: Sequence[RoundReport], standing: Standing) -> Iterator[st
         yield from _single("round", "gauge", "Number of the newest round.", last.round)
         yield from _single("round_seconds", "gauge", "Duration of the newest round.", last.seconds)
         yield from _single("round_participants", "gauge", "Devices asked in the newest round.", len(last.participants))
-    yield from _single("release_head", "gauge", "Number of the newest release.", standing.head)
+    yield from _single("release_head", "gauge", "Number of the release that the next round starts from.", standing.head)
     if standing.promoted is not None:
-        yield from _single("release_promoted", "gauge", "Number of the promoted release.", standing.promoted)
+        yield from _single("release_promoted", "gauge", "Number of the release in force.", standing.promoted)
     if standing.epsilon is not None:
         yield from _single("privacy_epsilon", "gauge", "Differential privacy spent.", standing.epsilon)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ...common.files import read_json, write_atomic, write_json
-from ..registry import Registry
+from ..registry.registry import Registry
 from ..report import RoundReport
 from .fleet import Fleet
 from .journal import Journal
@@ -16,16 +16,26 @@ def read_reports(fleet: Fleet) -> list[RoundReport]:
 
 
 def keep_records(fleet: Fleet, registry: Registry, journal: Journal, report: RoundReport) -> None:
-    """Writes what became of a round: its report, its lines in the journal, the fleet's metrics."""
-    write_json(_folder(fleet) / f"{report.round:04d}.json", report.to_json())
-    journal.record(report)
+    """Writes what became of a round: its report, its lines in the journal, the fleet's metrics.
+
+    A server that was killed as a round closed may give its report a second time; the journal has it once.
+    """
+    path = _folder(fleet) / f"{report.round:04d}.json"
+    if not (path.exists() and RoundReport.from_json(read_json(path)) == report):
+        journal.record(report)
+        write_json(path, report.to_json())
     write_metrics(fleet, registry)
 
 
 def write_metrics(fleet: Fleet, registry: Registry) -> None:
     """Writes the metrics anew, from the reports and the registry."""
-    text = exposition(read_reports(fleet), Standing(head=registry.lineage().number))
-    write_atomic(fleet.path("metrics/fleetdraft.prom"), text.encode())
+    promoted = registry.promoted()
+    standing = Standing(
+        head=registry.lineage().number,
+        promoted=None if promoted is None else promoted.number,
+        epsilon=(registry.privacy() or {}).get("epsilon"),
+    )
+    write_atomic(fleet.path("metrics/fleetdraft.prom"), exposition(read_reports(fleet), standing).encode())
 
 
 def _folder(fleet: Fleet) -> Path:

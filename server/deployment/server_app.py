@@ -42,10 +42,10 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _rounds(fleet: Fleet, journal: Journal, grid: Grid, context: Context) -> None:
-    registry = fleet.registry()
-    write_metrics(fleet, registry)
+    with fleet.registry() as registry:
+        write_metrics(fleet, registry)
 
-    def on_round(report: RoundReport) -> None:
-        keep_records(fleet, registry, journal, report)
+        def on_round(report: RoundReport) -> None:
+            keep_records(fleet, registry, journal, report)
 
-    make_server_app(fleet.table.federation, registry, on_round)(grid, context)
+        make_server_app(fleet.table.federation, registry, on_round)(grid, context)

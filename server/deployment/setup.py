@@ -44,7 +44,9 @@ _WORDS = {
     "expected_clients": "the first round waits for so many devices",
     "join_timeout_s": "… but not longer than this",
     "evaluate_every": "devices measure the release every so many rounds; 0: never",
-    "clients_per_round": "sampled for each round; absent: all that joined",
+    "mode": "sync, or async: devices are asked again as soon as they have answered",
+    "clients_per_round": "updates that a round needs; so many are sampled; absent: all that joined",
+    "over_selection": "share of devices asked beyond that; the first that answer count",
     "min_updates": "with fewer valid updates a round keeps the old release",
 }
 

@@ -41,7 +41,7 @@ def standing(fleet: Fleet) -> dict[str, Any]:
                 "excluded": dict(report.excluded),
                 "released": report.released,
                 "seconds": round(report.seconds, 3),
-                "draft_acceptance_rate": _rates(report.evaluation or report.families),
+                "draft_acceptance_rate": _rates(report.figures),
             }
             for report in read_reports(fleet)
         ],

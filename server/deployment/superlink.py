@@ -75,7 +75,7 @@ def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=partial(_die_with, os.getpid()) if sys.platform == "linux" else None,
+            preexec_fn=partial(die_with, os.getpid()) if sys.platform == "linux" else None,
         )
         life = Life(pid=child.pid, started=time.time(), in_order=False)
         try:
@@ -181,8 +181,8 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _die_with(parent: int) -> None:
-    """Has the kernel end this process once its parent is dead."""
+def die_with(parent: int) -> None:
+    """Has the kernel end this process once its parent, of that number, is dead. Linux only."""
     ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), signal.SIGTERM)

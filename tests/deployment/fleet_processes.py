@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 from fleetdraft.common.cli import main
 from fleetdraft.server.deployment.fleet import Fleet
 from fleetdraft.server.deployment.journal import Follower
+from fleetdraft.server.deployment.superlink import die_with
 
 PROMPTS = Path(__file__).parents[2] / "client/embedded/prompts"
 COMMAND = [sys.executable, "-c", "import sys; from fleetdraft.common.cli import main; sys.exit(main())"]
@@ -81,6 +83,7 @@ class Deployment:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=partial(die_with, os.getpid()),  # also where the tests themselves are killed
                 env={**os.environ, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
             )
         self.processes[name] = started
@@ -117,9 +120,9 @@ class Deployment:
         """What the journal says of one kind."""
         return [e for e in Follower(self.fleet_folder / "fleet.jsonl", from_start=True).news() if e["event"] == event]
 
-    def asked(self, name: str, round: int) -> bool:
-        """Whether a device has been asked to train in a round."""
-        return f"ROUND {round}]" in self.log(name)
+    def trains(self, name: str, times: int) -> bool:
+        """Whether a device has been asked to train so many times."""
+        return self.log(name).count("Receiving: train message") >= times
 
     def others(self) -> list[psutil.Process]:
         """Processes that belong to this deployment, whoever started them."""

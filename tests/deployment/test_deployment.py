@@ -83,10 +83,10 @@ def test_the_superlink_speaks_tls_only(deployment: Deployment) -> None:
 def test_a_run_outlives_a_killed_supernode_and_a_killed_superlink(deployment: Deployment) -> None:
     deployment.settings(rounds=4, timeout_s=LOST_S)
     deployment.start_run()
-    until("a device trains in round 3", lambda: deployment.asked("xml", 3), RUN_S)
+    until("a device trains in round 3", lambda: deployment.trains("xml", 3), RUN_S)
     deployment.kill("xml")
     deployment.start_node("xml")
-    until("a device trains in round 4", lambda: deployment.asked("email", 4), RUN_S)
+    until("a device trains in round 4", lambda: deployment.trains("email", 4), RUN_S)
     server, life = deployment.processes["server"], Life.last(deployment.fleet)
     assert life is not None
     os.kill(life.pid, signal.SIGKILL)
