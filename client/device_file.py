@@ -109,15 +109,23 @@ class DeviceFile:
           ConfigError: a file of ``[server]`` is missing, or others may read the key.
           UserError: a bundle, target or prompts file that cannot be used.
         """
-        codec, limit = self.bundle.codec(self._target()), self.bundle.entry(self._target()).shape.context_limit
-        for file in (self.table.prompts, self.table.held_out):
-            check_lengths(read_prompts(self.folder / file), codec, limit)
+        self.check_texts()
         for file in (self.table.server.authority, self.table.server.key):
             if not (self.folder / file).is_file():
                 raise ConfigError(f"{self.folder / file} is missing; {self.path} names it in [server]")
         key = self.folder / self.table.server.key
         if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"{key} can be read by others, expected by its owner only; run: chmod 600 {key}")
+
+    def check_texts(self) -> None:
+        """Returns if bundle, target and prompts are there and fit each other.
+
+        Raises:
+          UserError: one of them cannot be used.
+        """
+        codec, limit = self.bundle.codec(self._target()), self.bundle.entry(self._target()).shape.context_limit
+        for file in (self.table.prompts, self.table.held_out):
+            check_lengths(read_prompts(self.folder / file), codec, limit)
 
     def _target(self) -> str:
         """A directory beside the file, or else a name in the bundle."""

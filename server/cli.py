@@ -43,6 +43,7 @@ def init(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")] = 9443,
     name: _Names = None,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="So many the first round waits for.")] = 1,
 ) -> None:
     """Makes the folder of a fleet: settings, certificates, release 0.
 
@@ -52,7 +53,7 @@ def init(
 
       fleetdraft server init my-fleet --bundle B --host 0.0.0.0 --name fleet.example.org
     """
-    fleet = make_fleet(folder, bundle=bundle, host=host, port=port, names=name or [])
+    fleet = make_fleet(folder, bundle=bundle, host=host, port=port, names=name or [], devices=devices)
     _say(f"{fleet.folder}: look through fleet.toml, add keys, then: fleetdraft server start {folder}")
 
 
@@ -106,13 +107,15 @@ def run(
     if left <= 0:
         _say(f"all {fleet.table.federation.rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
         return
+    follow = Follow(fleet, patience_s=wait, tell=_say)
+    follow.check()
     with progress("rounds", left) as advance:
 
         def on_round(event: Event) -> None:
             excluded = "".join(f", {count} {reason}" for reason, count in event["excluded"].items())
             advance(f"round {event['round']}: {event['accepted']} updates{excluded}, release {event['release']}")
 
-        Follow(fleet, patience_s=wait, tell=_say, on_round=on_round).run()
+        follow.run(on_round)
     head = registry.lineage()
     _say(f"release {head.number} of round {head.round}; look at it with: fleetdraft registry show")
 

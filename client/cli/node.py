@@ -1,10 +1,6 @@
-"""``fleetdraft node``: this device in a fleet, as a SuperNode of Flower; it starts that program and imports none."""
+"""``fleetdraft node``: this device in a fleet, as a SuperNode of Flower."""
 
 import json
-import os
-import shutil
-import socket
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +9,8 @@ import typer
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError, MissingExtraError
 from ...common.files import write_atomic
-from ...common.flower import environment, program
 from ..device_file import DeviceFile, DeviceTable, ServerTable
+from ..supernode import join, supernode
 
 node = typer.Typer(help="Take part in a fleet with this device.", no_args_is_help=True)
 
@@ -71,26 +67,29 @@ def init(
     model = str(Path(target).absolute()) if Path(target).is_dir() else target
     asked, measured = prompts.absolute(), held_out.absolute()
     where = bundle if bundle == EMBEDDED else bundle.absolute()
-    DeviceTable(name=name, target=model, prompts=asked, held_out=measured, server=settings)  # checks the values
+    table = DeviceTable(name=name, target=model, prompts=asked, held_out=measured, server=settings, bundle=where)
+    DeviceFile((folder / "device.toml").absolute(), table).check_texts()
     values = {"name": name, "bundle": where, "target": model, "prompts": asked, "held_out": measured, "address": server}
     folder.mkdir(parents=True, exist_ok=True)
     _make_keys(folder)
-    shutil.copyfile(authority, folder / "ca.pem")
+    write_atomic(folder / "ca.pem", authority.read_bytes())
     text = _TEXT.format(**{key: json.dumps(str(value)) for key, value in values.items()})
     write_atomic(folder / "device.toml", text.encode())
-    DeviceFile.open(folder / "device.toml").check()
     typer.echo(f"give {folder / 'node.pub'} to the operator; then: fleetdraft node start {folder / 'device.toml'}")
 
 
 @node.command()
 def start(
     settings: Annotated[Path, typer.Argument(metavar="device.toml", help="The device's settings.")],
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in.")
+    ] = 90.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print Flower's command line only.")] = False,
 ) -> None:
     """Joins the fleet, in the foreground until Ctrl-C or SIGTERM.
 
-    The process becomes Flower's flower-supernode. It waits for the SuperLink where that is away, and answers its
-    requests in processes of their own.
+    Runs Flower's flower-supernode, which waits for the SuperLink where that is away, and answers its requests in
+    processes of their own. A device that was cut off is let in again after a minute.
 
     Example:
 
@@ -98,34 +97,10 @@ def start(
     """
     device = DeviceFile.open(settings)
     device.check()
-    command = _supernode(device)
     if dry_run:
-        print(json.dumps(command))
+        print(json.dumps(supernode(device)))
         return
-    sys.stdout.flush()
-    os.execve(command[0], command, environment(device.folder / "flower"))
-
-
-def _supernode(device: DeviceFile) -> list[str]:
-    """The command line of Flower's SuperNode for a device."""
-    server = device.table.server
-    if '"' in str(device.path):
-        raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
-    return [
-        program("flower-supernode", _COMMAND, _EXTRA),
-        *("--superlink", server.address),
-        *("--root-certificates", str(device.folder / server.authority)),
-        *("--auth-supernode-private-key", str(device.folder / server.key)),
-        *("--node-config", f'device="{device.path}"'),
-        # Where its own processes reach it; each SuperNode of a machine needs a port of its own.
-        *("--host", "127.0.0.1", "--port", str(_free_port())),
-    ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    join(device, wait, lambda line: typer.echo(line, err=True))
 
 
 def _make_keys(folder: Path) -> None:

@@ -3,7 +3,9 @@
 What Flower 1.41 does when a SuperLink is killed: its ServerApp ends within a second, as it watches its parent; the
 database still says that the run goes on, until two heartbeats (60 s) are missed and it is marked as failed. No
 run is taken up again. So a run is closed when its SuperLink was started anew, and another one does the rounds that are
-left: the registry knows which. The devices wait for the SuperLink meanwhile and need no restart.
+left: the registry knows which. The devices wait for the SuperLink meanwhile and need no restart; but a device that was
+just sending or receiving when it went away needs minutes, as its parts are tried again one after the other. So a run
+that finds too few devices after a restart is no failure yet.
 """
 
 import time
@@ -43,32 +45,39 @@ class Follow:
     Args:
       patience_s: how long the SuperLink may be away.
       tell: told, in a line, what a person should know.
-      on_round: called with the ``round`` event of each round that closes.
     """
 
-    def __init__(
-        self, fleet: Fleet, *, patience_s: float, tell: Callable[[str], None], on_round: Callable[[Event], None]
-    ) -> None:
+    def __init__(self, fleet: Fleet, *, patience_s: float, tell: Callable[[str], None]) -> None:
         self._fleet, self._flower = fleet, Flower(fleet)
-        self._patience_s, self._tell, self._on_round = patience_s, tell, on_round
+        self._patience_s, self._tell = patience_s, tell
+        self._lenient_until = 0.0
 
-    def run(self) -> None:
-        """Submits a run, or takes up the one that is under way, and returns when its rounds are done.
+    def check(self) -> None:
+        """Returns if a SuperLink is there.
 
         Raises:
-          ConfigError: no SuperLink is there.
-          FleetError: the run failed for a reason that another one would meet as well, or was stopped; or the SuperLink
-            stayed away.
-          KeyboardInterrupt: interrupted; the run was stopped.
+          ConfigError: none is.
         """
         if not self._flower.answers():
             where, folder = self._fleet.table.superlink.local, self._fleet.folder
             raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
+
+    def run(self, on_round: Callable[[Event], None]) -> None:
+        """Submits a run, or takes up the one that is under way, and returns when its rounds are done.
+
+        Args:
+          on_round: called with the ``round`` event of each round that closes.
+
+        Raises:
+          FleetError: the run failed for a reason that another one would meet as well, or was stopped; or the SuperLink
+            stayed away.
+          KeyboardInterrupt: interrupted; the run was stopped.
+        """
         silent = 0
         attempt = self._begin()
         try:
-            while not self._finished(attempt):
-                silent = 0 if attempt.rounds else silent + 1
+            while not self._finished(attempt, on_round):
+                silent = 0 if attempt.rounds or time.monotonic() < self._lenient_until else silent + 1
                 if silent == _TRIES:
                     log = self._fleet.path("superlink.log")
                     raise FleetError(f"{_TRIES} runs in a row ended without a round; see {log}")
@@ -102,16 +111,19 @@ class Follow:
                 raise FleetError(f"the SuperLink at {where} has been away for {self._patience_s:g} s")
             time.sleep(_POLL_S)
 
-    def _finished(self, attempt: _Attempt) -> bool:
+    def _finished(self, attempt: _Attempt, on_round: Callable[[Event], None]) -> bool:
         """Whether the run did its rounds; else another one has to."""
         for event in self._events(attempt):
             if event["event"] == "round":
                 attempt.rounds += 1
-                self._on_round(event)
+                on_round(event)
             elif event["event"] == "run-ended":
-                if "error" in event:
+                if "error" not in event:
+                    return True
+                if not (event["again"] and time.monotonic() < self._lenient_until):
                     raise FleetError(event["error"])
-                return True
+                self._tell(f"run {attempt.number} ended: {event['error']}; trying again")
+                return False
         return False
 
     def _events(self, attempt: _Attempt) -> Iterator[Event]:
@@ -136,6 +148,7 @@ class Follow:
             return False
         self._tell("the SuperLink was started anew; the rounds that are left go on in another run")
         self._settled()
+        self._lenient_until = time.monotonic() + self._patience_s
         return True
 
     def _ended_silently(self, attempt: _Attempt) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ...common.errors import ConfigError, FleetdraftError
+from ...common.errors import ConfigError, FleetdraftError, FleetError
 from ...common.records import one_line
 from ..app import make_server_app
 from ..report import RoundReport
@@ -32,11 +32,10 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with fleet.at_work(_TAKE_OVER_S):
             _rounds(fleet, journal, grid, context)
-    except FleetdraftError as error:
-        journal.note("run-ended", error=one_line(error))
-        raise
     except Exception as error:
-        journal.note("run-ended", error=f"{type(error).__name__}: {one_line(error)}")
+        ours = isinstance(error, FleetdraftError)
+        reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
+        journal.note("run-ended", error=reason, again=isinstance(error, FleetError))
         raise
     journal.note("run-ended")
 

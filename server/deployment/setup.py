@@ -3,7 +3,7 @@
 import ipaddress
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -36,7 +36,7 @@ key = "tls/server.key"
 # Commented lines are defaults.
 """
 
-_DEFAULTS = {"rounds": 2, "expected_clients": 4}
+_ROUNDS = 2
 _WORDS = {
     "rounds": "in all; a run that goes on does those that are left",
     "clip_norm": "the most that one update may change",
@@ -51,11 +51,12 @@ _WORDS = {
 }
 
 
-def make_fleet(folder: Path, *, bundle: Path, host: str, port: int, names: Sequence[str]) -> Fleet:
+def make_fleet(folder: Path, *, bundle: Path, host: str, port: int, names: Sequence[str], devices: int) -> Fleet:
     """Makes a fleet's folder.
 
     Args:
       names: host names and addresses by which devices reach the server, for the certificate.
+      devices: that the first round waits for.
 
     Raises:
       ConfigError: the folder holds a fleet already, or a value is out of range.
@@ -70,7 +71,7 @@ def make_fleet(folder: Path, *, bundle: Path, host: str, port: int, names: Seque
     where = bundle if bundle == EMBEDDED else bundle.absolute()
     values = {"bundle": str(where), "base": manifest.base, "host": host, "port": port}
     text = _HEAD.format(**{name: json.dumps(value) for name, value in values.items()})
-    text += "\n".join(_table("federation", ServerConfig)) + "\n"
+    text += "\n".join(_table("federation", ServerConfig, {"rounds": _ROUNDS, "expected_clients": devices})) + "\n"
     write_atomic(folder / "fleet.toml", text.encode())
     fleet = Fleet.open(folder)
     certify(fleet, names)
@@ -108,22 +109,22 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _table(name: str, kind: type) -> Iterator[str]:
-    """A config as a TOML table: what has to be decided, and the other settings as comments with their defaults."""
+def _table(name: str, kind: type, decided: Mapping[str, object]) -> Iterator[str]:
+    """A config as a TOML table: what was decided, and the other settings as comments with their defaults."""
     yield f"[{name}]"
     hints = get_type_hints(kind)
     own = [field for field in fields(kind) if not _nested(hints[field.name])]
     for field in own:
-        value = _DEFAULTS.get(field.name, _default(field))
+        value = decided.get(field.name, _default(field))
         word = f"    # {_WORDS[field.name]}" if field.name in _WORDS else ""
         if value is None:
             yield f"# {field.name} = …{word}"
         else:
-            yield f"{'' if field.name in _DEFAULTS else '# '}{field.name} = {json.dumps(value)}{word}"
+            yield f"{'' if field.name in decided else '# '}{field.name} = {json.dumps(value)}{word}"
     for field in fields(kind):
         if _nested(hints[field.name]):
             yield ""
-            yield from _table(f"{name}.{field.name}", hints[field.name])
+            yield from _table(f"{name}.{field.name}", hints[field.name], {})
 
 
 def _nested(hint: Any) -> bool:

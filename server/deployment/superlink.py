@@ -1,19 +1,14 @@
 """A fleet's SuperLink: Flower's program with TLS, node authentication and a database, from start to stop."""
 
-import contextlib
-import ctypes
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from ipaddress import ip_address
-from types import FrameType
 
+from ...common.child import Child, how_it_ended, running, stoppable
 from ...common.errors import ConfigError, FleetError
 from ...common.files import read_json, write_json
 from ...common.flower import environment
@@ -22,10 +17,7 @@ from .flower import Flower
 from .keys import Keys
 
 _UP_S = 120.0
-_DOWN_S = 20.0
 _POLL_S = 0.2
-_PARENT_DIED = 1
-"""``PR_SET_PDEATHSIG`` of prctl(2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,27 +60,23 @@ def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
     registry = fleet.registry()
     command = _command(fleet)
     _check_port(fleet)
-    with fleet.path("superlink.log").open("ab") as log, _stoppable() as stopped:
-        child = subprocess.Popen(
-            command,
-            env=environment(fleet.path("flower"), **{VARIABLE: str(fleet.folder)}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=partial(die_with, os.getpid()) if sys.platform == "linux" else None,
-        )
+    variables = environment(fleet.path("flower"), **{VARIABLE: str(fleet.folder)})
+    with (
+        fleet.path("superlink.log").open("ab") as log,
+        stoppable() as stopped,
+        running(command, variables, log) as child,
+    ):
         life = Life(pid=child.pid, started=time.time(), in_order=False)
-        try:
-            life.keep(fleet)
-            if _until_up(fleet, child, stopped):
-                joined = _put_in_order(fleet)
-                replace(life, in_order=True).keep(fleet)
-                head = registry.lineage().number
-                where = fleet.table.superlink.local
-                ready(f"SuperLink at {where}: {joined} devices may join, release {head}; Ctrl-C stops it")
-            _until_end(fleet, child, stopped)
-        finally:
-            _end(child)
+        life.keep(fleet)
+        if _until_up(fleet, child, stopped):
+            joined = _put_in_order(fleet)
+            replace(life, in_order=True).keep(fleet)
+            head, where = registry.lineage().number, fleet.table.superlink.local
+            ready(f"SuperLink at {where}: {joined} devices may join, release {head}; Ctrl-C stops it")
+            _tell_systemd()
+        while not stopped():
+            _check_alive(fleet, child)
+            time.sleep(_POLL_S)
 
 
 def _command(fleet: Fleet) -> list[str]:
@@ -121,7 +109,7 @@ def _check_port(fleet: Fleet) -> None:
             ) from error
 
 
-def _until_up(fleet: Fleet, child: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> bool:
+def _until_up(fleet: Fleet, child: Child, stopped: Callable[[], bool]) -> bool:
     """Whether it came up before it was told to stop."""
     flower, deadline = Flower(fleet), time.monotonic() + _UP_S
     while not stopped():
@@ -144,45 +132,14 @@ def _put_in_order(fleet: Fleet) -> int:
     return len(keys.listed())
 
 
-def _until_end(fleet: Fleet, child: "subprocess.Popen[bytes]", stopped: Callable[[], bool]) -> None:
-    while not stopped():
-        _check_alive(fleet, child)
-        time.sleep(_POLL_S)
+def _tell_systemd() -> None:
+    """Says that it is ready, where a service manager wants to know (sd_notify(3), ``Type=notify``)."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.connect("\0" + address[1:] if address.startswith("@") else address)
+            told.send(b"READY=1")
 
 
-def _check_alive(fleet: Fleet, child: "subprocess.Popen[bytes]") -> None:
+def _check_alive(fleet: Fleet, child: Child) -> None:
     if (code := child.poll()) is not None:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        raise FleetError(f"the SuperLink {how}; see {fleet.path('superlink.log')}")
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    child.terminate()
-    try:
-        child.wait(_DOWN_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Yields what says whether an interrupt or a termination has come."""
-    came: list[int] = []
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def die_with(parent: int) -> None:
-    """Has the kernel end this process once its parent, of that number, is dead. Linux only."""
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os.kill(os.getpid(), signal.SIGTERM)
+        raise FleetError(f"the SuperLink {how_it_ended(code)}; see {fleet.path('superlink.log')}")

@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
+from fleetdraft.common.child import die_with
 from fleetdraft.common.cli import main
 from fleetdraft.server.deployment.fleet import Fleet
 from fleetdraft.server.deployment.journal import Follower
-from fleetdraft.server.deployment.superlink import die_with
 
 PROMPTS = Path(__file__).parents[2] / "client/embedded/prompts"
 COMMAND = [sys.executable, "-c", "import sys; from fleetdraft.common.cli import main; sys.exit(main())"]
@@ -100,8 +100,8 @@ class Deployment:
 
         until("the SuperLink is ready", ready, 90)
 
-    def start_node(self, name: str) -> None:
-        self.start(name, "node", "start", str(self.folder / name / "device.toml"))
+    def start_node(self, name: str, wait_s: int = PATIENT_S) -> None:
+        self.start(name, "node", "start", str(self.folder / name / "device.toml"), "--wait", str(wait_s))
 
     def start_run(self) -> "subprocess.Popen[bytes]":
         return self.start("run", "server", "run", str(self.fleet_folder))
