@@ -120,9 +120,9 @@ class Deployment:
         """What the journal says of one kind."""
         return [e for e in Follower(self.fleet_folder / "fleet.jsonl", from_start=True).news() if e["event"] == event]
 
-    def trains(self, name: str, times: int) -> bool:
-        """Whether a device has been asked to train so many times."""
-        return self.log(name).count("Receiving: train message") >= times
+    def requests(self, name: str) -> int:
+        """How many requests a device has received as a whole."""
+        return self.log(name).count("Received successfully")
 
     def others(self) -> list[psutil.Process]:
         """Processes that belong to this deployment, whoever started them."""

@@ -8,6 +8,7 @@ import os
 import signal
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 import pytest
 from fleet_processes import DEVICES, PATIENT_S, Deployment, until
@@ -27,6 +28,13 @@ def finish(deployment: Deployment) -> None:
     run = deployment.processes["run"]
     until("the run ends", lambda: run.poll() is not None, RUN_S)
     assert run.returncode == 0, deployment.log("run")
+
+
+def in_round(deployment: Deployment, *names: str) -> Callable[[], bool]:
+    """What says whether the devices have been asked to train in the first round of the run that comes next."""
+    before = {name: deployment.requests(name) for name in names}
+    # Hello comes first.
+    return lambda: all(deployment.requests(name) >= before[name] + 2 for name in names)
 
 
 def check_registry(fleet: Fleet, rounds: int) -> None:
@@ -79,8 +87,9 @@ def test_the_superlink_speaks_tls_only(deployment: Deployment) -> None:
 
 def test_a_round_outlives_a_killed_supernode_which_comes_back(deployment: Deployment) -> None:
     deployment.settings(rounds=3, clients_per_round=3, over_selection=0.34)
+    trains = in_round(deployment, "xml")
     deployment.start_run()
-    until("a device trains in round 3", lambda: deployment.trains("xml", 3), RUN_S)
+    until("the device trains", trains, RUN_S)
     deployment.kill("xml")
     deployment.start_node("xml")
     finish(deployment)
@@ -92,8 +101,9 @@ def test_a_round_outlives_a_killed_supernode_which_comes_back(deployment: Deploy
 
 def test_a_run_outlives_a_killed_superlink(deployment: Deployment) -> None:
     deployment.settings(rounds=4, clients_per_round=4, over_selection=0)
+    trains = in_round(deployment, *DEVICES)
     deployment.start_run()
-    until("a device trains in round 4", lambda: deployment.trains("email", 4), RUN_S)
+    until("the devices train", trains, RUN_S)
     server, life = deployment.processes["server"], Life.last(deployment.fleet)
     assert life is not None
     os.kill(life.pid, signal.SIGKILL)
