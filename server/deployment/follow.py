@@ -51,6 +51,8 @@ class Follow:
         self._fleet, self._flower = fleet, Flower(fleet)
         self._patience_s, self._tell = patience_s, tell
         self._lenient_until = 0.0
+        self._over: set[int] = set()
+        """Runs that need not be looked at any more, though Flower may take a moment to see it."""
 
     def check(self) -> None:
         """Returns if a SuperLink is there.
@@ -81,6 +83,7 @@ class Follow:
                 if silent == _TRIES:
                     log = self._fleet.path("superlink.log")
                     raise FleetError(f"{_TRIES} runs in a row ended without a round; see {log}")
+                self._over.add(attempt.number)
                 attempt = self._begin()
         except KeyboardInterrupt:
             self._flower.close(attempt.number)
@@ -90,9 +93,10 @@ class Follow:
         """Takes up the run that is under way, or submits one."""
         while True:
             life = self._settled()
-            under_way = self._ask(self._flower.unfinished)
-            if under_way is None:
+            unfinished = self._ask(self._flower.unfinished)
+            if unfinished is None:
                 continue
+            under_way = [run for run in unfinished if run.number not in self._over]
             follower = Follower(self._fleet.path("fleet.jsonl"), from_start=bool(under_way))
             number = under_way[0].number if under_way else self._ask(self._flower.submit)
             if number is not None:
