@@ -107,7 +107,7 @@ def run(
     if left <= 0:
         _say(f"all {fleet.table.federation.rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
         return
-    follow = Follow(fleet, patience_s=wait, tell=_say)
+    follow = Follow(fleet, Flower(fleet), patience_s=wait, tell=_say)
     follow.check()
     with progress("rounds", left) as advance:
 

@@ -11,18 +11,18 @@ that finds too few devices after a restart is no failure yet.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ...common.errors import ConfigError, FleetError
 from .fleet import Fleet
-from .flower import Flower
+from .flower import FlowerRun
 from .journal import Event, Follower
 from .superlink import Life
 
 T = TypeVar("T")
 
 _POLL_S = 0.5
-#: Asking Flower takes a process of its own and a second, and tells only of what no journal can.
+#: Asking Flower takes a process of its own and a second.
 _ASK_EVERY_S = 20.0
 #: Runs in a row that end without a word and without a round.
 _TRIES = 3
@@ -39,17 +39,45 @@ class _Attempt:
     """That closed in it."""
 
 
+class Runs(Protocol):
+    """A SuperLink as far as runs go; ``Flower`` is one. Each but ``answers`` raises FleetError where none is there."""
+
+    def answers(self) -> bool:
+        """Whether one is there."""
+
+    def submit(self) -> int:
+        """Starts a run; returns its number."""
+
+    def run(self, number: int) -> FlowerRun:
+        """A run that was submitted."""
+
+    def unfinished(self) -> list[FlowerRun]:
+        """Runs that wait or are at work."""
+
+    def close(self, number: int) -> None:
+        """Ends a run, unless it has ended."""
+
+
 class Follow:
     """Sees a fleet through its rounds.
 
     Args:
       patience_s: how long the SuperLink may be away.
       tell: told, in a line, what a person should know.
+      ask_every_s: how often the SuperLink is asked for what no journal tells.
     """
 
-    def __init__(self, fleet: Fleet, *, patience_s: float, tell: Callable[[str], None]) -> None:
-        self._fleet, self._flower = fleet, Flower(fleet)
-        self._patience_s, self._tell = patience_s, tell
+    def __init__(
+        self,
+        fleet: Fleet,
+        flower: Runs,
+        *,
+        patience_s: float,
+        tell: Callable[[str], None],
+        ask_every_s: float = _ASK_EVERY_S,
+    ) -> None:
+        self._fleet, self._flower = fleet, flower
+        self._patience_s, self._tell, self._ask_every_s = patience_s, tell, ask_every_s
         self._lenient_until = 0.0
         self._over: set[int] = set()
         """Runs that need not be looked at any more, though Flower may take a moment to see it."""
@@ -139,7 +167,7 @@ class Follow:
                 return
             if self._restarted(attempt):
                 over = True
-            elif time.monotonic() - asked >= _ASK_EVERY_S:
+            elif time.monotonic() - asked >= self._ask_every_s:
                 over = self._ended_silently(attempt)
                 asked = time.monotonic()
             else:
