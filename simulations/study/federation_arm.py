@@ -100,6 +100,20 @@ class FederationBench:
             for path in (client.prompts, client.held_out):
                 check_lengths(read_prompts(path), codec, limit)
 
+    def shortages(self) -> tuple[str, ...]:
+        """In a line each: clients that have fewer prompts than the study asks for.
+
+        Raises:
+          UserError: a client's files cannot be read.
+        """
+        asked = (("training", self.study.rounds * self.study.prompts_per_round), ("unseen", self.study.unseen_prompts))
+        return tuple(
+            f"{client.name} has {held} {what} prompts, not {count}"
+            for client in self.study.fleet(self.study.arms[0], self.study.seeds[0]).clients
+            for (what, count), path in zip(asked, (client.prompts, client.held_out), strict=True)
+            if (held := len(read_prompts(path))) < count
+        )
+
     def run(self, arm: SeededArm) -> FederationResult:
         """Does one arm from the initial adapter of its seed, then measures every client's unseen prompts."""
         began, began_cpu = time.perf_counter(), time.process_time()
