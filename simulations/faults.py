@@ -14,6 +14,8 @@ from ..common.lora import Arrays
 from ..common.messages import EvaluateTask, Evaluation, Release, TrainTask, Update, l2_norm
 from ..common.metrics import DraftCounters
 
+#: The fault of a sound device whose updates the transport delivers twice (``twice.py``).
+TWICE = "twice"
 #: A silent device stays silent this much longer than the server waits.
 GRACE_S = 2.0
 
@@ -89,7 +91,7 @@ def _raises(device: Device, task: TrainTask, release: Release) -> Update:
 
 
 def _twice(device: Device, task: TrainTask, release: Release) -> Update:
-    """Sound, but its transport delivers the answer twice (``TwiceGrid``)."""
+    """Sound; what its transport does is ``twice.py``."""
     return device.train(task, release)
 
 
@@ -128,7 +130,7 @@ FAULTS: dict[str, Callable[[Device, TrainTask, Release], Update]] = {
     "no-examples": _no_examples,
     "silent": _silent,
     "raises": _raises,
-    "twice": _twice,
+    TWICE: _twice,
     "reversed": _reversed,
     "colluding": _colluding,
     "boasting": _boasting,
