@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from .config import ServerConfig
-from .registry import Registry
+from .registry.registry import Registry
 from .strategy import FleetStrategy, OnRound
 
 

@@ -1,11 +1,12 @@
 """The gate: what an update must be before it may touch the shared adapter. It knows neither rounds nor transport."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..common.errors import UpdateRejected
+from ..common.lora import LoraLayout
 from ..common.messages import Release, Update, l2_norm
 from .aggregation.rules import trained_shapes
 
@@ -20,11 +21,13 @@ class Gate:
     Args:
       factors: that devices may change this round; tensors of other factors must be absent.
       clip_norm: L2 bound on the whole update.
+      mixed_ranks: whether an update may have a smaller rank than the release, the same in all its tensors.
       max_weight: the most tokens that one device can have verified in a round.
     """
 
     factors: tuple[str, ...]
     clip_norm: float
+    mixed_ranks: bool = False
     max_weight: float = 1e7
 
     def check(self, update: Update, release: Release) -> None:
@@ -47,9 +50,17 @@ class Gate:
             raise UpdateRejected(f"{frozen[0]} is frozen in this round, yet the update changes it")
         if odd := sorted(update.delta.keys() ^ expected.keys()):
             raise UpdateRejected(f"tensor {odd[0][:80]} is {'missing' if odd[0] in expected else 'unknown'}")
-        for name, shape in expected.items():
+        rank = self._rank(update, layout)
+        for name, shape in trained_shapes(replace(layout, rank=rank), self.factors).items():
             if update.delta[name].shape != shape:
                 raise UpdateRejected(f"{name} has shape {update.delta[name].shape}, expected {shape}")
+
+    def _rank(self, update: Update, layout: LoraLayout) -> int:
+        """The rank that all tensors must have: that of the first, where ranks may be mixed and it is not too large."""
+        name = next(iter(trained_shapes(layout, self.factors)))
+        sizes = update.delta[name].shape
+        rank = sizes[0 if name.endswith("A") else -1] if sizes else 0
+        return rank if self.mixed_ranks and 0 < rank < layout.rank else layout.rank
 
     def _check_weight(self, update: Update) -> None:
         if not (math.isfinite(update.weight) and 0 < update.weight <= self.max_weight):

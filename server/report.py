@@ -36,8 +36,19 @@ class RoundReport:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Clients that were asked to evaluate and gave no figures, with the reason."""
 
+    @property
+    def measured(self) -> Mapping[str, DraftCounters]:
+        """By target vocabulary, what says most about the new release: its evaluation, else what training drafted."""
+        return self.evaluation or self.families
+
+    @property
+    def worst_family(self) -> str | None:
+        """The target vocabulary with the lowest acceptance in ``measured``; None where nothing was drafted."""
+        rates = {name: found.draft_acceptance_rate for name, found in self.measured.items() if found.drafted}
+        return min(rates, key=rates.__getitem__, default=None)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"worst_family": self.worst_family}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "RoundReport":
@@ -51,4 +62,5 @@ class RoundReport:
             for name in ("families", "evaluation")
         }
         names = {name: tuple(value[name]) for name in ("participants", "accepted")}
-        return cls(**{**value, **counters, **names, "training": TrainCounters(**value["training"])})
+        kept = {name: field for name, field in value.items() if name != "worst_family"}
+        return cls(**{**kept, **counters, **names, "training": TrainCounters(**value["training"])})

@@ -1,7 +1,6 @@
 """Who is in the fleet: Flower's node numbers with the names their devices gave. It knows nothing of rounds."""
 
 import time
-from collections.abc import Iterable, Iterator
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -80,21 +79,6 @@ def content(reply: Message) -> RecordDict:
     if reply.has_error():
         raise UpdateRejected(one_line(reply.error.reason or f"error {reply.error.code}"))
     return reply.content
-
-
-def answers(
-    replies: Iterable[Message], asked: Iterable[tuple[Message, Identity]]
-) -> Iterator[tuple[Identity, Message | None]]:
-    """Each device that was asked, once: with its reply as it arrives, or at the end with none.
-
-    Replies are matched by the request they answer, so that a node can answer neither twice nor for another.
-    """
-    waiting = {message.metadata.message_id: identity for message, identity in asked}
-    for reply in replies:
-        if identity := waiting.pop(reply.metadata.reply_to_message_id, None):
-            yield identity, reply
-    for identity in waiting.values():
-        yield identity, None
 
 
 def _hello(node: int, timeout_s: float) -> Message:

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from ..common.messages import Evaluation, Release, TrainCounters, Update
 from ..common.metrics import DraftCounters
-from .aggregation.rules import Accumulator
+from .aggregation.aggregate import Aggregate, AggregationConfig
 from .gate import Gate
-from .registry import Registry
+from .registry.canary import CanaryConfig
+from .registry.registry import Registry
 from .report import RoundReport
 
 T = TypeVar("T")
@@ -21,7 +22,8 @@ class Round:
       number: from 1.
       release: that the round starts from.
       participants: clients that are asked.
-      weigh: weight of an update in the aggregate.
+      aggregate: what the round's updates are added to.
+      config: the aggregate's, for the smallest round and the rule's name.
       clock: in seconds, for the report.
     """
 
@@ -32,8 +34,8 @@ class Round:
         release: Release,
         participants: tuple[str, ...],
         gate: Gate,
-        aggregate: Accumulator,
-        weigh: Callable[[Update], float],
+        aggregate: Aggregate,
+        config: AggregationConfig,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.number = number
@@ -41,7 +43,7 @@ class Round:
         self._participants = participants
         self._gate = gate
         self._aggregate = aggregate
-        self._weigh = weigh
+        self._config = config
         self._clock = clock
         self._started = clock()
         self._bytes_up = 0
@@ -69,7 +71,7 @@ class Round:
           UpdateRejected: the gate does not let it in; nothing has changed.
         """
         self._gate.check(update, self.release)
-        self._aggregate.add(update.delta, self._weigh(update))
+        self._aggregate.add(update)
         self._accepted.append(update.client)
         self._families[update.family] = self._families.get(update.family, DraftCounters()) + update.counters
         self._training += update.training
@@ -78,17 +80,19 @@ class Round:
         """Notes that a client's update does not count."""
         self._excluded[client] = reason
 
-    def publish(self, registry: Registry, rule: str, min_updates: int) -> None:
-        """Writes the new release, unless too few updates were valid."""
-        if len(self._accepted) < min_updates:
+    def publish(self, registry: Registry) -> None:
+        """Writes the new release with what the server carries on, unless too few updates were valid."""
+        if len(self._accepted) < self._config.min_updates:
             return
+        adapter, carried = self._aggregate.close()
         self.release = registry.write(
-            self.release.adapter.plus(self._aggregate.result()),
+            adapter,
             round=self.number,
-            rule=rule,
+            rule=self._config.rule,
             participants=tuple(sorted(self._accepted)),
             rejected=_sorted(self._excluded),
             families=_sorted(self._families),
+            carried=carried.to_bytes(),
         )
         self._released = True
 
@@ -100,6 +104,11 @@ class Round:
     def miss(self, client: str, reason: str) -> None:
         """Notes that a client gave no figures."""
         self._unmeasured[client] = reason
+
+    def judge(self, registry: Registry, canary: CanaryConfig) -> None:
+        """Has the registry promote or block the release by what was measured, if anything was."""
+        if self._evaluation and registry.evaluated(_sorted(self._evaluation), canary).is_blocked:
+            self.release = registry.head()
 
     def report(self) -> RoundReport:
         """What became of the round up to now."""

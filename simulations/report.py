@@ -165,10 +165,30 @@ def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
         for r in rounds
     ]
     yield page.table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
+    yield from _families_by_round(rounds)
     excluded = [(str(r.round), name, reason) for r in rounds for name, reason in r.excluded.items()]
     if excluded:
         yield page.heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
         yield page.table(["round", "client", "reason"], excluded, text_columns=3)
+
+
+def _families_by_round(rounds: Sequence[RoundReport]) -> Iterable[str]:
+    yield page.heading(
+        "Families by round",
+        "Acceptance rate per target vocabulary: of the new release on held-out prompts in rounds with an evaluation, "
+        "else of what the devices drafted while they trained. One drafter for all is as good as its worst family.",
+    )
+    families = sorted({family for r in rounds for family in r.measured})
+    cells = [
+        (
+            str(r.round),
+            "held-out prompts" if r.evaluation else "while training",
+            r.worst_family or "–",
+            *(f"{r.measured[name].draft_acceptance_rate:.3f}" if name in r.measured else "–" for name in families),
+        )
+        for r in rounds
+    ]
+    yield page.table(["round", "measured", "worst family", *families], cells, text_columns=3)
 
 
 def _clients(results: FleetResults) -> Iterable[str]:

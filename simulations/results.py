@@ -134,8 +134,8 @@ class FleetResults:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json`` (schema 1)."""
-        families = [row.to_json() for row in self.families]
-        return {"schema": SCHEMA} | asdict(self) | {"families": families, "warnings": list(self.warnings())}
+        rows = {"families": [row.to_json() for row in self.families], "rounds": [row.to_json() for row in self.rounds]}
+        return {"schema": SCHEMA} | asdict(self) | rows | {"warnings": list(self.warnings())}
 
 
 def _clients(count: int) -> str:

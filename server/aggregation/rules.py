@@ -12,7 +12,6 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError
 from ...common.lora import Arrays, LoraAdapter, LoraLayout
 from ...common.messages import Update
 from .cohort import Cohort, Vote
@@ -64,10 +63,6 @@ class SumOnly:
     weighs = True
     mixed_ranks = False
 
-    def start(self, layout: LoraLayout, round: int) -> Accumulator:
-        """An empty mean over the tensors that are trained in ``round``, all families alike."""
-        return FamilyMeans(shapes=trained_shapes(layout, self.factors_in(round)))
-
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty aggregate over the tensors that are trained in ``round``."""
         shapes = trained_shapes(terms.adapter.layout, self.factors_in(round))
@@ -97,10 +92,6 @@ class Collective:
     mixed_ranks: bool = False
     spare: int | None = None
     sum_only = False
-
-    def start(self, layout: LoraLayout, round: int) -> Accumulator:
-        """Not to be had without the release: see ``begin``."""
-        raise ConfigError("rule needs every update of a round, expected one that needs their sum; see RULES")
 
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty cohort of updates of the tensors that are trained in ``round``."""

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...common.errors import FleetdraftError
-from ..toml import read_toml
+from ...common.toml import read_toml
 from .document import Document, Part
 from .federation import KIND as FEDERATION
 from .federation import FederationStudy

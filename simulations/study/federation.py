@@ -9,11 +9,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from ...common.errors import ConfigError
+from ...common.toml import parse, parse_each, read_toml
 from ...server.aggregation.aggregate import AggregationConfig
 from ...server.aggregation.rules import RULES
 from ..experiment import ClientTable, Experiment
 from ..faults import FAULTS
-from ..toml import parse, parse_each, read_toml
 from .method import slug
 
 KIND = "federation"

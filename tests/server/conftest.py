@@ -1,6 +1,8 @@
 """A two-layer decoder's LoRA layout and updates that fit it."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Release, Update
 from fleetdraft.common.shape import DecoderShape
+
+# Tests are no packages; this lets them import what several of them share.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "client")]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The gate lets sound updates through and names what is wrong with the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,22 @@ def test_a_frozen_factor_must_not_change(update_of, release) -> None:
     gate.check(update_of(factors="B"), release)
     with pytest.raises(UpdateRejected, match=r"lora\.0\.q_proj\.A is frozen in this round"):
         gate.check(update_of(factors="AB"), release)
+
+
+def test_a_smaller_rank_passes_only_where_ranks_are_mixed_and_all_tensors_agree(update_of, release) -> None:
+    def of_rank(rank: int) -> dict[str, np.ndarray]:
+        shapes = replace(release.adapter.layout, rank=rank).shapes
+        return {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
+
+    mixed = Gate(factors=("A", "B"), clip_norm=10.0, mixed_ranks=True)
+    mixed.check(update_of(delta=of_rank(1)), release)
+    mixed.check(update_of(delta=of_rank(2)), release)
+    for gate, delta in (
+        (GATE, of_rank(1)),
+        (mixed, of_rank(3)),
+        (mixed, of_rank(0)),
+        (mixed, of_rank(1) | {NAME: np.zeros((2, 8), np.float32)}),
+        (mixed, of_rank(1) | {NAME: np.zeros((), np.float32)}),
+    ):
+        with pytest.raises(UpdateRejected, match="has shape"):
+            gate.check(update_of(delta=delta), release)

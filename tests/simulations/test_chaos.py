@@ -6,7 +6,7 @@ import pytest
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.common.embedded import EMBEDDED
-from fleetdraft.server.registry import Registry
+from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
 from fleetdraft.simulations import run as run_module
 from fleetdraft.simulations.experiment import Experiment
@@ -50,7 +50,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> tuple[RoundReport, Regist
     """One round with each fault once and three sound devices."""
     folder = tmp_path_factory.mktemp("chaos")
     clients = dict.fromkeys(NAMES, "") | {name: fault for fault, name in FAULTS.items()}
-    (report,), registry = finished(folder, an_experiment(folder, clients, timeout_s=30, rule="fedit"))
+    (report,), registry = finished(folder, an_experiment(folder, clients, timeout_s=25, rule="trimmed-mean"))
     return report, registry
 
 
@@ -60,7 +60,7 @@ REASONS = {
     "wrong-fingerprint": "base is ",
     "huge": "norm is ",
     "no-examples": "weight is 0",
-    "silent": "no answer within 30 s",
+    "silent": "no answer within 25 s",
     "raises": "RuntimeError at faults.py",
 }
 
@@ -95,7 +95,7 @@ def test_the_round_releases_what_the_others_learned(chaos: tuple[RoundReport, Re
 
 
 def test_a_fleet_of_one_learns(tmp_path: Path) -> None:
-    (report,), registry = finished(tmp_path, an_experiment(tmp_path, {"xml": ""}, timeout_s=30, rule="fedit"))
+    (report,), registry = finished(tmp_path, an_experiment(tmp_path, {"xml": ""}, timeout_s=25, rule="fedit"))
     assert (report.accepted, report.excluded, report.released) == (("xml",), {}, True)
     assert not registry.head().adapter.changes_nothing
 

@@ -23,7 +23,7 @@ from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.shape import DecoderShape
 from fleetdraft.server.app import make_server_app
 from fleetdraft.server.config import ServerConfig
-from fleetdraft.server.registry import Registry
+from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
 from fleetdraft.simulations.faults import FaultyDevice
 from fleetdraft.simulations.fleet import run_fleet

@@ -139,6 +139,21 @@ def test_the_worst_client_is_the_one_that_gained_least():
     assert RESULTS.worst_client("unknown") is None
 
 
+def test_each_round_names_the_family_that_is_served_worst():
+    while_training = round_report(1, {})
+    measured = replace(
+        while_training,
+        families={"unigram": DraftCounters(drafted=8, accepted=1), "bbpe": DraftCounters(drafted=8, accepted=7)},
+        evaluation={"unigram": DraftCounters(drafted=8, accepted=6), "bbpe": DraftCounters(drafted=8, accepted=3)},
+    )
+    assert measured.worst_family == "bbpe"
+    assert replace(measured, evaluation={}).worst_family == "unigram"
+    assert replace(measured, evaluation={}, families={"unigram": DraftCounters()}).worst_family is None
+    assert RoundReport.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+    page = Page(to_html(replace(RESULTS, rounds=(measured,)))).text
+    assert "held-out promptsbbpe0.3750.750" in page.replace("\n", "")
+
+
 def test_nothing_to_warn_of_gives_no_warnings():
     assert RESULTS.warnings() == ()
 
