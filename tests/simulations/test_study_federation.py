@@ -182,11 +182,27 @@ def test_a_faulty_device_is_excluded_in_each_round_with_the_reason(results: dict
 def test_one_device_in_a_federation_of_one_round_learns_what_it_learns_alone(tmp_path: Path) -> None:
     """A mean of one update is that update: the ways differ by the exchange alone."""
     alone = FLEET[: FLEET.index('[[clients]]\nname = "email"')].replace("clip_norm = 3.0", "clip_norm = 1e6")
-    study = read(tmp_path, HEAD.replace("rounds = 2", "rounds = 1") + LOCAL + FEDIT + CENTRAL)
+    study = read(tmp_path, HEAD.replace("rounds = 2", "rounds = 1") + LOCAL + FEDIT)
     (tmp_path / "fleet.toml").write_text(alone, encoding="utf-8")
     bench = FederationBench(study=study)
-    local, fedit = (bench.run(arm).clients["asyncio"].counters for arm in all_seeded(study)[:2])
-    assert replace(local, seconds=0.0) == replace(fedit, seconds=0.0)
+    local, fedit = (timeless(bench.run(arm))["clients"] for arm in all_seeded(study)[:2])
+    assert local == fedit
+
+
+def test_an_arm_gives_the_same_figures_whichever_arms_came_before(
+    study: FederationStudy, results: dict[str, FederationResult]
+) -> None:
+    """First rounds are shared, with those that attack too; what attackers send is not."""
+    bench = FederationBench(study=study)
+    later, earlier = (next(arm for arm in all_seeded(study) if arm.key == key) for key in ("fedit_s0", "fedit-huge_s0"))
+    bench.run(earlier)
+    assert timeless(bench.run(later)) == timeless(results["fedit_s0"])
+    assert len(bench._first_round) == len(TARGETS)
+
+
+def timeless(result: FederationResult) -> dict[str, object]:
+    clients = {name: replace(facts.counters, seconds=0.0) for name, facts in result.clients.items()}
+    return {**vars(result), "clients": clients, "seconds": 0.0, "cpu_seconds": 0.0}
 
 
 def test_what_an_arm_found_survives_its_file(results: dict[str, FederationResult]) -> None:
