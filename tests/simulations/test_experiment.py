@@ -50,7 +50,7 @@ def test_how_updates_become_a_release_is_a_setting(tmp_path: Path) -> None:
         (f'title = "t"\n[generation]\ntemperature = -1.0\n{CLIENT}', "temperature is -1.0"),
         (f'title = "t"\n[learning]\nsteps = 0\n{CLIENT}', "steps is 0, expected at least 1"),
         (f'title = "t"\n[federation]\nrule = "mean"\n{CLIENT}', "rule is 'mean', expected one of"),
-        (f'title = "t"\n[federation]\noptimizer = "fedadam"\n{CLIENT}', "optimizer is "fedadam", expected a table"),
+        (f'title = "t"\n[federation]\noptimizer = "fedadam"\n{CLIENT}', 'optimizer is "fedadam", expected a table'),
         (
             f'title = "t"\n[federation.balance]\nexponent = 2.0\n{CLIENT}',
             r"\[federation\]: balance: exponent is 2.0, expected a number from 0 to 1",
