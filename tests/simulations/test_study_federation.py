@@ -1,7 +1,8 @@
 """Studies of federation: as data, on three shipped devices, and as tables."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -339,3 +340,11 @@ def test_each_arm_has_its_row_in_the_chart(table: FederationFindings) -> None:
 def test_an_arm_needs_a_name_with_letters() -> None:
     with pytest.raises(ConfigError, match="name is '!', expected one with letters or digits"):
         ArmTable(name="!", way="none")
+
+
+@pytest.mark.parametrize("table", [FederationStudy, ArmTable])
+def test_each_key_of_a_study_is_documented(table: type) -> None:
+    document = Path(__file__).parents[2] / "docs" / "federation-results.md"
+    rows = [line for line in document.read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    told = {key for row in rows for key in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert {field.name for field in fields(table)} - {"arms"} <= told
