@@ -9,11 +9,12 @@ from .strategy import FleetStrategy, OnRound
 
 
 def make_server_app(config: ServerConfig, registry: Registry, on_round: OnRound = lambda report: None) -> ServerApp:
-    """A ServerApp that does the rounds of ``config`` that ``registry`` does not hold yet.
+    """A ServerApp that does the rounds of ``config`` that are left to do with ``registry``.
 
     Args:
       registry: must hold a first release (``Registry.begin``).
-      on_round: called with each round's report as it closes, on the ServerApp's thread.
+      on_round: called with each round's report as it closes, on the ServerApp's thread; after a kill perhaps twice with
+        the same.
     """
     app = ServerApp()
 
@@ -22,3 +23,13 @@ def make_server_app(config: ServerConfig, registry: Registry, on_round: OnRound 
         FleetStrategy(config, registry, on_round).run(grid)
 
     return app
+
+
+def next_round(config: ServerConfig, registry: Registry) -> int:
+    """The number of the round that a ServerApp of ``config`` would begin with; beyond ``config.rounds`` when all are
+    done.
+
+    Raises:
+      ConfigError: the round in progress was begun with other settings.
+    """
+    return FleetStrategy(config, registry).next_round()

@@ -20,6 +20,9 @@ from .registry.difference import Norms, by_layer, by_module, norms
 from .registry.export import export as write_export
 from .registry.lineage import number_of
 
+#: Columns that give way on a narrow terminal.
+_FOLDED = ("status", "why", "reason")
+
 registry = typer.Typer(help="Show, promote, roll back, verify or export the releases of a run.", no_args_is_help=True)
 
 _Root = Annotated[Path, typer.Argument(metavar="REGISTRY", help="Directory of the registry.", show_default=False)]
@@ -38,7 +41,8 @@ def list_releases(
 ) -> None:
     """Lists the releases, the oldest first.
 
-    Acceptance is what devices measured on their held-out prompts; a release that nobody measured has none.
+    In and out are the devices whose updates count and those that were left out. The columns of target families are
+    acceptance rates as devices measured them on held-out prompts; a release that nobody measured has none.
 
     Examples:
 
@@ -51,8 +55,10 @@ def list_releases(
         _print_json(root, releases=lines)
         return
     families = sorted({family for line in lines for family in line.get("acceptance", {})})
-    headings = ("release", "date", "round", "rule", "devices", "left out", "ε", *families, "status")
-    _print_table("", headings, (_row(line, families) for line in lines))
+    private = any(line.get("epsilon") is not None for line in lines)
+    headings = ("N", "date", "round", "rule", "in", "out", *(["ε"] if private else []))
+    headings += (*(family.replace("-", "-\n") for family in families), "status")
+    _print_table("", headings, (_row(line, families, private) for line in lines))
     for line in lines:
         for name in ("blocked", "error"):
             if name in line:
@@ -62,6 +68,8 @@ def list_releases(
 @registry.command()
 def show(root: _Root, which: _Which, as_json: _Json = False) -> None:
     """Shows where a release comes from, what was measured with it, and what became of it.
+
+    Length is the mean number of tokens per call of the target; training is the acceptance while devices trained.
 
     Examples:
 
@@ -87,7 +95,7 @@ def show(root: _Root, which: _Which, as_json: _Json = False) -> None:
     if found["rejected"]:
         _print_table("left out", ("devices", "reason"), ((str(n), why) for why, n in found["rejected"].items()))
     reference = "promoted" if found["compared_with"] is None else f"release {found['compared_with']}"
-    headings = ("family", "acceptance", reference, "difference", "mean length", "proposals", "in training")
+    headings = ("family", "acceptance", reference, "difference", "length", "proposals", "training")
     _print_table("acceptance", headings, (_family_row(name, each) for name, each in found["families"].items()))
     events = ((_date(e["at_s"]), e["kind"], e["reason"]) for e in found["events"])
     _print_table("what became of it", ("date", "what", "why"), events)
@@ -311,16 +319,19 @@ def _print(text: str) -> None:
 def _print_table(title: str, headings: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading not in _FOLDED)
     for row in rows:
         table.add_row(*map(_shown, row))
+    console = Console(markup=False, highlight=False)
     if table.rows:
-        Console(markup=False, highlight=False).print(table)
+        # Lines that are too long for the terminal are better than columns that are cut off.
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).minimum)
+        console.print(table)
 
 
-def _row(line: dict[str, Any], families: list[str]) -> tuple[str, ...]:
+def _row(line: dict[str, Any], families: list[str], private: bool) -> tuple[str, ...]:
     if "error" in line:
-        return (str(line["number"]), *[""] * (6 + len(families)), ", ".join(line["status"]))
+        return (str(line["number"]), *[""] * (5 + private + len(families)), ", ".join(line["status"]))
     return (
         str(line["number"]),
         _date(line["created_s"]),
@@ -328,7 +339,7 @@ def _row(line: dict[str, Any], families: list[str]) -> tuple[str, ...]:
         line["rule"],
         str(line["accepted"]),
         str(line["left_out"]),
-        "–" if line["epsilon"] is None else f"{line['epsilon']:.4g}",
+        *(["–" if line["epsilon"] is None else f"{line['epsilon']:.4g}"] if private else []),
         *(_rate(line["acceptance"].get(family)) for family in families),
         ", ".join(line["status"]),
     )

@@ -1,95 +1,148 @@
-"""Our rounds on Flower's Grid: sampled, with deadlines, a gate before the aggregate, releases in a registry."""
+"""Our rounds on Flower's Grid: devices train, a gate stands before the aggregate, releases go into a registry."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from logging import INFO
+from typing import Any
 
-import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from ..common.errors import FleetError, UpdateRejected
-from ..common.messages import EvaluateTask, Identity, TrainTask
-from ..common.records import decode_evaluation, decode_update, encode_request, tensor_bytes
+from ..common.errors import FleetError, RegistryError, UpdateRejected
+from ..common.messages import EvaluateTask
+from ..common.records import encode_request, tensor_bytes
 from .aggregation.aggregate import Aggregate, Carried
+from .async_rounds import AsyncRounds
 from .config import ServerConfig
 from .exchange import Exchange
 from .gate import Gate
+from .intake import measure
 from .mailbox import Mailbox
 from .registry.registry import Registry
 from .report import RoundReport
-from .roster import Roster, content
+from .resumption import Resumption, journal_of, resumption
+from .roster import Roster
 from .round import Round
+from .round_journal import Entry, Stage
+from .sync_rounds import SyncRounds
 
 OnRound = Callable[[RoundReport], None]
-Nodes = list[tuple[int, Identity]]
 
 
 class FleetStrategy:
-    """The rounds of a federation; ``run`` starts where the registry left off.
+    """The rounds of a federation; ``run`` starts where the last server stopped.
 
     Guarantees:
       - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
-        malformed, refused by the gate, late or missing costs its sender the round, is reported with the reason, and
+        malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason, and
         disturbs nobody else.
-      - Who is asked depends on the seed, the round and the devices' names only.
-      - A server killed at any moment resumes at the round it was in.
+      - A server killed at any moment resumes in the round it was in, with every update it had taken in; only devices
+        that had not answered are asked again. Its report may be given to ``on_round`` a second time.
     """
 
     def __init__(self, config: ServerConfig, registry: Registry, on_round: OnRound = lambda report: None) -> None:
         self._config = config
         self._registry = registry
         self._on_round = on_round
+        self._journal = journal_of(registry)
+        self._settings: dict[str, Any] = asdict(config.aggregation) | {"mode": config.mode}
         self._roster = Roster()
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, UpdateRejected] = {}
+        self._tasks: dict[str, int] = {}
+
+    def next_round(self) -> int:
+        """The number of the round that ``run`` would begin with."""
+        return self._resumption().number
 
     def run(self, grid: Grid) -> None:
-        """Runs the rounds from the one after the registry's newest to ``config.rounds``.
+        """Runs the rounds that are left, up to ``config.rounds``.
 
         Raises:
+          ConfigError: the round in progress was begun with other settings.
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
-        rounds = range(self._registry.last_round() + 1, self._config.rounds + 1)
-        if not rounds:
+        resumed = self._resumption()
+        if resumed.number > self._config.rounds:
             return
         log(INFO, "%s", self._config)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
         self._check_joined()
-        for number in rounds:
+        collect = self._collector(mailbox)
+        for number in range(resumed.number, self._config.rounds + 1):
             log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
             self._gather(mailbox, expected=0)
-            self._on_round(self._play(mailbox, number))
+            self._play(mailbox, number, resumed.entry if number == resumed.number else None, collect)
 
-    def _play(self, grid: Grid, number: int) -> RoundReport:
-        """One round from its sample to its report."""
-        rng = np.random.default_rng([self._config.seed, number])
-        cohort = self._roster.sample(self._config.clients_per_round, rng)
-        opened = self._open(number, cohort)
-        self._train(grid, opened, cohort)
-        opened.publish(self._registry)
-        if self._config.evaluates(number):
+    def _resumption(self) -> Resumption:
+        entry = self._journal.load()
+        self._tasks |= entry.tasks if entry else {}
+        return resumption(self._registry, entry, self._settings)
+
+    def _collector(self, grid: Grid) -> Callable[[Round], None]:
+        """What asks devices to train and takes in their updates."""
+        if self._config.asynchronous:
+            return AsyncRounds(self._config, self._roster, self._keep, self._tasks, grid).collect
+        rounds = SyncRounds(self._config, self._roster, self._keep)
+        return lambda opened: rounds.collect(grid, opened)
+
+    def _play(self, grid: Grid, number: int, entry: Entry | None, collect: Callable[[Round], None]) -> None:
+        """One round from its sample, or from where it was, to its report."""
+        opened = self._open(number, entry)
+        if entry is None or entry.stage == Stage.TRAINING:
+            collect(opened)
+            opened.publish(self._registry, self._config.aggregation.rule, self._config.aggregation.min_updates)
+        self._keep(opened, Stage.EVALUATING)
+        if self._config.evaluates(number) and not self._judged(entry):
             self._evaluate(grid, opened)
             opened.judge(self._registry, self._config.canary)
-        return opened.report()
+        self._on_round(opened.report())
+        self._keep(opened, Stage.CLOSED)
 
-    def _open(self, number: int, cohort: Nodes) -> Round:
-        aggregation, release = self._config.aggregation, self._registry.head()
-        rule = aggregation.kind
-        gate = Gate(factors=rule.factors_in(number), clip_norm=self._config.clip_norm, mixed_ranks=rule.mixed_ranks)
+    def _open(self, number: int, entry: Entry | None) -> Round:
+        release, aggregation = self._registry.head(), self._config.aggregation
+        gate = Gate(
+            factors=aggregation.kind.factors_in(number),
+            clip_norm=self._config.clip_norm,
+            mixed_ranks=aggregation.kind.mixed_ranks,
+            behind=self._behind(),
+            max_staleness=self._config.max_staleness,
+        )
         opened = Round(
             number=number,
             release=release,
-            participants=tuple(identity.client for _, identity in cohort),
             gate=gate,
             aggregate=Aggregate(aggregation, release.adapter, number, self._carried()),
-            config=aggregation,
+            wanted=self._config.wanted,
+            repeats=self._config.asynchronous,
         )
+        if entry is not None:
+            self._restore(opened, entry)
         for node, reason in self._refused.items():
             opened.exclude(node, reason)
         self._refused = {}
         return opened
+
+    def _restore(self, opened: Round, entry: Entry) -> None:
+        try:
+            opened.restore(entry.report, entry.aggregate if entry.stage == Stage.TRAINING else None)
+        except (KeyError, ValueError) as error:
+            raise RegistryError(f"{self._journal.folder} does not fit the registry: {error}; remove it") from error
+        if self._registry.last_round() == opened.number:
+            opened.published(self._registry.head())
+
+    def _judged(self, entry: Entry | None) -> bool:
+        """Whether a round that was begun before has its verdict, so that the registry's head is another release."""
+        released = entry is not None and entry.report.released
+        return entry is not None and released and entry.report.digest != self._registry.lineage().digest
+
+    def _behind(self) -> dict[str, int]:
+        """Earlier releases and how many releases ago they were; in a synchronous run none may be started from."""
+        if not self._config.asynchronous:
+            return {}
+        return {lineage.digest: ago for ago, lineage in enumerate(reversed(self._registry.history()))}
 
     def _carried(self) -> Carried:
         """What the head's round carried on, and what devices have measured with it since."""
@@ -97,47 +150,31 @@ class FleetStrategy:
         carried = Carried.from_bytes(data) if data else Carried()
         return carried.evaluated(self._registry.evaluation(), self._config.aggregation.balance)
 
-    def _train(self, grid: Grid, opened: Round, cohort: Nodes) -> None:
-        """Folds the cohort's updates in as they arrive."""
-        task = TrainTask(
-            round=opened.number,
-            seed=self._config.seed,
-            factors=self._config.aggregation.kind.factors_in(opened.number),
-            clip_norm=self._config.clip_norm,
-            timeout_s=self._config.timeout_s,
-        )
-        exchange = self._ask(grid, MessageType.TRAIN, task, opened, cohort)
-        for question, reply in exchange.answers():
-            try:
-                opened.take(decode_update(self._records(reply, opened), question.identity))
-            except UpdateRejected as error:
-                opened.exclude(question.identity.client, str(error))
-
     def _evaluate(self, grid: Grid, opened: Round) -> None:
-        """Sums what all devices measure with the new release."""
+        """Sums what the devices measure with the release; whoever has done so before a kill is not asked again."""
         task = EvaluateTask(round=opened.number, seed=self._config.seed, timeout_s=self._config.timeout_s)
-        exchange = self._ask(grid, MessageType.EVALUATE, task, opened, self._roster.nodes())
-        for question, reply in exchange.answers():
-            try:
-                opened.measure(decode_evaluation(self._records(reply, opened), question.identity))
-            except UpdateRejected as error:
-                opened.miss(question.identity.client, str(error))
-
-    def _ask(self, grid: Grid, kind: str, task: TrainTask | EvaluateTask, opened: Round, nodes: Nodes) -> Exchange:
-        """The same request to each node."""
         request = encode_request(task, opened.release)
-        exchange = Exchange(grid, kind, group=str(opened.number))
-        for node, identity in nodes:
-            exchange.ask(node, identity, request, task.timeout_s)
-            opened.sent(tensor_bytes(request))
-        return exchange
+        exchange = Exchange(grid, MessageType.EVALUATE, self._config.retries)
+        for node, identity in self._roster.nodes():
+            if identity.client not in opened.measured:
+                exchange.ask(node, identity, request, task.timeout_s)
+                opened.sent(tensor_bytes(request))
+        for answer in exchange.answers():
+            measure(opened, answer)
+            self._keep(opened, Stage.EVALUATING)
+        opened.retried(exchange.retried)
 
-    def _records(self, reply: Message | None, opened: Round) -> RecordDict:
-        if reply is None:
-            raise UpdateRejected(f"no answer within {self._config.timeout_s:g} s")
-        records = content(reply)
-        opened.received(tensor_bytes(records))
-        return records
+    def _keep(self, opened: Round, stage: Stage = Stage.TRAINING) -> None:
+        """Writes the round down as it is now."""
+        aggregate = opened.saved() if stage == Stage.TRAINING else None
+        entry = Entry(
+            stage=stage,
+            report=opened.report(),
+            settings=self._settings,
+            tasks=self._tasks,
+            aggregate=aggregate,
+        )
+        self._journal.keep(entry)
 
     def _gather(self, grid: Grid, expected: int) -> None:
         self._refused |= self._roster.gather(grid, expected, self._config.join_timeout_s)

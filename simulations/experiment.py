@@ -11,6 +11,7 @@ from ..server.aggregation.aggregate import AggregationConfig
 from ..server.aggregation.family_balance import BalanceConfig
 from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.registry.canary import CanaryConfig
 from .faults import FAULTS
 
 
@@ -27,8 +28,15 @@ class FederationTable:
     """``[federation.balance]``: how much each target family counts."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """``[federation.optimizer]``: what the server makes of an aggregated update."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """``[federation.canary]``: which releases are blocked after an evaluation."""
+    mode: str = "sync"
     clients_per_round: int = 0
     """0: all."""
+    over_selection: float = 0.0
+    buffer_size: int = 10
+    max_staleness: int = 4
+    retries: int = 2
     timeout_s: float = 120.0
     clip_norm: float = 20.0
     evaluate_every: int = 0
@@ -39,11 +47,17 @@ class FederationTable:
             rounds=self.rounds,
             seed=seed,
             aggregation=self.aggregation(),
+            mode=self.mode,
             clients_per_round=self.clients_per_round or None,
+            over_selection=self.over_selection,
+            buffer_size=self.buffer_size,
+            max_staleness=self.max_staleness,
+            retries=self.retries,
             clip_norm=self.clip_norm,
             timeout_s=self.timeout_s,
             expected_clients=clients,
             evaluate_every=self.evaluate_every,
+            canary=self.canary,
         )
 
     def aggregation(self) -> AggregationConfig:

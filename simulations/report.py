@@ -160,16 +160,27 @@ def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
 def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
     yield page.heading("Rounds", "What the clients measured on their own prompts while they trained.")
     yield page.figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    columns = ["round", "time", "updates aggregated", "started earlier", "asked again", "uploaded", "did not count"]
     cells = [
-        (str(r.round), f"{r.seconds:.1f} s", str(len(r.accepted)), str(len(r.excluded)), _size(r.bytes_up))
+        (
+            str(r.round),
+            f"{r.seconds:.1f} s",
+            str(len(r.accepted)),
+            str(r.stale),
+            str(r.retried),
+            _size(r.bytes_up),
+            "\n".join(f"{count} {code}" for code, count in r.counts.items()) or "–",
+        )
         for r in rounds
     ]
-    yield page.table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
+    yield page.table(columns, cells, text_columns=1)
     yield from _families_by_round(rounds)
-    excluded = [(str(r.round), name, reason) for r in rounds for name, reason in r.excluded.items()]
+    excluded = [
+        (str(r.round), name, str(r.codes.get(name, "")), reason) for r in rounds for name, reason in r.excluded.items()
+    ]
     if excluded:
-        yield page.heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
-        yield page.table(["round", "client", "reason"], excluded, text_columns=3)
+        yield page.heading("Excluded updates", "Kept out of the aggregate; the round went on without them.")
+        yield page.table(["round", "client", "code", "reason"], excluded, text_columns=4)
 
 
 def _families_by_round(rounds: Sequence[RoundReport]) -> Iterable[str]:
@@ -178,13 +189,13 @@ def _families_by_round(rounds: Sequence[RoundReport]) -> Iterable[str]:
         "Acceptance rate per target vocabulary: of the new release on held-out prompts in rounds with an evaluation, "
         "else of what the devices drafted while they trained. One drafter for all is as good as its worst family.",
     )
-    families = sorted({family for r in rounds for family in r.measured})
+    families = sorted({family for r in rounds for family in r.figures})
     cells = [
         (
             str(r.round),
             "held-out prompts" if r.evaluation else "while training",
             r.worst_family or "–",
-            *(f"{r.measured[name].draft_acceptance_rate:.3f}" if name in r.measured else "–" for name in families),
+            *(f"{r.figures[name].draft_acceptance_rate:.3f}" if name in r.figures else "–" for name in families),
         )
         for r in rounds
     ]

@@ -13,7 +13,7 @@ from ..client.app import make_client_app
 from ..client.prompts import check_lengths, read_prompts
 from ..common.files import read_json, write_json
 from ..common.progress import progress
-from ..server.app import make_server_app
+from ..server.app import make_server_app, next_round
 from ..server.registry.registry import Registry
 from ..server.report import RoundReport
 from .cohort import Cohort, open_bundle
@@ -87,7 +87,7 @@ class Run:
     def _federate(self, registry: Registry) -> None:
         experiment, cohort = self.experiment, Cohort(experiment=self.experiment)
         config = experiment.federation.config(experiment.seed, len(experiment.clients))
-        left = config.rounds - registry.last_round()
+        left = config.rounds - next_round(config, registry) + 1
         with progress("federation", max(left, 0)) as advance:
             server = make_server_app(config, registry, lambda report: self._record(report, advance))
             server = delivered_twice(server, {client.name for client in experiment.clients if client.fault == TWICE})

@@ -12,13 +12,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError, RegistryError, UpdateRejected
+from ...common.errors import ConfigError, Reason, RegistryError, UpdateRejected
 from ...common.lora import LoraAdapter
 from ...common.messages import Update
 from ...common.metrics import DraftCounters
 from .family_balance import BalanceConfig, FamilyMeans
 from .fed_svd import rebased
 from .rules import RULES, WEIGHTS, Accumulator, Rule, Terms
+from .saved import Saved
 from .server_optimizer import OptimizerConfig, OptimizerState
 
 #: The most that one update may weigh, by tokens or by examples.
@@ -119,8 +120,8 @@ class Aggregate:
         )
         self._accumulator: Accumulator = config.kind.begin(terms, round)
 
-    def add(self, update: Update) -> None:
-        """Takes in an update that the gate let pass.
+    def add(self, update: Update, discount: float = 1.0) -> None:
+        """Takes in an update that the gate let pass; ``discount`` multiplies its weight.
 
         Raises:
           UpdateRejected: its weight is none; nothing has changed.
@@ -128,9 +129,9 @@ class Aggregate:
         weight = WEIGHTS[self._config.weights](update)
         if not 0 < weight <= MAX_WEIGHT:
             raise UpdateRejected(
-                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {MAX_WEIGHT:g}"
+                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {MAX_WEIGHT:g}", Reason.WEIGHT
             )
-        self._accumulator.add(update.delta, weight, update.family)
+        self._accumulator.add(update.delta, weight * discount, update.family)
 
     def add_sum(self, total: Mapping[str, NDArray[np.float64]], weight: float, family: str) -> None:
         """Takes in ``sum(w * delta)`` and ``sum(w)`` of some devices of ``family``, as secure aggregation gives them.
@@ -145,6 +146,18 @@ class Aggregate:
     def merge(self, other: Self) -> None:
         """Takes in all that ``other``, begun alike, took in."""
         self._accumulator.merge(other._accumulator)
+
+    def saved(self) -> Saved:
+        """All that was taken in; ``restore`` on a fresh aggregate begun alike brings it back to the last bit."""
+        return self._accumulator.saved()
+
+    def restore(self, saved: Saved) -> None:
+        """See ``saved``.
+
+        Raises:
+          KeyError, ValueError: it is of another rule or layout.
+        """
+        self._accumulator.restore(saved)
 
     def close(self) -> tuple[LoraAdapter, Carried]:
         """The next adapter, and what the server carries on.

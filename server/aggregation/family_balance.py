@@ -16,6 +16,7 @@ from ...common.errors import ConfigError
 from ...common.lora import Arrays
 from ...common.metrics import DraftCounters
 from .mean import WeightedMean
+from .saved import Saved
 from .vector import Packing, Shapes
 
 Priorities = Mapping[str, float]
@@ -103,6 +104,17 @@ class FamilyMeans:
         """Takes in all that ``other`` took in."""
         for family, mean in other._means.items():
             self._mean(family).merge(mean)
+
+    def saved(self) -> Saved:
+        """See ``Accumulator``."""
+        means = {family: mean.saved() for family, mean in self._means.items()}
+        about = {"families": {family: about for family, (about, _) in means.items()}}
+        return Saved(about=about, arrays={family: sums for family, (_, sums) in means.items()})
+
+    def restore(self, saved: Saved) -> None:
+        """See ``Accumulator``."""
+        for family, about in saved.about["families"].items():
+            self._mean(family).restore(about, saved.arrays[family])
 
     def result(self) -> Arrays:
         """The balanced mean, float32.

@@ -18,6 +18,7 @@ from .cohort import Cohort, Vote
 from .family_balance import BalanceConfig, FamilyMeans, Priorities, balanced_weights
 from .mixed_rank import mean_product
 from .robust import krum, median, multi_krum, tolerated, trimmed_mean
+from .saved import Saved
 from .vector import Packing, Vector
 
 FactorsIn = Callable[[int], tuple[str, ...]]
@@ -35,6 +36,16 @@ class Accumulator(Protocol):
 
     def result(self) -> Arrays:
         """The aggregated update, float32."""
+
+    def saved(self) -> Saved:
+        """All that was taken in, for another process to ``restore`` into an empty one of the same rule and shapes."""
+
+    def restore(self, saved: Saved) -> None:
+        """See ``saved``.
+
+        Raises:
+          KeyError, ValueError: it is of another rule or of other shapes.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,11 @@ class SumOnly:
     sum_only = True
     weighs = True
     mixed_ranks = False
+
+    @property
+    def takes_stale(self) -> bool:
+        """Whether an update still means the same beside a later release: same factors, same basis."""
+        return not self.rebases and self.factors_in(1) == self.factors_in(2)
 
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty aggregate over the tensors that are trained in ``round``."""
@@ -92,6 +108,7 @@ class Collective:
     mixed_ranks: bool = False
     spare: int | None = None
     sum_only = False
+    takes_stale = False
 
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty cohort of updates of the tensors that are trained in ``round``."""

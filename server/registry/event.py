@@ -2,7 +2,7 @@
 
 kind         what it does
 released     the release exists, and is the head
-evaluated    devices measured it: ``families``
+evaluated    devices measured it: ``families``; ``reason`` where that decided nothing
 promoted     it is the one in force: ``reason``
 blocked      the canary refused it: ``reason``; the head becomes ``head``
 rolled back  it is in force again, and the head: ``reason``

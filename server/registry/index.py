@@ -198,7 +198,7 @@ def _told(path: Path) -> Iterator[None]:
         if code in _ADVICE:
             raise RegistryError(f"{path} cannot be read or written: {error}; {_ADVICE[code]}") from error
         raise _damaged(path, str(error)) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # a row of other types than its columns
         raise _damaged(path, str(error).splitlines()[0]) from error
     except OSError as error:
         raise RegistryError(f"{error.filename or path} cannot be read or written: {error.strerror}") from error

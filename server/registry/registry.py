@@ -49,6 +49,11 @@ class Registry:
     # --- reading --------------------------------------------------------------------------------------------------
 
     @property
+    def root(self) -> Path:
+        """The directory it lies in."""
+        return self._catalogue.root
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is no release at all; releases without an index are a damaged registry, not an empty one."""
         return self._standing().head is None
@@ -157,21 +162,24 @@ class Registry:
         good, which is the parent wherever every round is evaluated. The promoted release is not judged against itself.
         """
         self._catalogue.claim()
-        now, head = self._standing(), self.lineage()
+        now, name = self._standing(), self.lineage().directory
+        if now.promoted == name:
+            verdict = Verdict(outcome="promoted", reason="it is the promoted release itself")
+        else:
+            baseline = None if now.promoted is None else now.evaluations.get(now.promoted, {})
+            verdict = judge(evaluation, baseline, canary or CanaryConfig())
         measured = self._catalogue.event(
-            "evaluated", head.directory, families={name: each.to_json() for name, each in evaluation.items()}
+            "evaluated",
+            name,
+            families={family: counters.to_json() for family, counters in evaluation.items()},
+            reason=f"undecided: {verdict.reason}" if verdict.outcome == "undecided" else "",
         )
-        if now.promoted == head.directory:
-            self._catalogue.record(measured)
-            return Verdict(outcome="promoted", reason="it is the promoted release itself")
-        baseline = None if now.promoted is None else now.evaluations.get(now.promoted, {})
-        verdict = judge(evaluation, baseline, canary or CanaryConfig())
-        events = [measured]
-        if verdict.outcome == "promoted":
-            events.append(self._catalogue.event("promoted", head.directory, reason=verdict.reason))
-        elif verdict.is_blocked:
-            events.append(self._catalogue.event("blocked", head.directory, reason=verdict.reason, head=now.promoted))
-        self._catalogue.record(*events)
+        decided = []
+        if verdict.is_blocked:
+            decided = [self._catalogue.event("blocked", name, reason=verdict.reason, head=now.promoted)]
+        elif verdict.outcome == "promoted" and now.promoted != name:
+            decided = [self._catalogue.event("promoted", name, reason=verdict.reason)]
+        self._catalogue.record(measured, *decided)
         return verdict
 
     def _standing(self) -> Standing:

@@ -11,7 +11,7 @@ from .catalogue import Catalogue
 from .event import Event, Standing
 from .lineage import Lineage, number_of
 
-_NUMBER = re.compile(r"[+-]?[0-9][0-9.,]*(e[+-]?[0-9]+)?")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?")
 
 
 def releases(catalogue: Catalogue) -> list[dict[str, Any]]:

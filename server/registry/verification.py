@@ -2,6 +2,7 @@
 nothing.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from ...common.directory_lock import DirectoryLock
 from ...common.errors import RegistryError
 from .catalogue import Catalogue
-from .event import Standing, standing
+from .event import Event, Standing, standing
 from .lineage import number_of
 
 
@@ -62,26 +63,44 @@ def _repair(catalogue: Catalogue) -> list[str]:
             return ["the index is sound: nothing to repair"]
         except RegistryError as error:
             lines.append(str(error).partition(";")[0])
-    events = index.salvaged() if index.exists else []
-    entered = catalogue.unentered(standing(events))
-    made = [*events, *entered]
-    if not made:
-        raise RegistryError(f"{catalogue.directories.root} holds no sound release to make an index from")
-    lines.append(f"kept: {len(events)} events of the index" + (f", up to {_date(events[-1].at_s)}" if events else ""))
-    lines.append(f"entered from their directories: releases {_numbers([event.release for event in entered])}")
-    now = standing(made)
-    if (named := _named_head(catalogue)) in now.releases and named != now.head:
-        made.append(catalogue.event("head", str(named), reason="named by HEAD when the index was made anew"))
+    kept = index.salvaged() if index.exists else []
+    entered = list(_enterable(catalogue, standing(kept)))
+    made = [*kept, *entered]
+    head = _sound_head(catalogue, standing(made))
+    if head != standing(made).head:
+        made.append(catalogue.event("head", head, reason="when the index was made anew"))
     if index.exists:
         lines.append(f"the damaged index is now {index.set_aside()}")
     index.create(made)
-    head = standing(made).head
-    lines.append(f"the head is release {number_of(str(head))}")
-    lines.append(
+    return [
+        *lines,
+        f"kept: {len(kept)} events of the index" + (f", up to {_date(kept[-1].at_s)}" if kept else ""),
+        f"entered from their directories: releases {_numbers([event.release for event in entered])}",
+        f"the head is release {number_of(head)}",
         "lost: what happened after the events kept: measurements, promotions, blocks and their reasons; look at the "
-        "releases, then promote the one that is to be in force"
-    )
-    return lines
+        "releases, then promote the one that is to be in force",
+    ]
+
+
+def _enterable(catalogue: Catalogue, now: Standing) -> Iterator[Event]:
+    """First events of the releases that are newer than any entered, also of those whose content is damaged."""
+    newest = max(map(number_of, now.releases), default=-1)
+    for name in catalogue.directories.names():
+        with contextlib.suppress(RegistryError):
+            if number_of(name) > newest:
+                yield catalogue.released(catalogue.directories.lineage(name))
+                newest = number_of(name)
+
+
+def _sound_head(catalogue: Catalogue, now: Standing) -> str:
+    """What HEAD names, or else the newest release, of those that are sound and not known to be blocked."""
+    named = _named_head(catalogue)
+    for name in sorted(now.releases, key=lambda name: (name == named, number_of(name)), reverse=True):
+        with contextlib.suppress(RegistryError):
+            if name not in now.blocked:
+                catalogue.directories.check(name)
+                return name
+    raise RegistryError(f"{catalogue.directories.root} holds no sound release to make an index from; copy one back")
 
 
 def _release(catalogue: Catalogue, now: Standing, name: str, deep: bool) -> Iterator[Finding]:

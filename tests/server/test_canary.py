@@ -1,38 +1,16 @@
 """The canary: a fall that is real is found, noise is not taken for one, and too little is not taken for anything."""
 
-import numpy as np
 import pytest
+from canary_power import LENGTH, blocked
 
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.registry.canary import CanaryConfig, difference_bound, judge
 
-LENGTH = 4
-
 
 def counters(rate: float, blocks: int = 1000) -> DraftCounters:
     drafted = LENGTH * blocks
     return DraftCounters(drafted=drafted, accepted=round(rate * drafted), blocks=blocks)
-
-
-def drawn(chance: float, blocks: int, rng: np.random.Generator) -> DraftCounters:
-    """Blocks of drafts that end at the first rejection, as they do: their proposals hang together."""
-    accepted = np.minimum(rng.geometric(1 - chance, blocks) - 1, LENGTH).sum()
-    return DraftCounters(drafted=LENGTH * blocks, accepted=int(accepted), blocks=blocks)
-
-
-def chance_of(rate: float) -> float:
-    """The chance of each proposal at which drafts of ``LENGTH`` are accepted at ``rate``."""
-    grid = np.linspace(0, 1, 100_001)
-    return float(grid[np.searchsorted(sum(grid**k for k in range(1, LENGTH + 1)) / LENGTH, rate)])
-
-
-def blocked(before: float, after: float, blocks: int, config: CanaryConfig, trials: int = 1000) -> float:
-    """Share of trials in which a release is blocked."""
-    rng = np.random.default_rng(0)
-    chances = chance_of(before), chance_of(after)
-    pairs = (tuple(drawn(chance, blocks, rng) for chance in chances) for _ in range(trials))
-    return sum(judge({"spm": new}, {"spm": old}, config).is_blocked for old, new in pairs) / trials
 
 
 def test_the_bound_is_that_of_newcombe() -> None:
@@ -47,6 +25,7 @@ def test_the_bound_is_that_of_newcombe() -> None:
 def test_a_fall_by_just_the_tolerance_is_blocked_no_more_often_than_the_confidence_says(rate) -> None:
     config = CanaryConfig(tolerance=0.05, confidence=0.95)
     assert blocked(rate, 0.95 * rate, 300, config) <= 0.05
+    assert blocked(rate, 0.95 * rate, 300, config, families=5, trials=300) <= 0.05
 
 
 def test_a_large_fall_is_found() -> None:

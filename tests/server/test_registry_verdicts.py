@@ -5,6 +5,7 @@ import pytest
 
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.registry.canary import CanaryConfig
+from fleetdraft.server.registry.catalogue import Catalogue
 from fleetdraft.server.registry.registry import Registry
 
 
@@ -68,11 +69,12 @@ def test_a_blocked_round_is_not_done_again_and_what_it_spent_stays_spent(registr
     assert registry.privacy() == {"epsilon": 2.0}
 
 
-def test_an_undecided_release_stays_the_head_and_is_not_promoted(registry) -> None:
+def test_an_undecided_release_stays_the_head_and_is_not_promoted(registry, tmp_path) -> None:
     registry.evaluated(measured(0.4))
     step(registry, round=1)
     assert registry.evaluated({}).outcome == "undecided"
     assert (registry.head().number, registry.promoted().number) == (1, 0)
+    assert Catalogue(tmp_path).events()[-1].reason.startswith("undecided: spm unknown (0.400 to –): fewer than 200")
 
 
 def test_the_promoted_release_is_not_judged_against_itself(registry) -> None:

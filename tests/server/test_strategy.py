@@ -1,143 +1,27 @@
 """Rounds over an in-memory Grid that runs real ClientApps: whatever a device does, the round ends and says so."""
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from local_grid import LocalGrid, answering, begun, play
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
 from fleetdraft.common.errors import FleetError, PromptsError, TrainingError
-from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.messages import Evaluation, Identity
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.server.aggregation.aggregate import AggregationConfig, Carried
+from fleetdraft.server.aggregation.aggregate import Carried
 from fleetdraft.server.aggregation.family_balance import BalanceConfig
 from fleetdraft.server.aggregation.server_optimizer import OptimizerConfig
-from fleetdraft.server.app import make_server_app
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.mailbox import Mailbox
-from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.strategy import FleetStrategy
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-#: A ClientApp, or what stands in for one; no message means that the node never answers.
-App = Callable[[Message, Context], Message | None]
-
-
-class LocalGrid(Grid):
-    """Delivers at once, in this process, to one ``App`` a node."""
-
-    def __init__(self, apps: dict[int, App]) -> None:
-        self.apps = apps
-        self.asked: list[int] = []
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run) -> None: ...
-
-    @property
-    def run(self): ...
-
-    def create_message(self, *args, **kwargs): ...
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.apps)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return [self._deliver(message) for message in messages]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError("the strategy waits through its mailbox")
-
-    def _deliver(self, message: Message) -> str:
-        node = message.metadata.dst_node_id
-        if message.metadata.message_type == "train":
-            self.asked.append(node)
-        message_id = f"{time.monotonic_ns()}-{node}"
-        message.metadata.__dict__["_message_id"] = message_id
-        reply = self.apps[node](message, a_context())
-        if reply is not None:
-            self._replies[message_id] = reply
-        return message_id
-
-
-def a_context() -> Context:
-    return Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-
-
-@pytest.fixture(autouse=True)
-def identity(monkeypatch) -> None:
-    """Messages take their sender from here; Flower's runtimes set it before a ServerApp starts."""
-    for name in ("task_id", "run_id", "node_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
-
-
-@pytest.fixture
-def registry(tmp_path, layout) -> Registry:
-    return begun(tmp_path, layout)
-
-
-def begun(folder: Path, layout: LoraLayout) -> Registry:
-    registry = Registry(folder, layout, "base")
-    registry.begin(layout.initial(seed=0))
-    return registry
-
-
-@pytest.fixture
-def app_of(layout) -> Callable[..., ClientApp]:
-    def make(
-        client: str,
-        value: float = 0.01,
-        weight: float = 1.0,
-        family: str = "spm",
-        accepted: int = 4,
-        change: Arrays | None = None,
-    ) -> ClientApp:
-        device = TableDevice(
-            client=client,
-            family=family,
-            weight=weight,
-            change=change or {name: np.full(shape, value, np.float32) for name, shape in layout.shapes.items()},
-            counters=DraftCounters(drafted=10, accepted=accepted),
-        )
-        return make_client_app(
-            device_for=lambda context: device, identity_for=lambda context: Identity(client=client, family=family)
-        )
-
-    return make
-
-
-def answering(app: App, kind: str, reply: Callable[[Message], Message | None]) -> App:
-    """``app``, but with another answer to messages of one kind."""
-    return lambda message, context: reply(message) if message.metadata.message_type == kind else app(message, context)
-
-
-def config_of(clients: int, **settings) -> ServerConfig:
-    """One round of a second for ``clients`` devices, but for ``settings`` of the server or of its aggregation."""
-    names = {field.name for field in fields(AggregationConfig)} & settings.keys()
-    aggregation = AggregationConfig(**{name: settings.pop(name) for name in names})
-    defaults = {"rounds": 1, "timeout_s": 1.0, "join_timeout_s": 1.0, "expected_clients": clients}
-    return ServerConfig(**(defaults | {"aggregation": aggregation} | settings))
-
-
-def play(registry: Registry, apps: list[App], **settings):
-    """Runs rounds over ``apps`` and returns their reports and the grid."""
-    reports, grid = [], LocalGrid(dict(enumerate(apps, start=100)))
-    app = make_server_app(config_of(len(apps), **settings), registry, reports.append)
-    app(grid, a_context())
-    return reports, grid
+pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def test_the_release_is_the_weighted_mean(registry, app_of) -> None:
