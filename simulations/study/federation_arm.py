@@ -37,7 +37,7 @@ _Asked = tuple[str, str, TrainTask]
 
 @dataclass(frozen=True, kw_only=True)
 class RoundFacts:
-    """One round. excluded: clients whose updates did not count, with the reason. bytes_…: of tensors."""
+    """One round. excluded: clients whose updates did not count, with the reason as a code. bytes_…: of tensors."""
 
     accepted: tuple[str, ...]
     excluded: Mapping[str, str]
@@ -212,7 +212,7 @@ class _Arm:
                 gate.check(update, release)
                 aggregate.add(update)
             except UpdateRejected as error:
-                excluded[client.name] = str(error)
+                excluded[client.name] = error.code.value
             else:
                 accepted.append(client.name)
                 steps += update.training.steps
