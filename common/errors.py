@@ -47,6 +47,10 @@ class Reason(StrEnum):
     """Larger than the clip allows."""
     WEIGHT = "weight"
     """Nothing was learned from, or more than a device can have."""
+    DROPPED_OUT = "dropped-out"
+    """Of secure aggregation; the sentence names the stage."""
+    ABORTED = "aborted"
+    """Secure aggregation ended without a sum."""
     UNKNOWN = "unknown-device"
     """It did not say hello, or under a name that is taken."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from ..common.errors import ConfigError
 from .aggregation.aggregate import AggregationConfig
 from .aggregation.rules import RULES
+from .privacy.config import LEAST_CLIENTS, Conditions, PrivacyConfig, SecAggConfig
 from .registry.canary import CanaryConfig
 
 
@@ -46,6 +47,10 @@ class ServerConfig:
     """Every so many rounds all devices measure the new release; 0 means never."""
     canary: CanaryConfig = CanaryConfig()
     """Which releases are blocked after they were measured."""
+    privacy: PrivacyConfig | None = None
+    """Differential privacy; none: no noise, and no promise."""
+    secure_aggregation: SecAggConfig | None = None
+    """With it the server sees the sum of a round's updates and no single one."""
 
     def __post_init__(self) -> None:
         _check("mode", self.mode, self.mode in ("sync", "async"), "sync or async")
@@ -61,6 +66,7 @@ class ServerConfig:
             reason = "a number >= 1, since worst_family_rate goes by what devices measure"
             _check("evaluate_every", self.evaluate_every, self.evaluate_every >= 1, reason)
         self._check_async() if self.asynchronous else self._check_sync()
+        self._check_privacy()
 
     @property
     def asynchronous(self) -> bool:
@@ -69,6 +75,8 @@ class ServerConfig:
     @property
     def wanted(self) -> int | None:
         """With so many valid updates a round closes; none: when all have answered."""
+        if self.privacy is not None or self.secure_aggregation is not None:
+            return None  # a secret draw may be larger than its mean, and a sum is of all
         return self.buffer_size if self.asynchronous else self.clients_per_round
 
     @property
@@ -94,8 +102,20 @@ class ServerConfig:
         _check("buffer_size", self.buffer_size, self.buffer_size >= fewest, f"at least min_updates = {fewest}")
         reason = "0 in mode 'async', which never waits for the slow"
         _check("over_selection", self.over_selection, self.over_selection == 0, reason)
-        secure = self.aggregation.secure_aggregation
-        _check("secure_aggregation", secure, not secure, "false in mode 'async', whose cohorts change all the time")
+
+    def _check_privacy(self) -> None:
+        conditions = Conditions(
+            aggregation=self.aggregation, closes_early=self.over_selection > 0, buffered=self.asynchronous
+        )
+        if self.privacy is not None:
+            conditions.check_proved()
+            fits = self.privacy.delta * self.expected_clients < 1
+            _check("privacy.delta", self.privacy.delta, fits, f"less than 1 / {self.expected_clients} expected clients")
+        if self.secure_aggregation is not None:
+            conditions.check_summable()
+            count = self.clients_per_round
+            fits = count is None or count >= LEAST_CLIENTS
+            _check("clients_per_round", count, fits, f"at least {LEAST_CLIENTS} with secure aggregation")
 
     def evaluates(self, round: int) -> bool:
         """Whether devices measure the release after ``round``."""

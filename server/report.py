@@ -7,6 +7,7 @@ from typing import Any
 from ..common.errors import Reason
 from ..common.messages import TrainCounters
 from ..common.metrics import DraftCounters
+from .privacy.report import PrivacyReport, SecureReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class RoundReport:
     """Clients whose figures are in ``evaluation``, in alphabetical order."""
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     """Clients that were asked to evaluate and gave no figures, with the reason."""
+    privacy: PrivacyReport | None = None
+    """What the releases up to now have spent; none without differential privacy."""
+    secure: SecureReport | None = None
+    """What became of secure aggregation, under which what devices drafted while they trained is not known."""
 
     @property
     def figures(self) -> Mapping[str, DraftCounters]:
@@ -75,4 +80,11 @@ class RoundReport:
         names = {name: tuple(value.get(name, ())) for name in ("participants", "accepted", "evaluated")}
         codes = {client: Reason(code) for client, code in value.get("codes", {}).items()}
         kept = {name: field for name, field in value.items() if name != "worst_family"}
-        return cls(**{**kept, **counters, **names, "codes": codes, "training": TrainCounters(**value["training"])})
+        privacy, secure = value.get("privacy"), value.get("secure")
+        given = {
+            "codes": codes,
+            "training": TrainCounters(**value["training"]),
+            "privacy": PrivacyReport(**privacy) if privacy else None,
+            "secure": SecureReport.from_json(secure) if secure else None,
+        }
+        return cls(**{**kept, **counters, **names, **given})

@@ -3,14 +3,18 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..common.errors import Reason, UpdateRejected
 from ..common.messages import Evaluation, Release, TrainCounters, Update
 from ..common.metrics import DraftCounters
-from .aggregation.aggregate import Aggregate
+from .aggregation.aggregate import Aggregate, NoisyMean
 from .aggregation.saved import Saved
 from .gate import Gate
+from .privacy.report import PrivacyReport, SecureReport
 from .registry.canary import CanaryConfig
 from .registry.registry import Registry
 from .report import RoundReport
@@ -63,6 +67,10 @@ class Round:
         self._evaluation: dict[str, DraftCounters] = {}
         self._evaluated: list[str] = []
         self._unmeasured: dict[str, str] = {}
+        self.privacy: PrivacyReport | None = None
+        """What has been spent, this round included."""
+        self.secure: SecureReport | None = None
+        """What became of secure aggregation."""
 
     def restore(self, report: RoundReport, aggregate: Saved | None) -> None:
         """Goes on where another process was, before anything else is done with it.
@@ -87,6 +95,7 @@ class Round:
         self._families, self._training = dict(report.families), report.training
         self._evaluation, self._evaluated = dict(report.evaluation), list(report.evaluated)
         self._unmeasured = dict(report.unmeasured)
+        self.privacy, self.secure = report.privacy, report.secure
 
     def saved(self) -> Saved:
         """The running aggregate, for ``restore``; the same object as long as nothing is taken in."""
@@ -145,17 +154,38 @@ class Round:
         self._families[update.family] = self._families.get(update.family, DraftCounters()) + update.counters
         self._training += update.training
 
+    def take_sum(self, total: Mapping[str, NDArray[np.float64]], clients: tuple[str, ...]) -> None:
+        """Adds the sum of some clients' updates, each of weight 1, of which no single one is known."""
+        self._aggregate.add_sum(total, float(len(clients)), family="")
+        self._saved = None
+        self._accepted.extend(clients)
+
     def exclude(self, client: str, reason: UpdateRejected) -> None:
         """Counts an answer that does not count; whose update is in the round already stays in."""
         self._counts[reason.code] += 1
         if client not in self._accepted:
             self._excluded[client] = reason
 
-    def publish(self, registry: Registry, rule: str, min_updates: int) -> None:
-        """Writes the new release with what the server carries on, unless too few updates were valid."""
+    def publish(
+        self,
+        registry: Registry,
+        rule: str,
+        min_updates: int,
+        noisy_mean: NoisyMean | None = None,
+        privacy: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Writes the new release with what the server carries on, unless too few updates were valid.
+
+        Args:
+          noisy_mean: see ``Aggregate.close``.
+          privacy: what the run has spent with this release, for its metadata.
+
+        Returns:
+          whether there is a new release.
+        """
         if len(self._accepted) < min_updates:
-            return
-        adapter, carried = self._aggregate.close()
+            return False
+        adapter, carried = self._aggregate.close(noisy_mean)
         report = self.report()
         release = registry.write(
             adapter,
@@ -165,8 +195,10 @@ class Round:
             rejected=report.excluded,
             families=report.families,
             carried=carried.to_bytes(),
+            privacy=privacy,
         )
         self.published(release)
+        return True
 
     def published(self, release: Release) -> None:
         """Notes the release that this round made."""
@@ -211,6 +243,8 @@ class Round:
             evaluation=_sorted(self._evaluation),
             evaluated=tuple(sorted(self._evaluated)),
             unmeasured=_sorted(self._unmeasured),
+            privacy=self.privacy,
+            secure=self.secure,
         )
 
 

@@ -5,11 +5,12 @@ from dataclasses import asdict
 from logging import INFO
 from typing import Any
 
+import numpy as np
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from ..common.errors import FleetError, RegistryError, UpdateRejected
+from ..common.errors import BudgetSpent, FleetError, RegistryError, UpdateRejected
 from ..common.messages import EvaluateTask
 from ..common.records import encode_request, tensor_bytes
 from .aggregation.aggregate import Aggregate, Carried
@@ -19,15 +20,17 @@ from .exchange import Exchange
 from .gate import Gate
 from .intake import measure
 from .mailbox import Mailbox
+from .privacy.protection import Protection
 from .registry.registry import Registry
 from .report import RoundReport
 from .resumption import Resumption, journal_of, resumption
-from .roster import Roster
+from .roster import Nodes, Roster
 from .round import Round
 from .round_journal import Entry, Stage
-from .sync_rounds import SyncRounds
+from .sync_rounds import SyncRounds, cohort, task_of
 
 OnRound = Callable[[RoundReport], None]
+OnStop = Callable[[str], None]
 
 
 class FleetStrategy:
@@ -37,16 +40,28 @@ class FleetStrategy:
       - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
         malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason, and
         disturbs nobody else.
+      - Who is asked depends on the seed, the round and the devices' names only; with differential privacy, on a key of
+        the operator instead of the seed.
+      - A run whose privacy budget is spent ends before the round that would exceed it, as if that had been its last.
       - A server killed at any moment resumes in the round it was in, with every update it had taken in; only devices
-        that had not answered are asked again. Its report may be given to ``on_round`` a second time.
+        that had not answered are asked again. Its report may be given to ``on_round`` a second time. Secure
+        aggregation begins anew, since nothing is known before the sum.
     """
 
-    def __init__(self, config: ServerConfig, registry: Registry, on_round: OnRound = lambda report: None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        on_round: OnRound = lambda report: None,
+        on_stop: OnStop = lambda reason: None,
+    ) -> None:
         self._config = config
         self._registry = registry
         self._on_round = on_round
+        self._on_stop = on_stop
+        self._protection: Protection
         self._journal = journal_of(registry)
-        self._settings: dict[str, Any] = asdict(config.aggregation) | {"mode": config.mode}
+        self._settings = _settings(config)
         self._roster = Roster()
         self._refused: dict[str, UpdateRejected] = {}
         self._tasks: dict[str, int] = {}
@@ -59,7 +74,8 @@ class FleetStrategy:
         """Runs the rounds that are left, up to ``config.rounds``.
 
         Raises:
-          ConfigError: the round in progress was begun with other settings.
+          ConfigError: the round in progress was begun with other settings, or differential privacy would not cover the
+            releases that are there.
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
@@ -67,14 +83,19 @@ class FleetStrategy:
         if resumed.number > self._config.rounds:
             return
         log(INFO, "%s", self._config)
+        self._protection = Protection(self._config, self._registry)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
         self._check_joined()
         collect = self._collector(mailbox)
-        for number in range(resumed.number, self._config.rounds + 1):
-            log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
-            self._gather(mailbox, expected=0)
-            self._play(mailbox, number, resumed.entry if number == resumed.number else None, collect)
+        try:
+            for number in range(resumed.number, self._config.rounds + 1):
+                log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
+                self._gather(mailbox, expected=0)
+                self._play(mailbox, number, resumed.entry if number == resumed.number else None, collect)
+        except BudgetSpent as error:
+            log(INFO, "stopped: budget: %s", error)
+            self._on_stop(f"budget: {error}")
 
     def _resumption(self) -> Resumption:
         entry = self._journal.load()
@@ -85,15 +106,34 @@ class FleetStrategy:
         """What asks devices to train and takes in their updates."""
         if self._config.asynchronous:
             return AsyncRounds(self._config, self._roster, self._keep, self._tasks, grid).collect
-        rounds = SyncRounds(self._config, self._roster, self._keep)
+        if self._config.secure_aggregation is not None:
+            return lambda opened: self._sum(grid, opened)
+        rounds = SyncRounds(self._config, self._roster, self._draw, self._keep)
         return lambda opened: rounds.collect(grid, opened)
+
+    def _draw(self, number: int) -> Nodes:
+        if self._config.privacy is not None:
+            return self._protection.draw(self._roster.nodes(), number)
+        return self._roster.sample(self._config.sampled, np.random.default_rng([self._config.seed, number]))
+
+    def _sum(self, grid: Grid, opened: Round) -> None:
+        """Takes in the sum of the cohort's updates, unless it was before a kill."""
+        if opened.report().accepted:
+            return
+        nodes = cohort(opened, self._roster, self._draw)
+        for _, identity in nodes:
+            opened.asked(identity.client, 0)
+        self._keep(opened)
+        self._protection.sum(grid, opened, nodes, task_of(self._config, opened.number))
+        self._keep(opened)
 
     def _play(self, grid: Grid, number: int, entry: Entry | None, collect: Callable[[Round], None]) -> None:
         """One round from its sample, or from where it was, to its report."""
         opened = self._open(number, entry)
         if entry is None or entry.stage == Stage.TRAINING:
+            self._protection.pay(opened, len(self._roster.nodes()))
             collect(opened)
-            opened.publish(self._registry, self._config.aggregation.rule, self._config.aggregation.min_updates)
+            self._protection.publish(opened)
         self._keep(opened, Stage.EVALUATING)
         if self._config.evaluates(number) and not self._judged(entry):
             self._evaluate(grid, opened)
@@ -187,3 +227,10 @@ class FleetStrategy:
                 f"{joined} devices joined within {self._config.join_timeout_s:g} s, "
                 f"expected at least min_updates = {fewest}" + (f" ({reasons})" if reasons else "")
             )
+
+
+def _settings(config: ServerConfig) -> dict[str, Any]:
+    """What a round in progress depends on."""
+    tables = {"privacy": config.privacy, "secure_aggregation": config.secure_aggregation}
+    nested = {name: asdict(table) if table else None for name, table in tables.items()}
+    return asdict(config.aggregation) | {"mode": config.mode} | nested

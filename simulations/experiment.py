@@ -11,6 +11,7 @@ from ..server.aggregation.aggregate import AggregationConfig
 from ..server.aggregation.family_balance import BalanceConfig
 from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.privacy.config import LEAST_CLIENTS, PrivacyConfig, SecAggConfig
 from ..server.registry.canary import CanaryConfig
 from .faults import FAULTS
 
@@ -40,6 +41,10 @@ class FederationTable:
     timeout_s: float = 120.0
     clip_norm: float = 20.0
     evaluate_every: int = 0
+    privacy: PrivacyConfig | None = None
+    """``[federation.privacy]``: differential privacy; without the table there is none."""
+    secure_aggregation: SecAggConfig | None = None
+    """``[federation.secure_aggregation]``, which may be empty: the server sees sums alone."""
 
     def config(self, seed: int, clients: int) -> ServerConfig:
         """The server's own settings for ``clients`` devices."""
@@ -58,6 +63,8 @@ class FederationTable:
             expected_clients=clients,
             evaluate_every=self.evaluate_every,
             canary=self.canary,
+            privacy=self.privacy,
+            secure_aggregation=self.secure_aggregation,
         )
 
     def aggregation(self) -> AggregationConfig:
@@ -130,6 +137,9 @@ class Experiment:
             raise ConfigError(
                 f"min_updates is {self.federation.min_updates}, expected at most the {len(names)} clients"
             )
+        if self.federation.secure_aggregation is not None and len(names) < LEAST_CLIENTS:
+            raise ConfigError(f"clients are {len(names)}, expected at least {LEAST_CLIENTS} for secure aggregation")
+        self.federation.config(self.seed, len(names))  # what depends on the number of clients
         if self.widen_to < 0:
             raise ConfigError(f"widen_to is {self.widen_to}, expected a hidden size, or 0 for none")
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..common.files import write_atomic, write_json
 from ..server.report import RoundReport
-from . import page, plots
+from . import page, plots, privacy_section
 from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
 
 
@@ -44,7 +44,8 @@ def print_table(results: FleetResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     explained = [WIDENING] if any(row.widened for row in results.families) else []
-    for line in (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes):
+    remarks = (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes)
+    for line in (*privacy_section.lines(results), *remarks):
         console.print(line, highlight=False, markup=False)
 
 
@@ -59,11 +60,12 @@ def _sections(results: FleetResults) -> Iterable[str]:
     if any(row.widened for row in results.families):
         yield f'<p class="hint">{escape(WIDENING)}</p>'
     yield page.lines("warnings", results.warnings())
-    yield page.lines("notes", results.notes)
+    yield page.lines("notes", (*privacy_section.lines(results), *results.notes))
     if results.families:
         yield from _families(results.families)
     if results.rounds:
         yield from _rounds(results.rounds)
+        yield from privacy_section.section(results.rounds)
     if results.clients:
         yield from _clients(results)
     yield from _settings(results)
@@ -159,7 +161,9 @@ def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
 
 def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
     yield page.heading("Rounds", "What the clients measured on their own prompts while they trained.")
-    yield page.figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    if any(r.families for r in rounds):
+        caption = "Acceptance rate per round, one line per target vocabulary."
+        yield page.figure(plots.acceptance_by_round(rounds), caption)
     columns = ["round", "time", "updates aggregated", "started earlier", "asked again", "uploaded", "did not count"]
     cells = [
         (

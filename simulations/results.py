@@ -118,6 +118,8 @@ class FleetResults:
     families: tuple[FamilyRow, ...]
     clients: tuple[ClientRow, ...]
     notes: tuple[str, ...] = ()
+    stopped: str = ""
+    """Why the rounds ended before the last one that was asked for, e.g. ``budget: …``; empty if they did not."""
 
     def worst_client(self, family: str | None = None) -> ClientRow | None:
         """The client that gained least, of one family or of all; None where nobody was measured."""

@@ -68,7 +68,7 @@ class Run:
         bundle = open_bundle(self.experiment.bundle)
         with Registry(self.folder / "registry", bundle.manifest.layout, bundle.base) as registry:
             registry.begin(bundle.adapter())
-            self._federate(registry)
+            stopped = self._federate(registry)
             adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
         threads = min(self.experiment.measure_threads, os.cpu_count() or 1)
         held_out = HeldOut(experiment=self.experiment, bundle=bundle, adapters=adapters, threads=threads)
@@ -82,14 +82,16 @@ class Run:
             rounds=self._reports(),
             families=families,
             clients=clients,
+            stopped=stopped,
         )
 
-    def _federate(self, registry: Registry) -> None:
+    def _federate(self, registry: Registry) -> str:
+        """Does the rounds that are left; returns why it ended before the last, if it did."""
         experiment, cohort = self.experiment, Cohort(experiment=self.experiment)
         config = experiment.federation.config(experiment.seed, len(experiment.clients))
-        left = config.rounds - next_round(config, registry) + 1
+        left, stops = config.rounds - next_round(config, registry) + 1, list[str]()
         with progress("federation", max(left, 0)) as advance:
-            server = make_server_app(config, registry, lambda report: self._record(report, advance))
+            server = make_server_app(config, registry, lambda report: self._record(report, advance), stops.append)
             server = delivered_twice(server, {client.name for client in experiment.clients if client.fault == TWICE})
             client = make_client_app(device_for=cohort.device, identity_for=cohort.identity)
             if left > 0:
@@ -101,10 +103,13 @@ class Run:
                     folder=self.folder / "logs",
                 )
 
+        return "; ".join(stops)
+
     def _record(self, report: RoundReport, advance: Callable[[str], None]) -> None:
         write_json(self.folder / "rounds" / f"{report.round:04d}.json", report.to_json())
         excluded = f", {len(report.excluded)} excluded" if report.excluded else ""
-        advance(f"round {report.round}: {len(report.accepted)} updates{excluded}")
+        spent = f", epsilon {report.privacy.epsilon:.3g}" if report.privacy else ""
+        advance(f"round {report.round}: {len(report.accepted)} updates{excluded}{spent}")
 
     def _reports(self) -> tuple[RoundReport, ...]:
         files = sorted((self.folder / "rounds").glob("*.json"))

@@ -129,6 +129,16 @@ class FamilyMeans:
         parts = (share * self._means[name].mean() for name, share in shares.items())
         return Packing(self.shapes).unpack(np.sum(list(parts), axis=0))
 
+    def total(self) -> dict[str, NDArray[np.float64]]:
+        """The sum of all updates, each times its weight, where families make no difference.
+
+        Raises:
+          ConfigError: they do, so that the result is no multiple of one sum.
+        """
+        if not self.balance.pooled:
+            raise ConfigError("families are balanced, expected exponent 1 and worst_family_rate 0 for one sum of all")
+        return self._mean("").total()
+
     def _mean(self, family: str) -> WeightedMean:
         name = "" if self.balance.pooled else family
         if name not in self._means:

@@ -102,6 +102,12 @@ class WeightedMean:
             raise ZeroDivisionError("mean of no updates")
         return (self._high + self._low) / weight
 
+    def total(self) -> dict[str, _Sum]:
+        """``sum(w * delta)`` tensor by tensor, in float64; zeros where nothing was added."""
+        self._flush()
+        vector = self._high + self._low
+        return {name: self._packing.tensor(vector, name) for name in self._packing.shapes}
+
     def result(self) -> Arrays:
         """The mean, float32."""
         return self._packing.unpack(self.mean())

@@ -38,6 +38,7 @@ class Catalogue:
         self.index = Index(self.root / "index.sqlite")
         self.clock = clock
         self._lock: DirectoryLock | None = None
+        self._folded: tuple[list[Event], Standing] = ([], Standing())
 
     @property
     def is_empty(self) -> bool:
@@ -82,8 +83,12 @@ class Catalogue:
 
     def standing(self) -> Standing:
         """Where the registry stands."""
+        events, (known, found) = self.events(), self._folded
+        if events == known:
+            return found
         try:
-            return standing(self.events())
+            self._folded = (events, standing(events))
+            return self._folded[1]
         except (KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{self.root} holds an event that cannot be understood: {error!r}") from error
 

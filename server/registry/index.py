@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
@@ -48,6 +49,9 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._read = list[Event]()
+        self._last = ""
+        self._turn = threading.Lock()
 
     @property
     def exists(self) -> bool:
@@ -83,26 +87,38 @@ class Index:
                 _insert(connection, events)
 
     def events(self) -> list[Event]:
-        """All of them, the oldest first."""
-        with self._open() as connection:
-            return list(self._sound(connection))
+        """All of them, the oldest first; what was read before is not read again."""
+        with self._turn, self._open() as connection:
+            if not self._has_read(connection):
+                self._read, self._last = [], ""
+            for event, digest in self._sound(connection, len(self._read), self._last):
+                self._read.append(event)
+                self._last = digest
+            return list(self._read)
 
     def salvaged(self) -> list[Event]:
         """Of a file that may be damaged: the events before the first row that is not sound."""
         found = list[Event]()
         with contextlib.suppress(RegistryError), self._open() as connection:
-            for event in self._sound(connection):
+            for event, _ in self._sound(connection, 0, ""):
                 found.append(event)
         return found
 
-    def _sound(self, connection: sqlite3.Connection) -> Iterator[Event]:
-        rows = connection.execute("SELECT id, at_s, kind, release, data, digest FROM events ORDER BY id")
-        before = ""
-        for position, (number, at_s, kind, release, data, digest) in enumerate(rows, start=1):
+    def _has_read(self, connection: sqlite3.Connection) -> bool:
+        """Whether the last row read is still there: the file may be another one by now."""
+        row = connection.execute("SELECT digest FROM events WHERE id = ?", (len(self._read),)).fetchone()
+        return not self._read or row == (self._last,)
+
+    def _sound(self, connection: sqlite3.Connection, count: int, before: str) -> Iterator[tuple[Event, str]]:
+        """The events after the first ``count``, of which the last has the digest ``before``; each with its digest."""
+        rows = connection.execute(
+            "SELECT id, at_s, kind, release, data, digest FROM events WHERE id > ? ORDER BY id", (count,)
+        )
+        for position, (number, at_s, kind, release, data, digest) in enumerate(rows, start=count + 1):
             before = _digest(before, number, at_s, kind, release, data)
             if (number, digest) != (position, before) or kind not in KINDS:
                 raise _damaged(self._path, f"row {position} was changed or is missing")
-            yield Event(at_s=at_s, kind=kind, release=release, data=json.loads(data))
+            yield Event(at_s=at_s, kind=kind, release=release, data=json.loads(data)), digest
 
     def check(self) -> None:
         """Returns if the whole file is sound."""
@@ -110,6 +126,8 @@ class Index:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
         if found:
             raise _damaged(self._path, str(found[0]).splitlines()[0])
+        with self._turn:
+            self._read, self._last = [], ""
         self.events()
 
     def set_aside(self) -> str:

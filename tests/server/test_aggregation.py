@@ -123,17 +123,6 @@ def test_an_update_from_no_example_is_rejected_and_changes_nothing(release: Rele
     )
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.sum_only])
-def test_secure_aggregation_with_a_collective_rule_is_an_error_when_configured(rule: str) -> None:
-    with pytest.raises(ConfigError, match=f"^rule is '{rule}', which needs every update, expected with secure [^\n]*$"):
-        config_of(rule, secure_aggregation=True)
-
-
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.sum_only])
-def test_secure_aggregation_goes_with_every_rule_that_needs_sums(rule: str) -> None:
-    assert config_of(rule, secure_aggregation=True).kind.sum_only
-
-
 @pytest.mark.parametrize(("rule", "byzantine", "fewest"), [("krum", 0.2, 7), ("median", 0.2, 3), ("krum", 0.4, 19)])
 def test_a_round_that_a_robust_rule_cannot_close_is_an_error_when_configured(
     rule: str, byzantine: float, fewest: int

@@ -3,12 +3,16 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import registry_writer as writer
 from killing import kill_at_random_moments
 
 from fleetdraft.server.registry.catalogue import Catalogue
+from fleetdraft.server.registry.event import Event
+from fleetdraft.server.registry.index import Index
 from fleetdraft.server.registry.verification import verify
 
 COMMAND = [sys.executable, writer.__file__]
@@ -35,6 +39,7 @@ def rounds(root: Path) -> list[int]:
     return [catalogue.directories.lineage(name).round for name in catalogue.standing().releases]
 
 
+@pytest.mark.slow
 def test_fifty_kills_leave_a_whole_registry_each_time_and_no_round_is_lost_or_done_twice(tmp_path: Path) -> None:
     counts = [0]
 
@@ -45,6 +50,20 @@ def test_fifty_kills_leave_a_whole_registry_each_time_and_no_round_is_lost_or_do
     printed = kill_at_random_moments([*COMMAND, str(tmp_path)], times=50, longest_s=0.25, seed=3, check=check)
     assert printed >= 10  # between the kills it did work; how much depends on the machine
     assert rounds(tmp_path) == list(range(len(rounds(tmp_path))))
+
+
+def test_threads_may_share_a_reader(tmp_path: Path) -> None:
+    """As of a server that answers questions about its releases while a round is under way."""
+    events = [Event(at_s=float(i), kind="released", release=f"{i:04d}-{i:012x}") for i in range(500)]
+    Index(tmp_path / "index.sqlite").create(events)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            shared = Index(tmp_path / "index.sqlite")
+            assert all(found == events for found in pool.map(lambda _: shared.events(), range(32)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_readers_see_a_whole_registry_while_a_writer_is_at_work(tmp_path: Path) -> None:

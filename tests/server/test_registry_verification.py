@@ -138,6 +138,20 @@ def test_a_lost_index_is_made_anew_with_what_is_lost_named(root, lost) -> None:
     assert damage(root) == []
 
 
+def test_a_reader_sees_what_was_added_and_another_index_as_a_whole(root, tmp_path) -> None:
+    reader, old = Catalogue(root), (root / "index.sqlite").read_bytes()
+    before = reader.events()
+    with writer.opened(root) as registry:
+        writer.change(root, registry, 9)
+    assert reader.events()[: len(before)] == before
+    assert reader.events() == Catalogue(root).events() != before
+    (root / "index.sqlite").write_bytes(old)
+    assert reader.events() == before
+    (root / "index.sqlite").unlink()
+    repair(Catalogue(root))
+    assert reader.events() == Catalogue(root).events()
+
+
 def test_an_index_made_anew_holds_damaged_releases_as_well_and_has_a_sound_head(root) -> None:
     releases = names(root)
     for number in (1, 8):
