@@ -18,6 +18,8 @@ class FederationCell:
 
     families: acceptance rate on the unseen prompts of all of a family's clients. mean, worst: over clients, each
     client's rate counting once. worst_clients: who that is, by seed. clients: each one's rate.
+    least_gain: the smallest change of a client's rate from the study's first arm that learns nothing, negative where a
+    client lost; None where there is no such arm. least_gainers: who that is, by seed.
     length: mean acceptance length over all unseen prompts.
     over: mean over that of the arm it is compared with, seed by seed; None where there is none.
     up, down: tensor bytes of a round from and to one device; 0 without rounds.
@@ -31,6 +33,8 @@ class FederationCell:
     worst: Spread
     worst_clients: tuple[str, ...]
     clients: Mapping[str, Spread]
+    least_gain: Spread | None
+    least_gainers: tuple[str, ...]
     length: Spread
     over: Spread | None
     up: float
@@ -43,13 +47,13 @@ class FederationCell:
 
     def to_json(self) -> dict[str, Any]:
         """Field by field; the arm by its name."""
-        plain = {"arm": self.arm.name, "over": self.over.to_json() if self.over else None}
-        spreads = {name: getattr(self, name).to_json() for name in ("mean", "worst", "length")}
+        names = ("mean", "worst", "least_gain", "length", "over")
+        spreads = {name: own.to_json() if (own := getattr(self, name)) else None for name in names}
         tables = {
             name: {key: spread.to_json() for key, spread in getattr(self, name).items()}
             for name in ("families", "clients")
         }
-        return vars(self) | plain | spreads | tables
+        return vars(self) | {"arm": self.arm.name} | spreads | tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,7 @@ class FederationFindings:
     def _cell(self, arm: ArmTable, by_seed: Mapping[int, FederationResult]) -> FederationCell:
         results = list(by_seed.values())
         rates = [_rates(result) for result in results]
+        gains = self._gains(rates)
         families = dict.fromkeys(facts.family for facts in results[0].clients.values())
         rounds = [facts for result in results for facts in result.rounds]
         asked = len(rounds) * len(results[0].clients) or 1
@@ -102,6 +107,8 @@ class FederationFindings:
             worst=Spread(values=tuple(min(own.values()) for own in rates)),
             worst_clients=tuple(min(own, key=own.__getitem__) for own in rates),
             clients={name: Spread(values=tuple(own[name] for own in rates)) for name in rates[0]},
+            least_gain=Spread(values=tuple(min(own.values()) for own in gains)) if gains else None,
+            least_gainers=tuple(min(own, key=own.__getitem__) for own in gains),
             length=_over(results, lambda r: _total(r).mean_acceptance_length),
             over=self._ratio(arm, by_seed),
             up=sum(facts.bytes_up for facts in rounds) / asked,
@@ -112,6 +119,13 @@ class FederationFindings:
             reasons=tuple(sorted({reason for facts in rounds for reason in facts.excluded.values()})),
             attackers=tuple(tuple(n for n, facts in r.clients.items() if facts.fault) for r in results),
         )
+
+    def _gains(self, rates: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+        """By client what its rate changed from the first arm that learns nothing, for each seed; none without it."""
+        silent = next((arm for arm in self.study.arms if arm.way == "none"), None)
+        measured = list(self._of(silent).values()) if silent else []
+        before = _rates(measured[0]) if measured else {}
+        return [{name: rate - before[name] for name, rate in own.items()} for own in rates] if before else []
 
     def _ratio(self, arm: ArmTable, by_seed: Mapping[int, FederationResult]) -> Spread | None:
         other = self.against(arm)

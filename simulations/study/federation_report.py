@@ -46,14 +46,16 @@ def _acceptance(findings: FederationFindings, cells: Sequence[FederationCell]) -
     return Part(
         title="Acceptance rate",
         hint="On unseen prompts of all clients, after learning; mean ± deviation of the seeds. By family: accepted per "
-        "proposal over its clients. Mean and worst: over clients, each counting once.",
-        columns=("arm", *families, "mean client", "worst client", f"mean over {first}", "mean length"),
+        "proposal over its clients. Mean and worst: over clients, each counting once. Least gain: the smallest change "
+        "of a client's rate from what learns nothing; negative where somebody lost.",
+        columns=("arm", *families, "mean client", "worst client", "least gain", f"mean over {first}", "mean length"),
         rows=[
             (
                 cell.arm.name,
                 *(cell.families[family].text() for family in families),
                 cell.mean.text(),
-                f"{cell.worst.text()}\n{', '.join(dict.fromkeys(cell.worst_clients))}",
+                _who(cell.worst, cell.worst_clients),
+                _who(cell.least_gain, cell.least_gainers) if cell.arm.way != "none" else _NONE,
                 _times(cell.over if not cell.arm.against else None),
                 cell.length.text(".2f"),
             )
@@ -61,6 +63,11 @@ def _acceptance(findings: FederationFindings, cells: Sequence[FederationCell]) -
         ],
         charts=[(charts.acceptance_of_arms(cells), "Acceptance rate on unseen prompts: families, mean, worst client.")],
     )
+
+
+def _who(spread: Spread | None, names: Sequence[str]) -> str:
+    """A client's figure with its name, by seed where that differs."""
+    return f"{spread.text()}\n{', '.join(dict.fromkeys(names))}" if spread else _NONE
 
 
 def _clients(cells: Sequence[FederationCell]) -> Part:

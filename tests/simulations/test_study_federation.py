@@ -293,6 +293,16 @@ def test_families_are_pooled_and_clients_count_once_each(table: FederationFindin
     assert fedit.length.values == pytest.approx((1 + 120 / 150, 1 + 80 / 150))
 
 
+def test_the_least_gain_is_of_the_client_that_lost_most_or_gained_least(table: FederationFindings) -> None:
+    none, fedit, _ = table.cells
+    assert fedit.least_gain is not None
+    assert fedit.least_gain.values == pytest.approx((0.1, -0.1))
+    assert fedit.least_gainers == ("cyd", "cyd")
+    assert none.least_gain is not None
+    assert none.least_gain.values == (0.0,)
+    assert "0.000 ± 0.141 cyd" in document(table).to_markdown()
+
+
 def test_what_is_compared_is_compared_seed_by_seed(table: FederationFindings) -> None:
     none, fedit, huge = table.cells
     assert none.over is None
