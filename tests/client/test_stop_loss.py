@@ -159,15 +159,13 @@ def test_on_a_busy_machine_a_useful_drafter_stays_on(name: str, seed: int) -> No
 
 
 def test_a_block_of_one_token_is_never_a_gain() -> None:
-    """A clock on which drafting seems to make the target faster: without proposals accepted, it is switched off."""
+    """On a clock by which drafting makes the target faster: as long as nothing is accepted, it is not said to pay."""
     pace, rng = StopLoss(FixedPace()), np.random.default_rng(0)
-    for number in range(200):
+    for _ in range(200):
         drafted = pace.budget(8)
         block = USELESS.block(drafted, rng)
-        fast = replace(block, target_s=0.001, rest_s=0.0) if drafted and number % 2 else block
-        pace.note(outcome_of(fast))
-    assert "drafting switched off" in {decision.what for decision in pace.decisions}
-    assert "drafting stays on" not in {decision.what for decision in pace.decisions}
+        pace.note(outcome_of(replace(block, target_s=0.001, rest_s=0.0) if drafted else block))
+    assert not pace.decisions
 
 
 @pytest.mark.parametrize("seed", range(4))
