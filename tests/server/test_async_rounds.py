@@ -12,6 +12,7 @@ from fleetdraft.common.errors import ConfigError, Reason
 from fleetdraft.common.messages import Identity, clipped
 from fleetdraft.common.records import decode_train
 from fleetdraft.server.aggregation.rules import RULES
+from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
 from fleetdraft.server.resumption import journal_of
 
 pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -152,7 +153,11 @@ def test_a_rule_to_which_an_old_update_means_something_else_is_refused(rule) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"secure_aggregation": True}, "secure_aggregation is True, expected false in mode 'async'"),
+        ({"secure_aggregation": SecAggConfig(), "weights": "equal"}, "secure aggregation is not possible .*buffered"),
+        (
+            {"privacy": PrivacyConfig(delta=1e-6, noise_multiplier=1.0), "weights": "equal"},
+            "differential privacy is not proved here: updates are buffered",
+        ),
         ({"over_selection": 0.3}, "over_selection is 0.3, expected 0 in mode 'async'"),
         ({"buffer_size": 2, "min_updates": 3}, "buffer_size is 2, expected at least min_updates = 3"),
         ({"mode": "lazy"}, "mode is 'lazy', expected sync or async"),
