@@ -45,7 +45,7 @@ def _arms(axes: Axes, cells: Sequence[FederationCell]) -> None:
     _rows(axes, [cell.arm.name for cell in cells])
     axes.set_xlim(left=0)
     axes.set_xlabel("acceptance rate")
-    legend(axes, len(cells[0].families) + 2)
+    legend(axes, 3)
 
 
 def _kept(axes: Axes, cells: Sequence[FederationCell]) -> None:
