@@ -14,7 +14,7 @@ from .vector import Packing, Shapes
 _Sum = NDArray[np.float64]
 
 #: Updates summed at once, and numbers of each: together they stay in a core's cache.
-_BATCH, _CHUNK = 8, 4096
+_BATCH, _CHUNK = 8, 8192
 #: Bits by which the grid grows, so that it seldom does.
 _STEP = 4
 
@@ -124,7 +124,8 @@ class WeightedMean:
         for start in range(0, self._packing.size, _CHUNK):
             part = slice(start, start + _CHUNK)
             lower, upper = (scratch[: len(rows), : rows[:, part].shape[1]] for scratch in self._scratch)
-            np.multiply(rows[:, part], weights[:, None], out=lower)
+            lower[...] = rows[:, part]  # not in one step with the product, which would go through a buffer
+            lower *= weights[:, None]
             np.add(lower, self._grid, out=upper)
             upper -= self._grid
             lower -= upper

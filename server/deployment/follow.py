@@ -151,6 +151,8 @@ class Follow:
                 on_round(event)
             elif event["event"] == "run-ended":
                 if "error" not in event:
+                    if "stopped" in event:
+                        self._tell(f"ended before its last round: {event['stopped']}")
                     return True
                 if not (event["again"] and time.monotonic() < self._lenient_until):
                     raise FleetError(event["error"])

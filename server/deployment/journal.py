@@ -18,7 +18,8 @@ class Journal:
     """Appends events to a file; each line is written at once, so a kill leaves whole lines but perhaps the last.
 
     Events: ``run-started``; ``round`` with the figures of a round; ``excluded`` and ``unmeasured`` with client and
-    reason; ``run-ended``, with ``error`` where it did not end well, and ``again``: whether it may do so at another try.
+    reason; ``run-ended``, with ``error`` where it did not end well, and ``again``: whether it may do so at another
+    try; or ``stopped``, with the reason, where it ended well before its last round.
     """
 
     def __init__(self, path: Path, run: int) -> None:

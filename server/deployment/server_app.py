@@ -31,20 +31,23 @@ def main(grid: Grid, context: Context) -> None:
     journal.note("run-started")
     try:
         with fleet.at_work(_TAKE_OVER_S):
-            _rounds(fleet, journal, grid, context)
+            stopped = _rounds(fleet, journal, grid, context)
     except Exception as error:
         ours = isinstance(error, FleetdraftError)
         reason = one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
         journal.note("run-ended", error=reason, again=isinstance(error, FleetError))
         raise
-    journal.note("run-ended")
+    journal.note("run-ended", **({"stopped": stopped} if stopped else {}))
 
 
-def _rounds(fleet: Fleet, journal: Journal, grid: Grid, context: Context) -> None:
+def _rounds(fleet: Fleet, journal: Journal, grid: Grid, context: Context) -> str:
+    """Why the rounds ended before the last one; empty where they did not."""
+    stopped: list[str] = []
     with fleet.registry() as registry:
         write_metrics(fleet, registry)
 
         def on_round(report: RoundReport) -> None:
             keep_records(fleet, registry, journal, report)
 
-        make_server_app(fleet.table.federation, registry, on_round)(grid, context)
+        make_server_app(fleet.table.federation, registry, on_round, stopped.append)(grid, context)
+    return "; ".join(stopped)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ...common.bundle import BundleManifest
 from ...common.embedded import EMBEDDED, located
@@ -113,7 +113,7 @@ def _table(name: str, kind: type, decided: Mapping[str, object]) -> Iterator[str
     """A config as a TOML table: what was decided, and the other settings as comments with their defaults."""
     yield f"[{name}]"
     hints = get_type_hints(kind)
-    own = [field for field in fields(kind) if not _nested(hints[field.name])]
+    own = [f for f in fields(kind) if not any(_nested(part) for part in (hints[f.name], *get_args(hints[f.name])))]
     for field in own:
         value = decided.get(field.name, _default(field))
         word = f"    # {_WORDS[field.name]}" if field.name in _WORDS else ""
@@ -122,9 +122,14 @@ def _table(name: str, kind: type, decided: Mapping[str, object]) -> Iterator[str
         else:
             yield f"{'' if field.name in decided else '# '}{field.name} = {json.dumps(value)}{word}"
     for field in fields(kind):
-        if _nested(hints[field.name]):
+        hint = hints[field.name]
+        if _nested(hint):
             yield ""
-            yield from _table(f"{name}.{field.name}", hints[field.name], {})
+            yield from _table(f"{name}.{field.name}", hint, {})
+        elif optional := next((part for part in get_args(hint) if _nested(part)), None):
+            yield ""
+            keys = ", ".join(part.name for part in fields(optional))
+            yield f"# [{name}.{field.name}]    # absent: none; keys: {keys}"
 
 
 def _nested(hint: Any) -> bool:

@@ -39,6 +39,20 @@ def test_the_settings_that_are_written_are_the_defaults_commented_or_not(tmp_pat
     assert Fleet.open(fleet.folder) == fleet
 
 
+def test_a_table_that_is_absent_by_default_can_be_given(tmp_path: Path) -> None:
+    fleet = made(tmp_path / "f")
+    assert fleet.table.federation.privacy is None
+    path = fleet.folder / "fleet.toml"
+    text = path.read_text().replace('# weights = "tokens"', 'weights = "equal"')
+    path.write_text(text + "[federation.secure_aggregation]\nneighbours = 4\n")
+    given = Fleet.open(fleet.folder).table.federation.secure_aggregation
+    assert given is not None
+    assert given.neighbours == 4
+    path.write_text(text + "[federation.privacy]\ndelta = 2\nnoise_multiplier = 1\n")
+    with pytest.raises(ConfigError, match="federation: privacy: delta is 2.0, expected 0 < delta < 1"):
+        Fleet.open(fleet.folder)
+
+
 def test_a_new_fleet_has_release_0_of_its_bundle(tmp_path: Path) -> None:
     fleet = made(tmp_path / "f")
     head = fleet.registry().head()

@@ -83,6 +83,16 @@ def dies(runs: TableRuns, number: int) -> None:
     runs.statuses[number] = "finished:failed"
 
 
+def lingers(runs: TableRuns, number: int) -> None:
+    """Says that it ended; its SuperLink takes a moment to see it."""
+    runs.note(number, "run-ended", error="0 devices joined", again=True)
+
+    def see() -> None:
+        runs.statuses[number] = "finished:failed"
+
+    runs.later(see)
+
+
 def restarts(runs: TableRuns, number: int) -> None:
     """Its SuperLink is killed after a round and started anew; the run is closed before the new one is in order."""
     runs.note(number, "round", round=1)
@@ -142,6 +152,14 @@ def test_a_run_that_finds_no_devices_after_a_restart_is_tried_again(fleet: Fleet
     runs = TableRuns(fleet, restarts, plays(error="0 devices joined", again=True), plays(2))
     runs.live(1.0)
     assert follow(runs)[0] == [1, 2]
+
+
+def test_a_run_that_has_ended_is_not_taken_up_again(fleet: Fleet) -> None:
+    runs = TableRuns(fleet, restarts, lingers, plays(2))
+    runs.live(1.0)
+    seen, told = follow(runs)
+    assert seen == [1, 2]
+    assert not any("under way" in line for line in told)
 
 
 def test_the_same_without_a_restart_is_a_failure(fleet: Fleet) -> None:

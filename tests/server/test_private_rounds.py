@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from wire import WireGrid
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
-from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.errors import ConfigError, MissingExtraError
 from fleetdraft.common.fixed_point import CLIP_SLACK
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Identity, l2_norm
@@ -244,6 +245,14 @@ def test_a_round_with_too_few_updates_costs_nothing(run) -> None:
     assert not report.released
     assert report.privacy.epsilon == spent
     assert run.registry.privacy()["rounds"] == 1
+
+
+def test_without_the_accountant_the_extra_is_named(run, monkeypatch) -> None:
+    for name in ("accounting", "draw", "spending"):
+        monkeypatch.delitem(sys.modules, f"fleetdraft.server.privacy.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(MissingExtraError, match=r"'\[federation.privacy\]' needs the extra \[server\]"):
+        run.play(privacy=private())
 
 
 def test_releases_made_without_privacy_are_not_covered_later(run) -> None:
