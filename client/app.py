@@ -35,7 +35,7 @@ def make_client_app(
     *,
     device_for: Callable[[Context], Device],
     identity_for: Callable[[Context], Identity],
-    least_threshold: int = 0,
+    least_threshold_for: Callable[[Context], int] = lambda context: 0,
 ) -> ClientApp:
     """The ClientApp of one kind of device.
 
@@ -48,8 +48,8 @@ def make_client_app(
       device_for: opens the device that a Flower context stands for; may take its time. In a simulation it is pickled
         for every message: pass an importable function or a frozen dataclass with ``__call__``, not a closure.
       identity_for: names that device; must be quick and load no model. Pickled likewise.
-      least_threshold: with more than 0 the device gives its updates to secure aggregation of at least this threshold,
-        and to nobody without; with 0 it leaves that to the server.
+      least_threshold_for: with more than 0 the device gives its updates to secure aggregation of at least this
+        threshold, and to nobody without; with 0 it leaves that to the server. Pickled likewise.
     """
     app = ClientApp()
 
@@ -60,7 +60,7 @@ def make_client_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def work(records: RecordDict) -> RecordDict:
-            if least_threshold > 0:
+            if least_threshold_for(context) > 0:
                 raise SecAggError("this device gives its updates to secure aggregation only")
             task, release = decode_train(records)
             return encode_update(device_for(context).train(task, release))
@@ -75,7 +75,7 @@ def make_client_app(
 
         return _answer(message, work)
 
-    _add_secure_aggregation(app, device_for, max(least_threshold, _LEAST_THRESHOLD))
+    _add_secure_aggregation(app, device_for, least_threshold_for)
     return app
 
 
@@ -96,11 +96,13 @@ class _Kept:
         self._state["secagg.secrets"] = encode_flat(secrets)
 
 
-def _add_secure_aggregation(app: ClientApp, device_for: Callable[[Context], Device], least_threshold: int) -> None:
+def _add_secure_aggregation(
+    app: ClientApp, device_for: Callable[[Context], Device], least_threshold_for: Callable[[Context], int]
+) -> None:
     """The four requests of ``common/secagg.py``, of which the third trains."""
 
     def in_round(context: Context) -> SecureRound:
-        return SecureRound(_Kept(context), least_threshold)
+        return SecureRound(_Kept(context), max(least_threshold_for(context), _LEAST_THRESHOLD))
 
     @app.query("secagg_setup")
     def setup(message: Message, context: Context) -> Message:

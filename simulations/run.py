@@ -19,9 +19,11 @@ from ..server.report import RoundReport
 from .cohort import Cohort, open_bundle
 from .evaluation import AFTER, BEFORE, HeldOut
 from .experiment import Experiment
+from .faults import TWICE
 from .fleet import run_fleet
 from .folder import claim, locked
 from .results import FleetResults, Machine
+from .twice import delivered_twice
 from .widen import widened_shape
 
 
@@ -90,6 +92,7 @@ class Run:
         left, stops = config.rounds - next_round(config, registry) + 1, list[str]()
         with progress("federation", max(left, 0)) as advance:
             server = make_server_app(config, registry, lambda report: self._record(report, advance), stops.append)
+            server = delivered_twice(server, {client.name for client in experiment.clients if client.fault == TWICE})
             client = make_client_app(device_for=cohort.device, identity_for=cohort.identity)
             if left > 0:
                 run_fleet(

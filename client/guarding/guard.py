@@ -54,7 +54,7 @@ _TELLING_LEVEL = 0.1
 _LEAST_LEVEL, _MOST_LEVEL = 0.05, 0.95
 """A level outside is taken as one of these: at 0 no fall could be seen and any adapter would be as good."""
 DECISIONS_KEPT = 64
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,9 +299,9 @@ class Guard(Generic[A]):
     # --- state ------------------------------------------------------------------------------------------------
 
     def checkpoint(self, write: Callable[[A], bytes]) -> dict[str, bytes]:
-        """All that a guard knows, but for a trial under way, as named parts; equal adapters are written once."""
-        held = {"good": self._good, "newest": self._newest if self._waiting is None else self._waiting}
-        held["heir"] = self._heir
+        """All that a guard knows, a trial under way included, as named parts; equal adapters are written once."""
+        held = {"good": self._good, "newest": self._newest, "heir": self._heir}
+        held |= {} if self._waiting is None else {"waiting": self._waiting}
         kinds = {name: next(n for n, other in held.items() if other is adapter) for name, adapter in held.items()}
         numbers = {
             "format": _FORMAT,
@@ -310,6 +310,7 @@ class Guard(Generic[A]):
             "window": asdict(self._window),
             "heirs": asdict(self._heirs),
             "sum": self._sum,
+            "trial": self._trial and {"good": asdict(self._trial.good), "suspect": asdict(self._trial.suspect)},
             "blocks": self._blocks,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
@@ -326,8 +327,11 @@ class Guard(Generic[A]):
             numbers = json.loads(parts["numbers.json"])
             if numbers["format"] != _FORMAT:
                 raise ModelError(f"the guard's state has format {numbers['format']}, expected {_FORMAT}; delete it")
-            adapters = {name: read(parts[f"adapter.{name}"]) for name in set(numbers["adapters"].values())}
-            good, newest, heir = (adapters[numbers["adapters"][name]] for name in ("good", "newest", "heir"))
+            kinds = numbers["adapters"]
+            adapters = {name: read(parts[f"adapter.{name}"]) for name in set(kinds.values())}
+            good, newest, heir = (adapters[kinds[name]] for name in ("good", "newest", "heir"))
+            waiting = adapters[kinds["waiting"]] if "waiting" in kinds else None
+            trial = self._trial_of(numbers["trial"])
             reference = deque(Tally(**tally) for tally in numbers["reference"])
             window, heirs = Tally(**numbers["window"]), Tally(**numbers["heirs"])
             decisions = [Decision(**decision) for decision in numbers["decisions"]]
@@ -338,12 +342,19 @@ class Guard(Generic[A]):
         self._reference, self._window, self._heirs = reference, window, heirs
         self._sum, self._blocks = total, blocks
         self.decisions = deque(decisions, maxlen=DECISIONS_KEPT)
-        self._trial = self._waiting = None
+        self._trial, self._waiting = trial, waiting
         why = "" if newest is good else self._unusable(newest)
         if why:
             self._roll_back(why)
         else:
-            self._put(newest)
+            self._put(good if trial is not None and not trial.is_suspects_turn else newest)
+
+    def _trial_of(self, tallies: dict[str, dict[str, Any]] | None) -> Trial | None:
+        if tallies is None:
+            return None
+        trial = Trial(self._config.turn_blocks, self._config.turns)
+        trial.good, trial.suspect = Tally(**tallies["good"]), Tally(**tallies["suspect"])
+        return trial
 
 
 def _evidence(tally: Tally, level: float) -> float:

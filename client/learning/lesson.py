@@ -60,14 +60,6 @@ class Lesson:
         """What it takes in memory."""
         return sum(array.nbytes for array in self._arrays.values())
 
-    def latest(self, limit: int) -> "Lesson":
-        """The last ``limit`` tokens of it."""
-        if len(self.tokens) <= limit:
-            return self
-        # Copies: a view would keep the whole text in memory.
-        arrays: dict[str, Any] = {name: array[-limit:].copy() for name, array in self._arrays.items()}
-        return replace(self, **arrays)
-
     def widened(self, width: int) -> "Lesson":
         """The same with ``width`` listed tokens: padded, or without the least likely."""
         more = [(0, 0), (0, max(0, width - self.width))]

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ...common.errors import ConfigError, FingerprintError, ModelError
 from ..runtimes.decoder import Hidden
 from .acceptance_head import Examples, Floats, acceptance, initial_tensors, loss_and_gradient
-from .outcome import Outcome
+from .boundary import Boundary
 
 _FORMAT = "fleetdraft acceptance head 2"
 _NEWEST = 128
@@ -87,9 +88,13 @@ class HeadLearner:
     def __len__(self) -> int:
         return min(self.seen, self._config.capacity)
 
-    def observe(self, outcome: Outcome) -> None:
-        """Remembers the boundaries of a block and how the proposals behind them were judged."""
-        for state, label in zip(outcome.hidden, outcome.acceptance, strict=False):  # no states, nothing to learn
+    def see(self, boundary: Boundary) -> Hidden:
+        """float32 (hidden size,): the drafter's state."""
+        return boundary.hidden
+
+    def observe(self, seen: Sequence[Hidden], labels: Iterable[float]) -> None:
+        """Remembers the states at boundaries and how the proposals behind them were judged: min(1, p / r)."""
+        for state, label in zip(seen, labels, strict=False):
             if np.isfinite(state).all():
                 row = self._memory[self.seen % self._config.capacity]
                 row[:-1], row[-1] = _over_rms(state), label

@@ -11,6 +11,7 @@ zeros all the time. It is a promise to devices about readers of releases.
   so drop-outs cost accuracy, not privacy, as long as they do not make room for others (``config.Conditions``).
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +24,9 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from ...common.errors import BudgetSpent, ConfigError
+from .config import HOPELESS
 
 SAMPLINGS = ("poisson", "fixed", "all")
-
-_HOPELESS = 30.0
-"""Above this ε promises nothing, and the exact accountant's memory grows with it."""
 
 _LEAST_NOISE = 2.0**-6
 
@@ -162,8 +161,8 @@ class Budget:
     """Chance that the promise fails altogether: well below one in the number of devices."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.epsilon) and 0 < self.epsilon <= _HOPELESS):
-            raise ConfigError(f"epsilon is {self.epsilon!r}, expected 0 < epsilon <= {_HOPELESS:g}")
+        if not (math.isfinite(self.epsilon) and 0 < self.epsilon <= HOPELESS):
+            raise ConfigError(f"epsilon is {self.epsilon!r}, expected 0 < epsilon <= {HOPELESS:g}")
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta is {self.delta!r}, expected 0 < delta < 1")
 
@@ -227,9 +226,37 @@ def _least(fits: Callable[[float], bool], start: float) -> float:
 @lru_cache(maxsize=64)
 def _epsilon(charges: _Charges, delta: float) -> float:
     rough = _rough_epsilon(charges, delta)
-    if charges[0][0].sampling == "fixed" or rough > _HOPELESS:
+    if charges[0][0].sampling == "fixed" or rough > HOPELESS:
         return rough
-    return _composed(PLDAccountant(NeighboringRelation.REPLACE_SPECIAL), charges, delta)
+    accountant = copy.deepcopy(_prefix(charges[0][0]).composed(charges[:-1]))
+    return _composed(accountant, charges[-1:], delta)
+
+
+class _Prefix:
+    """The exact accountant of a ledger's beginning, so that a further round costs one composition and not all."""
+
+    def __init__(self) -> None:
+        self._charges: _Charges = ()
+        self._accountant = _exact()
+
+    def composed(self, charges: _Charges) -> PLDAccountant:
+        """Of these charges; must not be changed."""
+        if charges[: len(self._charges)] != self._charges:
+            self._charges, self._accountant = (), _exact()
+        for charge, count in charges[len(self._charges) :]:
+            self._accountant.compose(charge.event, count)
+            self._charges = (*self._charges, (charge, count))
+        return self._accountant
+
+
+def _exact() -> PLDAccountant:
+    return PLDAccountant(NeighboringRelation.REPLACE_SPECIAL)
+
+
+@lru_cache(maxsize=8)
+def _prefix(first: Charge) -> _Prefix:
+    """Of ledgers that begin with a charge; there are few at a time."""
+    return _Prefix()
 
 
 def _rough_epsilon(charges: _Charges, delta: float) -> float:

@@ -13,6 +13,9 @@ from ..aggregation.rules import RULES
 DRAWS = ("poisson", "fixed")
 """Ways to draw some of the devices; see ``accounting.Charge``."""
 
+HOPELESS = 30.0
+"""Above this ε promises nothing, and the exact accountant's memory grows with it."""
+
 LEAST_CLIENTS = 3
 """That take part in secure aggregation: with two, each could take its own update from the sum."""
 
@@ -51,6 +54,9 @@ class PrivacyConfig:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"{name} is {value!r}, expected a number > 0")
+        for name in ("target_epsilon", "budget"):
+            if (getattr(self, name) or 0.0) > HOPELESS:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected at most {HOPELESS:g}")
         if self.sampling not in DRAWS:
             raise ConfigError(f"sampling is {self.sampling!r}, expected one of {', '.join(DRAWS)}")
         if not 0 <= self.fleet_cohort <= self.fleet_population or (self.fleet_population and not self.fleet_cohort):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.serverapp import Grid
 
-from ...common.errors import ConfigError, Reason, SecAggError, UpdateRejected
+from ...common.errors import ConfigError, MissingExtraError, Reason, SecAggError, UpdateRejected
 from ...common.fixed_point import CLIP_SLACK, FixedPoint
 from ...common.lora import LoraLayout
 from ...common.messages import Identity, TrainTask
@@ -41,13 +41,14 @@ class Protection:
     Raises:
       ConfigError: releases were made without differential privacy before, so that no ε covers them.
       RegistryError: what was spent, or the key of the draws, cannot be read.
+      MissingExtraError: the accountant is not installed.
     """
 
     def __init__(self, config: ServerConfig, registry: Registry, entropy: Entropy = os.urandom) -> None:
         self._config = config
         self._registry = registry
         self._entropy = entropy
-        self._spending = None if config.privacy is None else _spending(config, registry, entropy)
+        self._spending = _spending(config, registry, entropy)
 
     def pay(self, opened: Round, joined: int) -> None:
         """Pays for a round among ``joined`` devices; for one that was begun before, among those of its draw.
@@ -142,14 +143,15 @@ def _exclude(opened: Round, reasons: Mapping[str, str], code: Reason) -> None:
 
 
 def _spending(config: ServerConfig, registry: Registry, entropy: Entropy) -> "Spending | None":
-    # Here, since it loads the accountant, which takes a second that other runs need not wait.
-    from .accounting import Ledger
-    from .draw import kept_key
-    from .spending import Spending, ledger_of
-
-    record = registry.privacy()
     if config.privacy is None:
         return None
+    try:  # here, since it loads the accountant, which takes a second that other runs need not wait
+        from .accounting import Ledger
+        from .draw import kept_key
+        from .spending import Spending, ledger_of
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("[federation.privacy]", "server", error.name or "dp_accounting") from error
+    record = registry.privacy()
     if record is None and registry.last_round() > 0:
         raise ConfigError("releases were made without differential privacy before, expected a new registry")
     return Spending(

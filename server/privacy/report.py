@@ -35,7 +35,7 @@ class PrivacyReport:
         some = f"{self.sampling}, {self.cohort} of {self.population} devices"
         drawn = "all devices" if self.sampling == "all" else some
         return (
-            f"epsilon = {self.epsilon:.4g}{limit} at delta = {self.delta:g} after {rounds} "
+            f"epsilon {_equals(self.epsilon)}{limit} at delta = {self.delta:g} after {rounds} "
             f"({drawn}, noise multiplier {self.noise_multiplier:.4g})"
         )
 
@@ -44,10 +44,17 @@ class PrivacyReport:
         if self.fleet_epsilon is None:
             return ""
         size = f"{self.fleet_cohort:,} of {self.fleet_population:,} devices"
-        return f"epsilon = {self.fleet_epsilon:.4g} at delta = {self.delta:g} for a fleet that draws {size}, same noise"
+        return (
+            f"epsilon {_equals(self.fleet_epsilon)} at delta = {self.delta:g} for a fleet that draws {size}, same noise"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _equals(epsilon: float) -> str:
+    """The accountant is exact to 1e-4."""
+    return "< 0.0001" if 0 <= epsilon < 1e-4 else f"= {epsilon:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from fleetdraft.client.decoding.steps import DrafterSide
 from fleetdraft.client.pacing.controllers import CONTROLLERS, Controllers
 from fleetdraft.client.pacing.head_learner import HeadConfig, HeadLearner
 from fleetdraft.client.pacing.head_pace import CostAware, HeadPace, Threshold
+from fleetdraft.client.pacing.logistic_head import LogisticHead
 from fleetdraft.client.pacing.outcome import Outcome
 from fleetdraft.client.pacing.pace import FixedPace, Pace
 from fleetdraft.client.pair import Pair
@@ -107,8 +108,7 @@ def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not()
 
 def test_head_learns_within_a_text_what_its_states_do_not_tell() -> None:
     """Texts by turns of two kinds with one state: after ten blocks of a text, it drafts by the text's kind."""
-    learner = HeadLearner(len(STATE), HeadConfig(), seed=0)
-    pace, rng = HeadPace(learner, CostAware()), np.random.default_rng(0)
+    pace, rng = HeadPace(LogisticHead(len(STATE)), CostAware()), np.random.default_rng(0)
     drafted: dict[bool, list[int]] = {True: [], False: []}
     for text in range(40):
         device = Device(acceptance=0.95 if text % 2 else 0.05)
@@ -131,13 +131,14 @@ def used(*names: str, trains_head: bool = True) -> Controllers:
     controllers, rng = Controllers(hidden_size=len(STATE), trains_head=trains_head), np.random.default_rng(0)
     for pace in map(controllers, names):
         for _ in range(100):
-            pace.note(outcome_of(Device(acceptance=0.5).block(4, rng)))
+            Device(acceptance=0.5).step(pace, rng)
     return controllers
 
 
 def said(controllers: Controllers) -> dict[str, float]:
     """By the head of each name."""
-    return {name: controllers._head_of(name)(STATE) for name in HEADS}
+    heads = {name: controllers._head_of(name) for name in HEADS}
+    return {name: head(head.see(boundary(0))) for name, head in heads.items()}
 
 
 UNTRAINED = said(Controllers(hidden_size=len(STATE)))

@@ -1,5 +1,6 @@
 """The accountant: what dp_accounting says when called by hand, a budget that holds, no ε outside the analysis."""
 
+import copy
 import json
 
 import dp_accounting
@@ -45,6 +46,17 @@ def test_rounds_of_different_size_add_up_as_dp_accounting_composes_them() -> Non
         ledger = ledger.plus(charge("poisson", 2.0, population=population))
     assert ledger.epsilon(DELTA) == pytest.approx(accountant.get_epsilon(DELTA), abs=1e-3)  # grid of 1e-4 per round
     assert [count for _, count in ledger.charges] == [2, 1]
+
+
+def test_what_was_computed_before_changes_no_epsilon() -> None:
+    """A further round is composed onto what is known of those before; ledgers that only begin alike stay apart."""
+    first = Ledger().plus(charge("poisson", 2.0), 2)
+    one, other = (first.plus(charge("poisson", 2.0, population=n)) for n in (190, 150))
+    alone = PLDAccountant().compose(PoissonSampledDpEvent(0.1, GaussianDpEvent(2.0)), 2)
+    for ledger, population in ((one, 190), (other, 150), (one, 190)):
+        by_hand = copy.deepcopy(alone).compose(PoissonSampledDpEvent(20 / population, GaussianDpEvent(2.0)))
+        assert ledger.epsilon(DELTA) == pytest.approx(by_hand.get_epsilon(DELTA), abs=1e-3)
+        assert ledger.plus(charge("poisson", 2.0, population=180)).epsilon(DELTA) > ledger.epsilon(DELTA)
 
 
 def test_replacing_an_update_costs_what_the_exact_accountant_says_it_does() -> None:

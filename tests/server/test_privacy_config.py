@@ -85,7 +85,11 @@ def test_secure_aggregation_of_two_is_an_error() -> None:
         ({"target_epsilon": 0.0}, "target_epsilon is 0.0"),
         ({"noise_multiplier": float("nan")}, "noise_multiplier is nan"),
         ({"noise_multiplier": 1.0, "budget": -1.0}, "budget is -1.0"),
+        ({"noise_multiplier": 1.0, "budget": 31.0}, "budget is 31.0, expected at most 30"),
+        ({"target_epsilon": 31.0}, "target_epsilon is 31.0"),
         ({"noise_multiplier": 1.0, "sampling": "all"}, "sampling is 'all'"),
+        ({"noise_multiplier": 1.0, "fleet_cohort": 5, "fleet_population": 4}, "fleet_cohort is 5"),
+        ({"noise_multiplier": 1.0, "fleet_population": 4}, "fleet_cohort is 0"),
     ],
 )
 def test_privacy_out_of_range_is_an_error(fields, reason) -> None:

@@ -1,7 +1,9 @@
 """Rounds with differential privacy and secure aggregation, through the strategy, messages and registry of real runs."""
 
 import json
+import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from wire import WireGrid
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
-from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.errors import ConfigError, MissingExtraError
 from fleetdraft.common.fixed_point import CLIP_SLACK
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Identity, l2_norm
@@ -181,6 +183,53 @@ def test_a_resumed_run_goes_on_with_ledger_and_key(tmp_path, layout) -> None:
     assert parts.registry.privacy() == whole.registry.privacy()
 
 
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles a kill."""
+
+
+def killed_after(writes: int, patch: pytest.MonkeyPatch, run: "Run", **settings) -> bool:
+    """Plays until so many files have been put in their place; says whether the run was over before."""
+    replace, count = os.replace, [0]
+
+    def replacing(*args: object) -> None:
+        replace(*args)
+        count[0] += 1
+        if count[0] == writes:
+            raise Killed
+
+    with patch.context() as inner:
+        inner.setattr(os, "replace", replacing)
+        try:
+            run.play(**settings)
+        except Killed:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("secure", [None, SECURE], ids=["plain", "secure"])
+def test_killed_at_any_write_each_round_is_drawn_once_and_paid_once(tmp_path, layout, monkeypatch, secure) -> None:
+    settings = {
+        "rounds": 2,
+        "privacy": private(noise_multiplier=2.0),
+        "clients_per_round": 4,
+        "secure_aggregation": secure,
+    }
+    whole = Run(tmp_path / "whole", layout, devices=6)
+    whole.play(**settings)
+    expected = whole.registry.privacy()
+    for writes in range(1, 100, 5):
+        run = Run(tmp_path / f"{writes}", layout, devices=6)
+        (tmp_path / f"{writes}" / "registry.draw-key").write_bytes((tmp_path / "whole/registry.draw-key").read_bytes())
+        over = killed_after(writes, monkeypatch, run, **settings)
+        run.play(**settings)
+        assert run.registry.privacy() == expected, writes
+        drawn = {report.round: report.participants for report in run.reports}
+        assert drawn == {r.round: r.participants for r in whole.reports if r.round in drawn}, writes
+        if over:
+            break
+    assert writes > 6
+
+
 def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:
     run.play(privacy=private())
     path = tmp_path / "registry.draw-key"
@@ -196,6 +245,14 @@ def test_a_round_with_too_few_updates_costs_nothing(run) -> None:
     assert not report.released
     assert report.privacy.epsilon == spent
     assert run.registry.privacy()["rounds"] == 1
+
+
+def test_without_the_accountant_the_extra_is_named(run, monkeypatch) -> None:
+    for name in ("accounting", "draw", "spending"):
+        monkeypatch.delitem(sys.modules, f"fleetdraft.server.privacy.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(MissingExtraError, match=r"'\[federation.privacy\]' needs the extra \[server\]"):
+        run.play(privacy=private())
 
 
 def test_releases_made_without_privacy_are_not_covered_later(run) -> None:

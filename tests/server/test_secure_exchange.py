@@ -271,7 +271,9 @@ def test_a_device_that_demands_secure_aggregation_gives_its_update_to_nobody_els
         raise AssertionError("opened the device")
 
     app = make_client_app(
-        device_for=no_device, identity_for=lambda context: Identity(client="a", family="spm"), least_threshold=6
+        device_for=no_device,
+        identity_for=lambda context: Identity(client="a", family="spm"),
+        least_threshold_for=lambda context: 6,
     )
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     fleet = Fleet(release)

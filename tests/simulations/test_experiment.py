@@ -55,6 +55,16 @@ def test_how_updates_become_a_release_is_a_setting(tmp_path: Path) -> None:
             f'title = "t"\n[federation.balance]\nexponent = 2.0\n{CLIENT}',
             r"\[federation\]: balance: exponent is 2.0, expected a number from 0 to 1",
         ),
+        (f'title = "t"\n[federation.privacy]\nnoise = 1.0\n{CLIENT}', r"privacy: unknown key 'noise'"),
+        (
+            f'title = "t"\n[federation.privacy]\ndelta = 2\nnoise_multiplier = 1\n{CLIENT}',
+            r"privacy: delta is 2.0, expected 0 < delta < 1",
+        ),
+        (f'title = "t"\n[federation.secure_aggregation]\n{CLIENT}', "not possible here: weights is 'tokens'"),
+        (
+            f'title = "t"\n[federation]\nweights = "equal"\n[federation.secure_aggregation]\n{CLIENT}',
+            "clients are 1, expected at least 3 for secure aggregation",
+        ),
         (f'title = "t"\n{CLIENT}{CLIENT}', "the name 'a' is used twice"),
         (f'title = "t"\n{CLIENT}fault = "lazy"\n', "fault is 'lazy', expected one of"),
         ('title = "t"\nclients = 3\n', "clients is int, expected"),

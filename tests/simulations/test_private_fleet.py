@@ -43,7 +43,9 @@ class Fleet:
     """Device ``i`` moves every entry by ``(i + 1) / 256``; some drop out, by the round they count themselves."""
 
     def client_app(self) -> ClientApp:
-        sound = make_client_app(device_for=self.device, identity_for=self.identity, least_threshold=5)
+        sound = make_client_app(
+            device_for=self.device, identity_for=self.identity, least_threshold_for=lambda context: 5
+        )
         app = ClientApp()
 
         def answer(message: Message, context: Context) -> Message:
