@@ -45,9 +45,9 @@ def _acceptance(findings: FederationFindings, cells: Sequence[FederationCell]) -
     first = findings.study.arms[0].name
     return Part(
         title="Acceptance rate",
-        hint="On unseen prompts of all clients, after learning; mean ± deviation of the seeds done. By family: accepted per "
-        "proposal over its clients. Mean and worst: over clients, each counting once. Least gain: the smallest change "
-        "of a client's rate from what learns nothing; negative where somebody lost.",
+        hint="On unseen prompts of all clients, after learning; mean ± deviation of the seeds at hand. By family: "
+        "accepted per proposal over its clients. Mean and worst: over clients, each counting once. Least gain: the "
+        "smallest change of a client's rate from what learns nothing; negative where somebody lost.",
         columns=("arm", *families, "mean client", "worst client", "least gain", f"mean over {first}", "mean length"),
         rows=[
             (
