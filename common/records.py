@@ -114,7 +114,7 @@ def decode_update(records: RecordDict, sender: Identity) -> Update:
             delta=_tensors(records["delta"]),
             counters=_additive(DraftCounters, records["drafting"]),
             training=_additive(TrainCounters, records["training"]),
-            **asdict(_flat(_UpdateHead, records["update"])),
+            **vars(_flat(_UpdateHead, records["update"])),
         )
 
 
@@ -185,7 +185,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 def _additive(kind: type[T], record: object) -> T:
     """Counters that cannot spoil a sum: every field finite, none negative."""
     counters = _flat(kind, record)
-    for name, value in asdict(cast(Any, counters)).items():
+    for name, value in vars(counters).items():
         if not (math.isfinite(value) and value >= 0):
             raise UpdateRejected(f"counter {name} is {value}, expected a finite number >= 0")
     return counters

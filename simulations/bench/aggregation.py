@@ -26,6 +26,7 @@ def main(
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the adapter.")] = 8,
     laps: Annotated[int, typer.Option("--laps", min=1, help="Repetitions that count.")] = 3,
     seed: Annotated[int, typer.Option("--seed", help="Seed of every random choice.")] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Time the processor, not the wall: for a busy machine.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small shape, 50 updates, one lap.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -36,7 +37,10 @@ def main(
         updates, laps = min(updates, 50), 1
     counts = (updates // 10, updates)
     contestants: Contestants = {
-        f"{name} {count}": (make, {"shape": asdict(shape), "rank": rank, "count": count, "seed": seed, **more})
+        f"{name} {count}": (
+            make,
+            {"shape": asdict(shape), "rank": rank, "count": count, "seed": seed, "cpu": cpu, **more},
+        )
         for count in counts
         for name, make, more in (
             ("gated", aggregators.ours, {"gated": True}),

@@ -25,16 +25,23 @@ from .worker import Work
 _SENDER = Identity(client="device", family="spm")
 
 
-def ours(shape: dict[str, Any], rank: int, count: int, seed: int, gated: bool = True) -> Work:
+def ours(shape: dict[str, Any], rank: int, count: int, seed: int, cpu: bool, gated: bool = True) -> Work:
     """A lap is a round of ``count`` replies, decoded, checked by the gate if ``gated``, and folded into the mean."""
     release = _release(shape, rank)
-    return timed(lambda replies: our_mean(release, replies, gated), lambda: replies_to(release, count, seed))
+    return timed(
+        lambda replies: our_mean(release, replies, gated), lambda: replies_to(release, count, seed), _clock(cpu)
+    )
 
 
-def flower(shape: dict[str, Any], rank: int, count: int, seed: int) -> Work:
+def flower(shape: dict[str, Any], rank: int, count: int, seed: int, cpu: bool) -> Work:
     """A lap is the same round in ``FedAvg.aggregate_train``, weighted by the same counter."""
     release = _release(shape, rank)
-    return timed(flower_mean, lambda: map(as_fedavg_takes_it, replies_to(release, count, seed)))
+    return timed(flower_mean, lambda: map(as_fedavg_takes_it, replies_to(release, count, seed)), _clock(cpu))
+
+
+def _clock(cpu: bool) -> Callable[[], float]:
+    """Seconds of this process's work, or of the wall."""
+    return time.process_time if cpu else time.perf_counter
 
 
 def our_mean(release: Release, replies: Iterable[Message], gated: bool) -> Arrays:

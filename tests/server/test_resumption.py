@@ -78,7 +78,7 @@ def test_killed_at_any_write_a_run_ends_as_if_it_had_not_been(
     whole, fleet = begun(tmp_path / "whole", layout), Fleet(app_of, evil=True)
     with killed_at(10**6, done, monkeypatch) as writes:
         reports, _ = play(whole, fleet.apps, **settings)
-    for write in range(2 * int(done), writes[0], 6 if rule == "median" else 5):
+    for write in range(2 * int(done), writes[0], 11 if rule == "median" else 8):
         registry, fleet = begun(tmp_path / f"{write}", layout), Fleet(app_of, evil=True)
         with killed_at(write, done, monkeypatch), pytest.raises(Killed):
             play(registry, fleet.apps, **settings)
