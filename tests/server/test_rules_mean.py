@@ -122,3 +122,20 @@ def test_a_thousand_updates_of_real_sizes_are_summed_as_exact_fractions_are() ->
         for place in order:
             mean.add({"x": values[place : place + 1]}, float(weights[place]))
         assert abs(Fraction(float(mean.mean()[0])) / exact - 1) < Fraction(1, 2**51)
+
+
+def test_a_mean_that_was_restored_goes_on_with_the_same_sums_to_the_last_bit() -> None:
+    """Not only with the same result: the grid that keeps sums exact comes back, too."""
+    rng = np.random.default_rng(0)
+    shapes = {"x": (50,)}
+    values = [10.0**power * rng.standard_normal(50).astype(np.float32) for power in (3, -3, 0, 4, -4, 1)]
+    whole, split = WeightedMean(shapes), WeightedMean(shapes)
+    for place, value in enumerate(values):
+        whole.add({"x": value.astype(np.float32)}, 1.0 + place)
+        split.add({"x": value.astype(np.float32)}, 1.0 + place)
+        whole.saved()  # so that both sum at the same points
+        kept, split = split.saved(), WeightedMean(shapes)
+        split.restore(*kept)
+    (about, sums), (same, others) = whole.saved(), split.saved()
+    assert about == same
+    np.testing.assert_array_equal(sums, others)

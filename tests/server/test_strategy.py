@@ -11,7 +11,7 @@ from local_grid import LocalGrid, answering, begun, play
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
-from fleetdraft.common.errors import FleetError, PromptsError, TrainingError
+from fleetdraft.common.errors import FleetError, PromptsError, Reason, TrainingError
 from fleetdraft.common.messages import Evaluation, Identity
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.aggregation.aggregate import Carried
@@ -215,6 +215,34 @@ def test_a_device_that_joins_later_takes_part_from_then_on(registry, app_of) -> 
     config = ServerConfig(rounds=2, timeout_s=1.0, join_timeout_s=1.0)
     FleetStrategy(config, registry, on_round).run(grid)
     assert [report.participants for report in reports] == [("ann",), ("ann", "bob")]
+
+
+def test_a_device_that_was_away_takes_part_again(registry, app_of) -> None:
+    """Whoever comes back under the same node number, as a device with a key does, says hello again."""
+    ann, bob = app_of("ann"), app_of("bob")
+    grid, reports = LocalGrid({1: ann, 2: bob}), []
+
+    def on_round(report) -> None:
+        reports.append(report)
+        grid.apps = {1: ann} if report.round == 1 else {1: ann, 2: bob}
+
+    config = ServerConfig(rounds=3, timeout_s=1.0, join_timeout_s=1.0)
+    FleetStrategy(config, registry, on_round).run(grid)
+    assert [report.participants for report in reports] == [("ann", "bob"), ("ann",), ("ann", "bob")]
+
+
+def test_a_device_whose_hello_the_transport_lost_is_greeted_again(registry, app_of) -> None:
+    lost = answering(app_of("bob"), "query.hello", lambda message: Message(Error(code=5, reason="x"), reply_to=message))
+    grid, reports = LocalGrid({1: app_of("ann"), 2: lost}), []
+
+    def on_round(report) -> None:
+        reports.append(report)
+        grid.apps[2] = app_of("bob")
+
+    config = ServerConfig(rounds=2, timeout_s=1.0, join_timeout_s=0.5)
+    FleetStrategy(config, registry, on_round).run(grid)
+    assert [report.participants for report in reports] == [("ann",), ("ann", "bob")]
+    assert reports[0].codes == {"node 2": Reason.UNKNOWN}
 
 
 def test_too_small_a_fleet_is_an_error_within_the_limit(registry, app_of) -> None:
