@@ -23,6 +23,10 @@ def _device(context: Context) -> Device:
     return _settings(_path(context)).participant()
 
 
+def _least_threshold(context: Context) -> int:
+    return _settings(_path(context)).table.least_threshold
+
+
 def _path(context: Context) -> Path:
     path = context.node_config.get(SETTING)
     if not isinstance(path, str):
@@ -37,4 +41,4 @@ def _settings(path: Path) -> DeviceFile:
     return DeviceFile.open(path)
 
 
-app = make_client_app(device_for=_device, identity_for=_identity)
+app = make_client_app(device_for=_device, identity_for=_identity, least_threshold_for=_least_threshold)

@@ -50,6 +50,8 @@ class DeviceTable:
     """How many of them are measured."""
     threads: int = 1
     """Of the target."""
+    least_threshold: int = 0
+    """Above 0, updates go to secure aggregation of at least this threshold, and nowhere else."""
     generation: GenerationTable = field(default_factory=GenerationTable)
     learning: LearningTable = field(default_factory=LearningTable)
 
@@ -58,6 +60,8 @@ class DeviceTable:
         for name in ("held_out_prompts", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.least_threshold < 0:
+            raise ConfigError(f"least_threshold is {self.least_threshold}, expected at least 0")
 
 
 @dataclass(frozen=True)

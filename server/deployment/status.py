@@ -42,6 +42,7 @@ def standing(fleet: Fleet) -> dict[str, Any]:
                 "released": report.released,
                 "seconds": round(report.seconds, 3),
                 "draft_acceptance_rate": _rates(report.figures),
+                "privacy": None if report.privacy is None else report.privacy.line(),
             }
             for report in read_reports(fleet)
         ],
@@ -59,6 +60,8 @@ def print_standing(told: Mapping[str, Any], console: Console) -> None:
     console.print(f"release {release['number']} ({digest}…) of round {release['round']}/{told['rounds_wanted']}")
     if told["rounds"]:
         console.print(_table(told["rounds"][-_NEWEST:]))
+        if privacy := told["rounds"][-1]["privacy"]:
+            console.print(f"privacy: {privacy}")
 
 
 def _table(rounds: list[dict[str, Any]]) -> Table:

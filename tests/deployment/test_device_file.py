@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 from fleet_processes import PROMPTS
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
+from fleetdraft.client.deployed import app
 from fleetdraft.client.device_file import DeviceFile
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import ConfigError
@@ -82,3 +85,18 @@ def test_an_unknown_setting_is_named_with_the_file(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("max_new_tokens", "max_tokens"))
     with pytest.raises(ConfigError, match=r"device.toml: generation: unknown key 'max_tokens'; did you mean 'max_new_"):
         DeviceFile.open(path)
+
+
+@pytest.mark.parametrize(("least", "reason"), [(3, "gives its updates to secure aggregation only"), (0, "malformed ")])
+def test_a_device_may_demand_secure_aggregation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, reason: str
+) -> None:
+    assert main(init(tmp_path / "d")) == 0
+    settings = tmp_path / "d/device.toml"
+    settings.write_text(f"least_threshold = {least}\n{settings.read_text()}")
+    for name in ("task_id", "run_id", "node_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    request = Message(RecordDict({"x": ConfigRecord({"x": 1})}), 7, "train", ttl=60.0)
+    request.metadata.__dict__["_message_id"] = "request"
+    context = Context(1, 1, {"device": str(settings)}, RecordDict(), {})
+    assert reason in app(request, context).error.reason
