@@ -15,22 +15,19 @@ A belief of which nothing more was heard relaxes to the first one, since adapter
 A state wider than ``WIDEST`` is projected on that many fixed random directions: C has a row for each.
 """
 
-import io
-import json
 import math
-import zipfile
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError, FingerprintError, ModelError
+from ...common.errors import ConfigError
 from .acceptance_head import PRIOR
 from .boundary import Boundary
+from .head_file import fill, head_bytes, head_read
 
 Doubles = NDArray[np.float64]
 
@@ -149,16 +146,14 @@ class LogisticHead:
             "config": asdict(self._config),
             "seen": self.seen,
         }
-        waiting, file = list(self._pending), io.BytesIO()
-        np.savez(
-            file,
-            head=np.array(json.dumps(about)),
+        waiting = list(self._pending)
+        return head_bytes(
+            about,
             weights=self._weights,
             covariance=self._covariance,
             inputs=np.array([x for x, _ in waiting]).reshape(len(waiting), len(self._weights)),
             labels=np.array([label for _, label in waiting]),
         )
-        return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, hidden_size: int) -> "LogisticHead":
@@ -168,32 +163,13 @@ class LogisticHead:
           ModelError: it did not, or the bytes are torn.
           FingerprintError: of a drafter with another hidden size.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            about = json.loads(str(arrays["head"]))
-            if about["format"] != _FORMAT:
-                raise ModelError(f"an acceptance head in the format {about['format']!r}, expected {_FORMAT!r}")
-            if about["hidden_size"] != hidden_size:
-                raise FingerprintError(
-                    f"the acceptance head is for a drafter of hidden size {about['hidden_size']}, "
-                    f"expected {hidden_size}"
-                )
+        with head_read(data, _FORMAT, hidden_size) as (about, arrays):
             head = cls(hidden_size, LogisticConfig(**about["config"]))
-            head._restore(int(about["seen"]), arrays)
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, ConfigError) as error:
-            raise ModelError(
-                f"not an acceptance head, or torn ({error}); delete it, and a new one is learned"
-            ) from error
+            fill(head._weights, "weights", arrays)
+            fill(head._covariance, "covariance", arrays)
+            head.seen = int(about["seen"])
+            head.observe(list(arrays["inputs"]), arrays["labels"].tolist())
         return head
-
-    def _restore(self, seen: int, arrays: dict[str, NDArray[Any]]) -> None:
-        for own, name in ((self._weights, "weights"), (self._covariance, "covariance")):
-            if arrays[name].shape != own.shape:
-                raise ValueError(f"{name} has shape {arrays[name].shape}, expected {own.shape}")
-            own[:] = arrays[name]
-        self.seen = seen
-        self.observe(list(arrays["inputs"]), arrays["labels"].tolist())
 
 
 @cache
