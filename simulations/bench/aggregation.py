@@ -36,6 +36,7 @@ def main(
     if quick:
         updates, laps = min(updates, 50), 1
     counts = (updates // 10, updates)
+    work = {"shape": asdict(shape), "rank": rank, "seed": seed, "cpu": cpu}
     contestants: Contestants = {
         f"{name} {count}": (
             make,
