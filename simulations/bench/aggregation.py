@@ -38,10 +38,7 @@ def main(
     counts = (updates // 10, updates)
     work = {"shape": asdict(shape), "rank": rank, "seed": seed, "cpu": cpu}
     contestants: Contestants = {
-        f"{name} {count}": (
-            make,
-            {"shape": asdict(shape), "rank": rank, "count": count, "seed": seed, "cpu": cpu, **more},
-        )
+        f"{name} {count}": (make, work | {"count": count, **more})
         for count in counts
         for name, make, more in (
             ("gated", aggregators.ours, {"gated": True}),
