@@ -82,15 +82,21 @@ class Follow:
         self._over: set[int] = set()
         """Runs that need not be looked at any more, though Flower may take a moment to see it."""
 
-    def check(self) -> None:
-        """Returns if a SuperLink is there.
+    def check(self, wait_s: float = 60.0) -> None:
+        """Returns once a SuperLink is there; one that was just started needs some seconds.
 
         Raises:
           ConfigError: none is.
         """
-        if not self._flower.answers():
-            where, folder = self._fleet.table.superlink.local, self._fleet.folder
-            raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
+        where, folder = self._fleet.table.superlink.local, self._fleet.folder
+        deadline, told = time.monotonic() + wait_s, False
+        while not self._flower.answers():
+            if time.monotonic() >= deadline:
+                raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
+            if not told:
+                self._tell(f"waiting for the SuperLink at {where} (fleetdraft server start {folder})")
+            told = True
+            time.sleep(_POLL_S)
 
     def run(self, on_round: Callable[[Event], None]) -> None:
         """Submits a run, or takes up the one that is under way, and returns when its rounds are done.

@@ -80,10 +80,12 @@ class Charge:
     def at_fleet_size(self, *, cohort: int, population: int) -> "Charge":
         """The charge of a larger fleet whose mean update is as noisy as here: the noise multiplier grows as the cohort.
 
-        A small run with it shows the accuracy that the large fleet would have; its own ε is that of ``self``.
+        A small run with it shows the accuracy that the large fleet would have; its own ε is that of ``self``. Where all
+        took part here, but only some would there, they are drawn as with ``poisson``.
         """
         louder = self.noise_multiplier * cohort / self.cohort
-        return replace(self, noise_multiplier=louder, cohort=cohort, population=population)
+        sampling = "poisson" if self.sampling == "all" and cohort < population else self.sampling
+        return replace(self, sampling=sampling, noise_multiplier=louder, cohort=cohort, population=population)
 
 
 _Charges = tuple[tuple[Charge, int], ...]

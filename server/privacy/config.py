@@ -29,7 +29,7 @@ class PrivacyConfig:
     """
 
     delta: float
-    """Chance that the promise fails altogether: below one in the number of devices."""
+    """Chance that the promise fails altogether: below 1 / number of devices."""
     target_epsilon: float | None = None
     """ε that all rounds of the run together come to at most; the least noise for it is computed as the run begins."""
     noise_multiplier: float | None = None

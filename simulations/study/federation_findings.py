@@ -21,7 +21,8 @@ class FederationCell:
     least_gain: the smallest change of a client's rate from the study's first arm that learns nothing, negative where a
     client lost; None where there is no such arm. least_gainers: who that is, by seed.
     length: mean acceptance length over all unseen prompts.
-    over: mean over that of the arm it is compared with, seed by seed; None where there is none.
+    compared: mean of the arm it is compared with, of the same seeds; None where a seed of it is missing. over: mean
+    over that, seed by seed.
     up, down: tensor bytes of a round from and to one device; 0 without rounds.
     text_bytes: of prompts sent, in all. accepted, excluded: updates in all rounds, mean over the seeds.
     reasons: why updates were excluded, each once. attackers: clients with a fault, by seed.
@@ -36,6 +37,7 @@ class FederationCell:
     least_gain: Spread | None
     least_gainers: tuple[str, ...]
     length: Spread
+    compared: Spread | None
     over: Spread | None
     up: float
     down: float
@@ -47,7 +49,7 @@ class FederationCell:
 
     def to_json(self) -> dict[str, Any]:
         """Field by field; the arm by its name."""
-        names = ("mean", "worst", "least_gain", "length", "over")
+        names = ("mean", "worst", "least_gain", "length", "compared", "over")
         spreads = {name: own.to_json() if (own := getattr(self, name)) else None for name in names}
         tables = {
             name: {key: spread.to_json() for key, spread in getattr(self, name).items()}
@@ -96,21 +98,22 @@ class FederationFindings:
     def _cell(self, arm: ArmTable, by_seed: Mapping[int, FederationResult]) -> FederationCell:
         results = list(by_seed.values())
         rates = [_rates(result) for result in results]
-        gains = self._gains(rates)
+        gains, compared, mean = self._gains(rates), self._compared(arm, by_seed), _over(results, _mean)
         families = dict.fromkeys(facts.family for facts in results[0].clients.values())
         rounds = [facts for result in results for facts in result.rounds]
         asked = len(rounds) * len(results[0].clients) or 1
         return FederationCell(
             arm=arm,
             families={family: Spread(values=tuple(_rate(r, family) for r in results)) for family in families},
-            mean=_over(results, _mean),
+            mean=mean,
             worst=Spread(values=tuple(min(own.values()) for own in rates)),
             worst_clients=tuple(min(own, key=own.__getitem__) for own in rates),
             clients={name: Spread(values=tuple(own[name] for own in rates)) for name in rates[0]},
             least_gain=Spread(values=tuple(min(own.values()) for own in gains)) if gains else None,
             least_gainers=tuple(min(own, key=own.__getitem__) for own in gains),
             length=_over(results, lambda r: _total(r).mean_acceptance_length),
-            over=self._ratio(arm, by_seed),
+            compared=compared,
+            over=_ratios(mean, compared) if compared else None,
             up=sum(facts.bytes_up for facts in rounds) / asked,
             down=sum(facts.bytes_down for facts in rounds) / asked,
             text_bytes=fmean(result.text_bytes for result in results),
@@ -127,13 +130,12 @@ class FederationFindings:
         before = _rates(measured[0]) if measured else {}
         return [{name: rate - before[name] for name, rate in own.items()} for own in rates] if before else []
 
-    def _ratio(self, arm: ArmTable, by_seed: Mapping[int, FederationResult]) -> Spread | None:
+    def _compared(self, arm: ArmTable, by_seed: Mapping[int, FederationResult]) -> Spread | None:
         other = self.against(arm)
         theirs = self._of(other) if other else {}
-        if other and other.way == "none":  # measured once, for all seeds
-            theirs = dict.fromkeys(by_seed, next(iter(theirs.values()))) if theirs else {}
-        values = tuple(_mean(own) / _mean(theirs[seed]) for seed, own in by_seed.items() if _mean_of(theirs.get(seed)))
-        return Spread(values=values) if values else None
+        if other and other.way == "none" and theirs:  # measured once, for all seeds
+            theirs = dict.fromkeys(by_seed, next(iter(theirs.values())))
+        return _over([theirs[seed] for seed in by_seed], _mean) if by_seed.keys() <= theirs.keys() else None
 
     def to_json(self) -> dict[str, Any]:
         """``study.json``."""
@@ -161,10 +163,6 @@ def _mean(result: FederationResult) -> float:
     return fmean(_rates(result).values())
 
 
-def _mean_of(result: FederationResult | None) -> float:
-    return _mean(result) if result else 0.0
-
-
 def _rate(result: FederationResult, family: str) -> float:
     """Of a family's clients together."""
     return _total(result, family).draft_acceptance_rate
@@ -178,3 +176,9 @@ def _total(result: FederationResult, family: str = "") -> DraftCounters:
 
 def _over(results: Sequence[FederationResult], figure: Callable[[FederationResult], float]) -> Spread:
     return Spread(values=tuple(map(figure, results)))
+
+
+def _ratios(own: Spread, other: Spread) -> Spread | None:
+    """Seed by seed; None where one would be over nothing."""
+    pairs = list(zip(own.values, other.values, strict=True))
+    return Spread(values=tuple(value / base for value, base in pairs)) if all(other.values) else None

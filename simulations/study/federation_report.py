@@ -19,7 +19,7 @@ def document(findings: FederationFindings) -> Document:
     clean = [cell for cell in findings.cells if not cell.arm.fault]
     attacked = [cell for cell in findings.cells if cell.arm.fault]
     parts = [_acceptance(findings, clean), _clients(clean)] if clean else []
-    parts += [_attacks(findings, attacked)] if attacked else []
+    parts += [_attacks(attacked)] if attacked else []
     sent = [_traffic(findings.cells)] if any(cell.up or cell.text_bytes for cell in findings.cells) else []
     return Document(
         title=findings.study.title,
@@ -45,9 +45,9 @@ def _acceptance(findings: FederationFindings, cells: Sequence[FederationCell]) -
     first = findings.study.arms[0].name
     return Part(
         title="Acceptance rate",
-        hint="On unseen prompts of all clients, after learning; mean ± deviation of the seeds done. By family: accepted per "
-        "proposal over its clients. Mean and worst: over clients, each counting once. Least gain: the smallest change "
-        "of a client's rate from what learns nothing; negative where somebody lost.",
+        hint="On unseen prompts of all clients, after learning; mean ± deviation of the seeds at hand. By family: "
+        "accepted per proposal over its clients. Mean and worst: over clients, each counting once. Least gain: the "
+        "smallest change of a client's rate from what learns nothing; negative where somebody lost.",
         columns=("arm", *families, "mean client", "worst client", "least gain", f"mean over {first}", "mean length"),
         rows=[
             (
@@ -80,28 +80,26 @@ def _clients(cells: Sequence[FederationCell]) -> Part:
     )
 
 
-def _attacks(findings: FederationFindings, cells: Sequence[FederationCell]) -> Part:
+def _attacks(cells: Sequence[FederationCell]) -> Part:
     return Part(
         title="Under attack",
         hint="Mean over clients, attackers included, with attackers in every round and without; each seed draws who "
         f"attacks. Kept: the former over the latter; * where it is at least {WITHIN}.",
         columns=("rule", "fault", "attackers", "excluded", "clean", "attacked", "kept", "worst client"),
-        rows=[_attack(findings, cell) for cell in cells],
+        rows=[_attack(cell) for cell in cells],
         text_columns=2,
         charts=[(charts.kept_under_attack(cells), "Mean acceptance rate under attack over that without.")],
     )
 
 
-def _attack(findings: FederationFindings, cell: FederationCell) -> tuple[str, ...]:
-    other = findings.against(cell.arm)
-    clean = next((c.mean for c in findings.cells if c.arm == other), None)
+def _attack(cell: FederationCell) -> tuple[str, ...]:
     attackers = max(map(len, cell.attackers))
     return (
         cell.arm.rule,
         cell.arm.fault,
         f"{attackers} of {len(cell.clients)}",
         f"{cell.excluded:g}",
-        clean.text() if clean else _NONE,
+        cell.compared.text() if cell.compared else _NONE,
         cell.mean.text(),
         _kept(cell.over),
         cell.worst.text(),

@@ -224,4 +224,16 @@ def test_without_a_superlink_nothing_is_begun(fleet: Fleet) -> None:
     runs = TableRuns(fleet)
     runs.here = False
     with pytest.raises(ConfigError, match="no SuperLink at 127.0.0.1:9443; start it: fleetdraft server start"):
-        Follow(fleet, runs, patience_s=5, tell=lambda line: None).check()
+        Follow(fleet, runs, patience_s=5, tell=lambda line: None).check(wait_s=0)
+
+
+def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
+    runs, told = TableRuns(fleet), []
+    runs.here = False
+
+    def come_up() -> None:
+        runs.here = True
+
+    runs.later(come_up)
+    Follow(fleet, runs, patience_s=5, tell=told.append).check(wait_s=30)
+    assert [line.split(" at ")[0] for line in told] == ["waiting for the SuperLink"]

@@ -94,6 +94,12 @@ def test_the_least_noise_fills_the_budget_and_no_more(sampling) -> None:
     assert spent(1, charge(sampling, noise)) <= 4.0 < spent(1, charge(sampling, noise / 1.01))
 
 
+def test_a_fleet_that_draws_is_a_poisson_draw_also_where_all_took_part_here() -> None:
+    here = charge("all", 1.0, cohort=10, population=10)
+    assert here.at_fleet_size(cohort=100, population=10_000) == charge("poisson", 10.0, cohort=100, population=10_000)
+    assert here.at_fleet_size(cohort=100, population=100) == charge("all", 10.0, cohort=100, population=100)
+
+
 def test_the_same_noise_on_the_mean_costs_a_large_fleet_less() -> None:
     small = Ledger().plus(charge("poisson", 1.0, cohort=20, population=40), 5)
     large = small.at_fleet_size(cohort=2000, population=400_000)

@@ -237,6 +237,15 @@ def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:
     assert len(path.read_bytes()) == 32
 
 
+def test_a_draw_larger_than_its_mean_is_summed_whole(tmp_path, layout) -> None:
+    """A round that closed at the mean would let fast devices displace slow ones, which no proof covers."""
+    run = Run(tmp_path, layout, devices=12)
+    (tmp_path / "registry.draw-key").write_bytes(bytes(range(32)))
+    reports = run.play(rounds=4, privacy=private(), clients_per_round=6)
+    assert all(report.accepted == report.participants for report in reports)
+    assert max(len(report.participants) for report in reports) > 6
+
+
 def test_a_round_with_too_few_updates_costs_nothing(run) -> None:
     (report,) = run.play(privacy=private(noise_multiplier=2.0), min_updates=5, clients_per_round=5)
     spent = report.privacy.epsilon

@@ -168,6 +168,13 @@ def test_the_threshold_is_enough_and_one_device_fewer_ends_the_round_with_nothin
     assert not {STAGES[name] for name in later} & set(fleet.grid.kinds)  # nobody was asked on
 
 
+def test_an_answer_that_arrives_twice_counts_once(release) -> None:
+    fleet = Fleet(release)
+    fleet.grid.times = 2
+    fleet.check_total(fleet.total(), range(CLIENTS))
+    assert not any(stage.dropped for stage in fleet.exchange.report().stages.values())
+
+
 def test_only_the_factors_of_the_task_travel(release) -> None:
     fleet = Fleet(release, factors=("B",))
     fleet.check_total(fleet.total(), range(CLIENTS))

@@ -9,16 +9,21 @@ from flwr.serverapp import Grid
 
 
 class WireGrid(Grid):
-    """Delivers at once, in this process, to ClientApps that each keep their context; contents pass through bytes."""
+    """Delivers at once, in this process, to ClientApps that each keep their context; contents pass through bytes.
 
-    def __init__(self, apps: Mapping[int, Callable[[Message, Context], Message | None]]) -> None:
+    Args:
+      times: how often each answer arrives.
+    """
+
+    def __init__(self, apps: Mapping[int, Callable[[Message, Context], Message | None]], times: int = 1) -> None:
         self.apps = apps
         self.contexts = {
             node: Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={}) for node in apps
         }
         self.kinds: list[str] = []
         self._numbers = itertools.count()
-        self._replies: dict[str, Message] = {}
+        self._replies: dict[str, tuple[Message, ...]] = {}
+        self.times = times
 
     def set_run(self, run) -> None: ...
 
@@ -34,7 +39,7 @@ class WireGrid(Grid):
         return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        return [reply for i in list(message_ids) for reply in self._replies.pop(i, ())]
 
     def send_and_receive(self, messages, *, timeout=None):
         raise NotImplementedError("everybody waits through the mailbox")
@@ -49,7 +54,7 @@ class WireGrid(Grid):
         if reply is not None:
             if reply.has_content():
                 reply.content = passed(reply.content)
-            self._replies[message_id] = reply
+            self._replies[message_id] = (reply,) * self.times
         return message_id
 
 

@@ -310,6 +310,14 @@ def test_what_is_compared_is_compared_seed_by_seed(table: FederationFindings) ->
     assert fedit.over.values == pytest.approx((2.0, 4 / 3))  # over what learns nothing, measured once
     assert huge.over is not None
     assert huge.over.values == pytest.approx((0.9,))  # over the same seed without attackers
+    assert huge.compared is not None
+    assert huge.compared.values == pytest.approx((0.4,))
+    assert "| fedit | huge | 1 of 3 | 1 | 0.400 | 0.360 | 0.90 * | 0.300 |" in document(table).to_markdown()
+
+
+def test_what_has_no_counterpart_of_its_seed_is_compared_with_nothing(table: FederationFindings) -> None:
+    alone = replace(table, results={"fedit_s1": table.results["fedit_s1"], "fedit-huge_s0": table.results["fedit_s0"]})
+    assert [cell.over for cell in alone.cells] == [None, None]
 
 
 def test_traffic_is_of_one_device_and_round_and_updates_are_counted(table: FederationFindings) -> None:
