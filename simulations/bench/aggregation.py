@@ -36,11 +36,9 @@ def main(
     if quick:
         updates, laps = min(updates, 50), 1
     counts = (updates // 10, updates)
+    work = {"shape": asdict(shape), "rank": rank, "seed": seed, "cpu": cpu}
     contestants: Contestants = {
-        f"{name} {count}": (
-            make,
-            {"shape": asdict(shape), "rank": rank, "count": count, "seed": seed, "cpu": cpu, **more},
-        )
+        f"{name} {count}": (make, work | {"count": count, **more})
         for count in counts
         for name, make, more in (
             ("gated", aggregators.ours, {"gated": True}),
