@@ -36,6 +36,6 @@ def next_round(config: ServerConfig, registry: Registry) -> int:
     done.
 
     Raises:
-      ConfigError: the round in progress was begun with other settings.
+      ConfigError: the round in progress was begun with other settings, or privacy would not cover what is there.
     """
     return FleetStrategy(config, registry).next_round()

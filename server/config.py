@@ -114,8 +114,8 @@ class ServerConfig:
         if self.secure_aggregation is not None:
             conditions.check_summable()
             count = self.clients_per_round
-            fits = count is None or count >= LEAST_CLIENTS
-            _check("clients_per_round", count, fits, f"at least {LEAST_CLIENTS} with secure aggregation")
+            expectation = f"at least {LEAST_CLIENTS} with secure aggregation"
+            _check("clients_per_round", count, count is None or count >= LEAST_CLIENTS, expectation)
 
     def evaluates(self, round: int) -> bool:
         """Whether devices measure the release after ``round``."""

@@ -20,7 +20,7 @@ from .exchange import Exchange
 from .gate import Gate
 from .intake import measure
 from .mailbox import Mailbox
-from .privacy.protection import Protection
+from .privacy.protection import Protection, check_covered
 from .registry.registry import Registry
 from .report import RoundReport
 from .resumption import Resumption, journal_of, resumption
@@ -67,7 +67,12 @@ class FleetStrategy:
         self._tasks: dict[str, int] = {}
 
     def next_round(self) -> int:
-        """The number of the round that ``run`` would begin with."""
+        """The number of the round that ``run`` would begin with.
+
+        Raises:
+          ConfigError, RegistryError: as ``run``, before any device is asked.
+        """
+        check_covered(self._config, self._registry)
         return self._resumption().number
 
     def run(self, grid: Grid) -> None:

@@ -46,8 +46,11 @@ class PrivacyConfig:
 
     def __post_init__(self) -> None:
         if (self.target_epsilon is None) == (self.noise_multiplier is None):
-            given = "both" if self.target_epsilon is not None else "neither"
-            raise ConfigError(f"{given} of target_epsilon and noise_multiplier given, expected exactly one")
+            both = self.target_epsilon is not None
+            raise ConfigError(
+                f"{'both' if both else 'neither'} of target_epsilon and noise_multiplier given, expected exactly one: "
+                f"{'remove' if both else 'add'} one"
+            )
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta is {self.delta!r}, expected 0 < delta < 1")
         for name in ("target_epsilon", "noise_multiplier", "budget"):
@@ -60,7 +63,10 @@ class PrivacyConfig:
         if self.sampling not in DRAWS:
             raise ConfigError(f"sampling is {self.sampling!r}, expected one of {', '.join(DRAWS)}")
         if not 0 <= self.fleet_cohort <= self.fleet_population or (self.fleet_population and not self.fleet_cohort):
-            raise ConfigError(f"fleet_cohort is {self.fleet_cohort}, expected 1 to fleet_population, or both 0")
+            raise ConfigError(
+                f"fleet_cohort is {self.fleet_cohort} and fleet_population {self.fleet_population}, expected "
+                "1 <= fleet_cohort <= fleet_population, or neither"
+            )
 
     @property
     def limit(self) -> float | None:
@@ -136,7 +142,7 @@ class Conditions:
                 self.closes_early,
                 "a round closes at the first answers, expected at a deadline: the fast displace others",
             ),
-            (self.buffered, "updates are buffered, expected rounds: a device's update decides what others are in"),
+            (self.buffered, "mode is 'async', expected 'sync': there a device's update decides what others are in"),
         )
         for applies, reason in reasons:
             if applies:

@@ -142,6 +142,19 @@ def _exclude(opened: Round, reasons: Mapping[str, str], code: Reason) -> None:
         opened.exclude(client, UpdateRejected(reason, code))
 
 
+def check_covered(config: ServerConfig, registry: Registry) -> None:
+    """Returns if the privacy that is asked for covers all releases there are.
+
+    Raises:
+      ConfigError: some were made without.
+    """
+    if config.privacy is not None and registry.privacy() is None and registry.last_round() > 0:
+        raise ConfigError(
+            f"{registry.root} has releases made without differential privacy before, expected a new registry: name "
+            "another one, or remove [federation.privacy]"
+        )
+
+
 def _spending(config: ServerConfig, registry: Registry, entropy: Entropy) -> "Spending | None":
     if config.privacy is None:
         return None
@@ -151,9 +164,8 @@ def _spending(config: ServerConfig, registry: Registry, entropy: Entropy) -> "Sp
         from .spending import Spending, ledger_of
     except ModuleNotFoundError as error:
         raise MissingExtraError("[federation.privacy]", "server", error.name or "dp_accounting") from error
+    check_covered(config, registry)
     record = registry.privacy()
-    if record is None and registry.last_round() > 0:
-        raise ConfigError("releases were made without differential privacy before, expected a new registry")
     return Spending(
         config.privacy,
         rounds=config.rounds,

@@ -22,9 +22,9 @@ def promote(catalogue: Catalogue, name: str, reason: str, force: bool = False) -
     now = catalogue.standing()
     catalogue.directories.check(name)
     if name in now.blocked and not (force and reason):
+        missing = "--reason TEXT" if force else "--force and --reason TEXT"
         raise UserError(
-            f"release {number_of(name)} is blocked: {now.blocked[name]}; to promote it all the same give --force and "
-            "--reason TEXT"
+            f"release {number_of(name)} is blocked: {now.blocked[name]}; to promote it all the same add {missing}"
         )
     if now.promoted == name:
         return False

@@ -153,10 +153,10 @@ def test_a_rule_to_which_an_old_update_means_something_else_is_refused(rule) -> 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"secure_aggregation": SecAggConfig(), "weights": "equal"}, "secure aggregation is not possible .*buffered"),
+        ({"secure_aggregation": SecAggConfig(), "weights": "equal"}, "secure aggregation is not possible .*async"),
         (
             {"privacy": PrivacyConfig(delta=1e-6, noise_multiplier=1.0), "weights": "equal"},
-            "differential privacy is not proved here: updates are buffered",
+            "differential privacy is not proved here: mode is .async",
         ),
         ({"over_selection": 0.3}, "over_selection is 0.3, expected 0 in mode 'async'"),
         ({"buffer_size": 2, "min_updates": 3}, "buffer_size is 2, expected at least min_updates = 3"),

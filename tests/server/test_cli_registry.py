@@ -121,8 +121,9 @@ def test_promote_puts_a_release_in_force_and_leaves_the_head(run, root) -> None:
 
 
 def test_a_blocked_release_is_promoted_only_by_force_and_for_a_reason(run, root) -> None:
-    for words in ((), ("--force",), ("--reason", "mine")):
-        with pytest.raises(UserError, match="release 2 is blocked: spm lowered .* give --force and --reason TEXT"):
+    missing = "--force and --reason TEXT"
+    for words, needed in (((), missing), (("--force",), "--reason TEXT"), (("--reason", "mine"), missing)):
+        with pytest.raises(UserError, match=f"release 2 is blocked: spm lowered .* all the same add {needed}$"):
             run("promote", root, 2, *words)
     run("promote", root, 2, "--force", "--reason", "the target is retired")
     assert statuses(run, root)[2] == ["promoted"]

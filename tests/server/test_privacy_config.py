@@ -27,7 +27,7 @@ def conditions(rule: str = "fedit", weights: str = "equal", exponent: float = 1.
         ({"rule": "flexlora"}, "rule is 'flexlora', which needs every update"),
         ({"exponent": 0.5}, "families are balanced"),
         ({"closes_early": True}, "first answers"),
-        ({"buffered": True}, "buffered"),
+        ({"buffered": True}, "mode is 'async'"),
     ],
 )
 def test_no_epsilon_and_no_secure_sum_where_they_would_mean_nothing(change, reason) -> None:
