@@ -37,7 +37,7 @@ class Participant:
         seed = self._seed(task)
         learner = self.pair.learner(release.adapter, config, seed)
         options = replace(self.options, seed=seed)
-        counters = adapt_online(self.pair, learner, self._this_round(task), options)
+        counters = adapt_online(self.pair, learner, self.this_round(task), options)
         delta = {
             n: v for n, v in learner.adapter.minus(release.adapter).items() if n.rpartition(".")[2] in task.factors
         }
@@ -64,7 +64,7 @@ class Participant:
         """Of this client in this round of this run."""
         return int(np.random.default_rng([task.seed, task.round, *self.name.encode()]).integers(2**31))
 
-    def _this_round(self, task: TrainTask) -> list[Prompt]:
+    def this_round(self, task: TrainTask) -> list[Prompt]:
         """The prompts of round ``task.round`` (from 1), in an order fixed per client, again and again."""
         order = np.random.default_rng([task.seed, *self.name.encode()]).permutation(len(self.prompts))
         first = (task.round - 1) * self.prompts_per_round

@@ -1,7 +1,6 @@
-"""A Flower Grid on which every wait ends: at a deadline, or when the run is told to stop."""
+"""A Flower Grid on which every wait ends when the run is told to stop."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Message
@@ -14,11 +13,7 @@ POLL_S = 0.1
 
 
 class Mailbox(Grid):
-    """Passes everything on to ``grid``, with two differences.
-
-    Guarantees:
-      - Replies are handed out as they come in, so that a strategy folds one at a time and holds no cohort in memory.
-      - Once ``stopped()`` holds, the next poll raises.
+    """Passes everything on to ``grid``, but once ``stopped()`` holds, the next poll raises.
 
     Raises:
       FleetError: the run was told to stop.
@@ -50,24 +45,12 @@ class Mailbox(Grid):
         self._check()
         return self._grid.pull_messages(message_ids)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Sends at once; yields replies as they arrive, until all have come or ``timeout`` seconds have passed."""
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """As the grid does it, but never without a limit; ``Exchange`` asks in a way that can be stopped."""
         if timeout is None:
             raise FleetError("a request without a timeout may wait for ever; pass timeout")
-        waiting = {message_id for message_id in self.push_messages(messages) if message_id}
-        return self._replies(waiting, time.monotonic() + timeout)
-
-    def _replies(self, waiting: set[str], deadline: float) -> Iterator[Message]:
-        while waiting:
-            # Asked before pulling: what came in just before the deadline still counts.
-            late = time.monotonic() >= deadline
-            for reply in self.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
-            if late:
-                return
-            if waiting:
-                time.sleep(POLL_S)
+        self._check()
+        return self._grid.send_and_receive(messages, timeout=timeout)
 
     def _check(self) -> None:
         if self._stopped():

@@ -118,6 +118,8 @@ class FleetResults:
     families: tuple[FamilyRow, ...]
     clients: tuple[ClientRow, ...]
     notes: tuple[str, ...] = ()
+    stopped: str = ""
+    """Why the rounds ended before the last one that was asked for, e.g. ``budget: …``; empty if they did not."""
 
     def worst_client(self, family: str | None = None) -> ClientRow | None:
         """The client that gained least, of one family or of all; None where nobody was measured."""
@@ -130,12 +132,13 @@ class FleetResults:
         fell = [_fell_remark(row) for row in self.families if _acceptance_fell(row)]
         losers = [row.client for row in self.clients if row.gain < 0]
         lost = [f"Acceptance fell for {_clients(len(losers))}: {', '.join(losers)}."] if losers else []
-        return (*slow, *fell, *lost)
+        noise = [_noise_remark(self.rounds[-1])] if fell and self.rounds and self.rounds[-1].privacy else []
+        return (*slow, *fell, *noise, *lost)
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json`` (schema 1)."""
-        families = [row.to_json() for row in self.families]
-        return {"schema": SCHEMA} | asdict(self) | {"families": families, "warnings": list(self.warnings())}
+        rows = {"families": [row.to_json() for row in self.families], "rounds": [row.to_json() for row in self.rounds]}
+        return {"schema": SCHEMA} | asdict(self) | rows | {"warnings": list(self.warnings())}
 
 
 def _clients(count: int) -> str:
@@ -176,6 +179,15 @@ def _acceptance_fell(row: FamilyRow) -> bool:
 def _fell_remark(row: FamilyRow) -> str:
     before, after = row.before.draft_acceptance_rate, row.after.draft_acceptance_rate
     return f"Training made the drafter worse for {row.target}: acceptance {before:.3f} before, {after:.3f} after."
+
+
+def _noise_remark(last: RoundReport) -> str:
+    privacy = last.privacy
+    std = privacy.noise_std / privacy.cohort if privacy else 0.0
+    return (
+        f"Differential privacy puts noise of standard deviation {std:.3g} on every entry of a round's mean update; "
+        "with more devices a round it is smaller (docs/privacy.md)."
+    )
 
 
 def _cpu_name() -> str:

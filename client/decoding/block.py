@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...common.metrics import DraftCounters
 from ..pacing.boundary import Boundary, StopRule, always
-from ..runtimes.decoder import Decoder, Hidden, Logits
+from ..runtimes.decoder import Decoder, Logits
 from ..runtimes.rows import Rows
 from ..spelling.trie import ROOT, Trie
 from .chooser import Chooser
@@ -50,11 +50,6 @@ class Draft:
     def draft_tokens(self) -> int:
         """Drafter tokens drawn in the walks."""
         return sum(p.walk.depth for p in self.positions)
-
-    def hidden(self, positions: int) -> Hidden:
-        """float32 (positions, hidden size): the drafter's state before each; (0, 0) where it keeps none."""
-        states = [self.rows.hidden(p.law.start) for p in self.positions[:positions]]
-        return np.stack(states) if states and len(states[0]) else np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,6 @@ def _outcome(draft: Draft, verdict: Verdict, rows: Logits, cost: BlockCost) -> O
         proposed=draft.tokens,
         accepted=verdict.accepted,
         acceptance=np.array(verdict.acceptance),
-        hidden=draft.hidden(len(verdict.acceptance)),
     )
 
 

@@ -135,6 +135,12 @@ class Guard(Generic[A]):
         return self._trial is not None
 
     @property
+    def doubts(self) -> bool:
+        """Whether a trial runs and what was seen, before it or in it, speaks against the newest."""
+        trial = self._trial
+        return trial is not None and (self._sum >= log(self._config.odds) or trial.suspects)
+
+    @property
     def suspects(self) -> bool:
         """Whether something speaks against the newest that drafting can settle; without it that stays as it is."""
         return self._newest is not self._good and self._sum > 0 and self.level.acceptance >= _TELLING_LEVEL

@@ -116,8 +116,13 @@ class Trial:
         """Whether all turns were had, could tell and told clearly; or three times as many were had."""
         if not self.is_even or self._done < self._blocks:
             return False
-        clear = self.can_tell(significance) and self.chance > _CLEAR
+        clear = self.can_tell(significance) and not self.suspects
         return clear or self._done >= _LONGEST * self._blocks
+
+    @property
+    def suspects(self) -> bool:
+        """Whether what was seen so far speaks against the suspect."""
+        return self.chance <= _CLEAR
 
     def add(self, tally: Tally) -> None:
         """A block that drafted, of the adapter whose turn it was."""

@@ -277,7 +277,7 @@ class OnlinePair:
         self._check_open()
         if release.digest == self._fleet.shared.digest or self._is_refused(release):
             return None
-        own = self._guard.good.own if self._guard.on_trial else self._learner.adapter
+        own = self._guard.good.own if self._guard.doubts else self._learner.adapter
         own, rebased = self._fleet.take(release, own, self.config.seed)
         self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
         self._made.clear()

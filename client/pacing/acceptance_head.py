@@ -24,7 +24,7 @@ Tensors = Mapping[str, Floats]
 BLOCKS = 3
 WIDEST = 128
 """Of the blocks."""
-_PRIOR = 0.6
+PRIOR = 0.6
 """What is expected of a proposal before anything was seen; hope, so that it is tried."""
 _TINY = 1e-6
 
@@ -57,7 +57,7 @@ def initial_tensors(hidden_size: int, seed: int) -> dict[str, Floats]:
         tensors[f"{n}.bias"] = np.zeros(width, np.float32)
     return tensors | {
         "out.weight": np.zeros(width, np.float32),
-        "out.bias": np.array([math.log(_PRIOR / (1 - _PRIOR))], np.float32),
+        "out.bias": np.array([math.log(PRIOR / (1 - PRIOR))], np.float32),
     }
 
 

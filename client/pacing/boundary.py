@@ -7,7 +7,7 @@ position that is to be proposed, which is what ``verify.md`` asks of a stop rule
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..runtimes.decoder import Hidden
+from ..runtimes.decoder import Hidden, Logits
 from ..runtimes.rows import Rows
 
 
@@ -29,6 +29,11 @@ class Boundary:
         Costs a drafter call where no walk needed the row yet, which the next position would make.
         """
         return self.rows.hidden(self.start)
+
+    @property
+    def row(self) -> Logits:
+        """float32 (drafter vocab,): the drafter's logits here; costs what ``hidden`` does."""
+        return self.rows.after(self.start)
 
 
 StopRule = Callable[[Boundary], bool]

@@ -1,7 +1,6 @@
 """The ways to set the length of a draft, by name in one table. It knows no models; ``pair.py`` holds one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 from safetensors import SafetensorError
@@ -11,7 +10,8 @@ from ...common.errors import ConfigError, ModelError
 from ..state.decision import Decision
 from .ewma_pace import EwmaPace
 from .head_learner import HeadConfig, HeadLearner
-from .head_pace import CostAware, HeadPace, Threshold
+from .head_pace import CostAware, Head, HeadPace, Threshold
+from .logistic_head import LogisticHead
 from .measured_pace import MeasuredPace
 from .pace import FixedPace, Pace
 from .stop_loss import StopLoss
@@ -20,7 +20,8 @@ _THRESHOLD = 0.7
 """The paper's for GSM8K and code."""
 _MISMATCH_WEIGHT = 6.0
 """Of refused proposals, for ``threshold``: the paper's."""
-_WITH_HEAD = {"head", "threshold"}
+_WITH_HEAD: Mapping[str, type[LogisticHead] | type[HeadLearner]] = {"head": LogisticHead, "threshold": HeadLearner}
+"""Names with a head, and its kind: ours, and the paper's."""
 
 
 class Controllers:
@@ -28,17 +29,15 @@ class Controllers:
 
     Args:
       hidden_size: of the drafter's states; 0 where it gives none, which a head cannot do with.
-      head: how a head learns. seed: of its first weights and what it is shown.
+      seed: of the first weights of the head of ``threshold``, and of what it is shown.
       trains_head: whether heads are trained between blocks; else whoever calls ``train`` does.
     """
 
-    def __init__(
-        self, hidden_size: int = 0, head: HeadConfig | None = None, seed: int = 0, trains_head: bool = True
-    ) -> None:
-        self._hidden_size, self._config, self._seed = hidden_size, head or HeadConfig(), seed
+    def __init__(self, hidden_size: int = 0, seed: int = 0, trains_head: bool = True) -> None:
+        self._hidden_size, self._seed = hidden_size, seed
         self.trains_head = trains_head
         """May be set until the first pace with a head is asked for."""
-        self._paces, self._heads = dict[str, Pace](), dict[str, HeadLearner]()
+        self._paces, self._heads = dict[str, Pace](), dict[str, Head]()
 
     def __call__(self, name: str) -> Pace:
         """The pace of that name.
@@ -51,16 +50,16 @@ class Controllers:
         return self._paces[name]
 
     @property
-    def head(self) -> HeadLearner:
+    def head(self) -> Head:
         """The head of ``head``; assign another to go on with that one, before its pace is first asked for."""
         return self._head_of("head")
 
     @head.setter
-    def head(self, head: HeadLearner) -> None:
+    def head(self, head: Head) -> None:
         self._heads["head"] = head
 
     @property
-    def head_in_use(self) -> HeadLearner | None:
+    def head_in_use(self) -> Head | None:
         """``head``, if it was asked for or given."""
         return self._heads.get("head")
 
@@ -69,11 +68,14 @@ class Controllers:
         for name in self._heads.keys() & self._paces.keys():
             self._heads[name].train()
 
-    def _head_of(self, name: str) -> HeadLearner:
+    def _head_of(self, name: str) -> Head:
         if name not in self._heads:
-            careful = replace(self._config, mismatch_weight=_MISMATCH_WEIGHT)
-            config = careful if name == "threshold" else self._config
-            self._heads[name] = HeadLearner(self._hidden_size, config, self._seed)
+            careful = HeadConfig(mismatch_weight=_MISMATCH_WEIGHT)
+            self._heads[name] = (
+                LogisticHead(self._hidden_size)
+                if name == "head"
+                else HeadLearner(self._hidden_size, careful, self._seed)
+            )
         return self._heads[name]
 
     @property
@@ -87,7 +89,7 @@ class Controllers:
         return StopLoss(HeadPace(self.head, CostAware(), self.trains_head))
 
     def threshold(self) -> Pace:
-        """``threshold``, with a head of its own: it is trained to another weight."""
+        """``threshold``, with the paper's head and its weight."""
         return StopLoss(HeadPace(self._head_of("threshold"), Threshold(_THRESHOLD), self.trains_head))
 
     # --- state ------------------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ class Controllers:
             ) from error
         if unknown := held.keys() - _WITH_HEAD:
             raise ModelError(f"an acceptance head of {min(unknown)!r}, expected {' or '.join(sorted(_WITH_HEAD))}")
-        self._heads |= {name: HeadLearner.from_bytes(head, self._hidden_size) for name, head in held.items()}
+        self._heads |= {name: _WITH_HEAD[name].from_bytes(head, self._hidden_size) for name, head in held.items()}
 
 
 CONTROLLERS: Mapping[str, Callable[[Controllers], Pace]] = {

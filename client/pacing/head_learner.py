@@ -1,19 +1,17 @@
 """Trains an acceptance head from verdicts, online: a bounded memory of boundaries and AdamW. It knows no drafter."""
 
-import io
-import json
 import math
-import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...common.errors import ConfigError, FingerprintError, ModelError
+from ...common.errors import ConfigError
 from ..runtimes.decoder import Hidden
 from .acceptance_head import Examples, Floats, acceptance, initial_tensors, loss_and_gradient
-from .outcome import Outcome
+from .boundary import Boundary
+from .head_file import Arrays, fill, head_bytes, head_read
 
 _FORMAT = "fleetdraft acceptance head 2"
 _NEWEST = 128
@@ -87,9 +85,13 @@ class HeadLearner:
     def __len__(self) -> int:
         return min(self.seen, self._config.capacity)
 
-    def observe(self, outcome: Outcome) -> None:
-        """Remembers the boundaries of a block and how the proposals behind them were judged."""
-        for state, label in zip(outcome.hidden, outcome.acceptance, strict=False):  # no states, nothing to learn
+    def see(self, boundary: Boundary) -> Hidden:
+        """float32 (hidden size,): the drafter's state."""
+        return boundary.hidden
+
+    def observe(self, seen: Sequence[Hidden], labels: Iterable[float]) -> None:
+        """Remembers the states at boundaries and how the proposals behind them were judged: min(1, p / r)."""
+        for state, label in zip(seen, labels, strict=False):
             if np.isfinite(state).all():
                 row = self._memory[self.seen % self._config.capacity]
                 row[:-1], row[-1] = _over_rms(state), label
@@ -143,16 +145,13 @@ class HeadLearner:
             "seen": self.seen,
             "rng": self._rng.bit_generator.state,
         }
-        file = io.BytesIO()
-        np.savez(
-            file,
-            head=np.array(json.dumps(head)),
+        return head_bytes(
+            head,
             weights=self._weights,
             mean=self._mean,
             square=self._square,
             memory=self._memory[: len(self)],
         )
-        return file.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes, hidden_size: int) -> "HeadLearner":
@@ -162,29 +161,14 @@ class HeadLearner:
           ModelError: it did not, or the bytes are torn.
           FingerprintError: of a drafter with another hidden size.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            head = json.loads(str(arrays["head"]))
-            if head["format"] != _FORMAT:
-                raise ModelError(f"an acceptance head in the format {head['format']!r}, expected {_FORMAT!r}")
-            if head["hidden_size"] != hidden_size:
-                raise FingerprintError(
-                    f"the acceptance head is for a drafter of hidden size {head['hidden_size']}, expected {hidden_size}"
-                )
+        with head_read(data, _FORMAT, hidden_size) as (head, arrays):
             learner = cls(hidden_size, HeadConfig(**head["config"]), seed=0)
             learner._restore(head, arrays)
-        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, ConfigError) as error:
-            raise ModelError(
-                f"not an acceptance head, or torn ({error}); delete it, and a new one is learned"
-            ) from error
         return learner
 
-    def _restore(self, head: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    def _restore(self, head: dict[str, Any], arrays: Arrays) -> None:
         for own, name in ((self._weights, "weights"), (self._mean, "mean"), (self._square, "square")):
-            if arrays[name].shape != own.shape:
-                raise ValueError(f"{name} has shape {arrays[name].shape}, expected {own.shape}")
-            own[:] = arrays[name]
+            fill(own, name, arrays)
         self._memory[: len(arrays["memory"])] = arrays["memory"]
         self.steps, self.seen = int(head["steps"]), int(head["seen"])
         self._rng.bit_generator.state = head["rng"]

@@ -18,11 +18,13 @@ its seconds (the reward-renewal argument; the rate found is what the next blocks
 """
 
 import math
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from ...common.errors import ConfigError
 from .boundary import Boundary
-from .head_learner import HeadLearner
 from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
@@ -38,6 +40,10 @@ _MOST_AHEAD = 8
 _PRIOR, _PRIOR_BLOCKS = 0.6, 8
 _TRAIN_ROWS = 4
 """Judged proposals between two trainings."""
+
+
+Seen = NDArray[Any]
+"""What a head is shown of one boundary: a vector."""
 
 
 class StopScore(Protocol):
@@ -102,6 +108,29 @@ class CostAware:
             self._seconds.add_time(cost.seconds)
 
 
+class Head(Protocol):
+    """An acceptance head that learns."""
+
+    @property
+    def mismatch_weight(self) -> float:
+        """Of refused proposals in the loss that it lowers."""
+
+    def see(self, boundary: Boundary) -> Seen:
+        """What it is shown of a boundary."""
+
+    def __call__(self, seen: Seen, /) -> float:
+        """P(the next proposal is accepted), given that those before it are."""
+
+    def observe(self, seen: Sequence[Seen], labels: Iterable[float]) -> None:
+        """Takes in boundaries of a block and how the proposals behind them were judged: min(1, p / r) of each."""
+
+    def train(self) -> float:
+        """Learns of what it took in; returns its mean loss."""
+
+    def to_bytes(self) -> bytes:
+        """All of it."""
+
+
 class HeadPace:
     """Drafts up to what is allowed, and ends each block by a rule on the head's probabilities.
 
@@ -111,10 +140,10 @@ class HeadPace:
       trains: whether to train the head between blocks; else somebody else does.
     """
 
-    def __init__(self, learner: HeadLearner, rule: StopScore, trains: bool = True) -> None:
+    def __init__(self, learner: Head, rule: StopScore, trains: bool = True) -> None:
         self.learner, self._rule, self._trains = learner, rule, trains
         self._budget, self._blocks, self._untrained = 0, 0, 0
-        self._told, self._survival, self._one_more = list[float](), 1.0, False
+        self._seen, self._told, self._survival, self._one_more = list[Seen](), list[float](), 1.0, False
         self._shift, self._of_place = 0.0, [0.0, 0.0]
 
     def begin(self) -> None:
@@ -123,7 +152,7 @@ class HeadPace:
         self._of_place = [_SHIFT_KEPT * shift for shift in self._of_place]
 
     def budget(self, most: int) -> int:
-        self._budget, self._told, self._survival = most, [], 1.0
+        self._budget, self._seen, self._told, self._survival = most, [], [], 1.0
         self._blocks += 1
         self._one_more = self._blocks % _EXPLORE_BLOCKS == 0
         return most
@@ -139,16 +168,18 @@ class HeadPace:
 
     def note(self, outcome: Outcome) -> None:
         self._rule.note(outcome)
-        self.learner.observe(outcome)
-        self._learn_text(outcome.acceptance.tolist())
-        self._untrained += len(outcome.hidden)
+        labels = outcome.acceptance.tolist()
+        self.learner.observe(self._seen, labels)
+        self._learn_text(labels)
+        self._untrained += min(len(self._seen), len(labels))
         if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
             self.learner.train()
 
     def _acceptance(self, boundary: Boundary) -> float:
         """The head's probability, shifted by what this text showed."""
-        head = self.learner(boundary.hidden)
+        self._seen.append(self.learner.see(boundary))
+        head = self.learner(self._seen[-1])
         logit = max(-_SUREST, min(_SUREST, math.log(head / (1 - head))))
         return 1 / (1 + math.exp(-logit - self._shift - self._of_place[bool(boundary.proposed)]))
 

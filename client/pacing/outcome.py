@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.metrics import DraftCounters
-from ..runtimes.decoder import Hidden, Logits
+from ..runtimes.decoder import Logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +44,6 @@ class Outcome:
     rows: float32 (n, target vocab): the target's logits for each, before any processor.
     proposed: target tokens; the first ``accepted`` of them begin ``tokens``.
     acceptance: float64 (judged,): min(1, p(t) / r(t)) of each judged proposal; at temperature 0, 1 if it is the argmax.
-    hidden: float32 (judged, hidden size): the drafter's hidden state at the boundary before each judged proposal, from
-      which its first drafter token was drawn; (0, 0) where the drafter does not give any.
     cost: counts and seconds of the whole block, also where the text ended within it.
     """
 
@@ -55,7 +53,6 @@ class Outcome:
     proposed: tuple[int, ...] = ()
     accepted: int = 0
     acceptance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    hidden: Hidden = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
     @property
     def rejected(self) -> int | None:
@@ -86,5 +83,4 @@ class Outcome:
             proposed=self.proposed[:count],
             accepted=min(self.accepted, count),
             acceptance=self.acceptance[:count],
-            hidden=self.hidden[:count],
         )

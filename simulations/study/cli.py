@@ -10,12 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from ...common.errors import FleetdraftError
-from .findings import Findings
+from ...common.toml import read_toml
+from .document import Document, Part
+from .federation import KIND as FEDERATION
+from .federation import FederationStudy
+from .federation_findings import FederationFindings
+from .federation_report import document as federation_document
+from .federation_run import FederationRun
 from .plan import Study
-from .report import Part, remarks, sections, write_study
+from .report import document
 from .run import StudyRun
 
-_WORKERS = 2
 _UNBROKEN = "\u00a0±\u00a0"
 
 
@@ -38,35 +43,44 @@ def study(
       fleetdraft study simulations/study/small.toml --out small
 
       fleetdraft study simulations/study/small.toml --out small --resume
+
+      fleetdraft study simulations/study/federation-small.toml --out fleet
     """
-    plan = Study.read(file)
-    run = StudyRun(study=plan, folder=out)
+    run = _run(file, out)
     run.open(resume)
     told = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for line in run.shortages():
         told.print(line)
     try:
-        findings = run.execute(workers or (1 if plan.speed else _WORKERS))
+        findings = run.execute(workers or run.workers)
     except KeyboardInterrupt:
-        told.print(f"{run.done} of {run.total} arms are done; go on with --resume")
+        told.print(f"{run.arms.done} of {len(run.arms.arms)} arms are done; go on with --resume")
         raise
-    page = write_study(findings, out)
+    shown = federation_document(findings) if isinstance(findings, FederationFindings) else document(findings)
+    page = shown.write(findings.to_json(), out)
     console = Console()
     if as_json:
         console.print_json(data=findings.to_json())
     else:
-        _show(findings, console)
+        _show(shown, console)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if findings.failures:
         key, why = next(iter(findings.failures.items()))
         raise FleetdraftError(f"{len(findings.failures)} arms failed, the first {key}: {why}; try them with --resume")
 
 
-def _show(findings: Findings, console: Console) -> None:
+def _run(file: Path, out: Path) -> StudyRun | FederationRun:
+    """What the file's kind asks for."""
+    if read_toml(file, "study").get("kind") == FEDERATION:
+        return FederationRun(study=FederationStudy.read(file), folder=out)
+    return StudyRun(study=Study.read(file), folder=out)
+
+
+def _show(shown: Document, console: Console) -> None:
     """The remarks and the tables but the settings."""
-    for line in remarks(findings):
+    for line in shown.remarks:
         console.print(line, highlight=False, markup=False)
-    for part in sections(findings)[:-1]:
+    for part in shown.parts[:-1]:
         console.print(f"\n{part.title}", style="bold", highlight=False, markup=False)
         console.print(part.hint, style="dim", highlight=False, markup=False)
         console.print(_table(part))

@@ -1,15 +1,12 @@
-"""How a study's findings are shown: ``study.json``, ``study.md`` and ``study.html``, all from the same tables."""
+"""How a study's findings are shown: as a document of tables and charts."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
-from ...common.files import write_atomic, write_json
-from .. import page
 from . import charts
 from .course import Course
+from .document import Document, Part, failed
 from .findings import Cell, Findings, Spread, settings
 from .method import Method
 from .published import published
@@ -17,60 +14,15 @@ from .published import published
 _NONE = "–"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One table with what belongs to it. text_columns: how many are text; charts: (SVG, caption)."""
-
-    title: str
-    hint: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: int = 1
-    charts: Sequence[tuple[str, str]] = ()
-
-
-def write_study(findings: Findings, out: Path) -> Path:
-    """Writes the three files into ``out``, each atomically.
-
-    Returns:
-      The path of the page.
-    """
-    write_json(out / "study.json", findings.to_json())
-    write_atomic(out / "study.md", to_markdown(findings).encode())
-    html = out / "study.html"
-    write_atomic(html, to_html(findings).encode())
-    return html
-
-
-def to_markdown(findings: Findings) -> str:
-    """Title, remarks and tables in Markdown."""
-    told = "\n".join(f"* {line}" for line in remarks(findings))
-    parts = [f"# {findings.study.title}", _about(findings), *filter(None, [told])]
-    for part in sections(findings):
-        parts += [f"## {part.title}", part.hint, markdown_table(part.columns, part.rows, part.text_columns)]
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """One table; a bar in a text is escaped, and each row is one line."""
-    rule = ["---" if i < text_columns else "---:" for i in range(len(columns))]
-    cells = [[cell.replace("|", r"\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
-
-
-def to_html(findings: Findings) -> str:
-    """The page, complete in itself."""
-    return page.page(findings.study.title, _html(findings))
-
-
-def _html(findings: Findings) -> Iterator[str]:
-    yield page.header(findings.study.title, _about(findings))
-    yield page.lines("warnings", _failures(findings))
-    yield page.lines("notes", _notes(findings))
-    for part in sections(findings):
-        yield page.heading(part.title, part.hint)
-        yield page.table(part.columns, part.rows, text_columns=part.text_columns)
-        yield from (page.figure(svg, caption) for svg, caption in part.charts)
+def document(findings: Findings) -> Document:
+    """The tables in the order in which they are read, the settings last."""
+    return Document(
+        title=findings.study.title,
+        about=_about(findings),
+        warnings=failed(findings.failures),
+        notes=_notes(findings),
+        parts=_sections(findings),
+    )
 
 
 def _about(findings: Findings) -> str:
@@ -85,15 +37,6 @@ def _about(findings: Findings) -> str:
     )
 
 
-def remarks(findings: Findings) -> list[str]:
-    """What failed, and what a reader has to know."""
-    return [*_failures(findings), *_notes(findings)]
-
-
-def _failures(findings: Findings) -> list[str]:
-    return [f"failed: {key}: {why}" for key, why in findings.failures.items()]
-
-
 def _notes(findings: Findings) -> list[str]:
     notes = list(findings.shortages)
     if any(cell.published for cell in findings.cells):
@@ -103,8 +46,7 @@ def _notes(findings: Findings) -> list[str]:
     return notes
 
 
-def sections(findings: Findings) -> list[Part]:
-    """The tables in the order in which they are read, the settings last."""
+def _sections(findings: Findings) -> list[Part]:
     parts = list[Part]()
     for (target, heat), cells in _grouped(findings.cells):
         what = f"{target}, temperature {heat:g}"

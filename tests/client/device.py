@@ -13,8 +13,8 @@ from fleetdraft.client.runtimes.rows import Rows
 STATE = np.array([1.0, 0, 0, 0, 0, 0, 0, 0], np.float32)
 
 
-def outcome_of(cost: BlockCost, states: np.ndarray | None = None) -> Outcome:
-    """The outcome of a block; ``states`` are those of its judged proposals."""
+def outcome_of(cost: BlockCost) -> Outcome:
+    """The outcome of a block."""
     judged = min(cost.accepted + 1, cost.proposed)
     return Outcome(
         tokens=(0,) * (cost.accepted + 1),
@@ -23,7 +23,6 @@ def outcome_of(cost: BlockCost, states: np.ndarray | None = None) -> Outcome:
         proposed=(0,) * cost.proposed,
         accepted=cost.accepted,
         acceptance=(np.arange(judged) < cost.accepted).astype(np.float64),
-        hidden=np.tile(STATE, (judged, 1)) if states is None else states[:judged],
     )
 
 

@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from device import outcome_of
 
 from fleetdraft.client.pacing import acceptance_head
 from fleetdraft.client.pacing.acceptance_head import Examples, acceptance, initial_tensors, loss_and_gradient
 from fleetdraft.client.pacing.head_learner import HeadConfig, HeadLearner
-from fleetdraft.client.pacing.outcome import BlockCost, Outcome
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError
 
 SIZE = 6
@@ -52,9 +50,9 @@ def test_untrained_head_says_the_same_prior_whatever_it_sees(state: np.ndarray) 
     assert HeadLearner(SIZE, HeadConfig(), seed=0)(state.astype(np.float32)) == pytest.approx(0.6)
 
 
-def judged(state: np.ndarray, label: float) -> Outcome:
-    block = BlockCost(draft_tokens=1, proposed=1, accepted=int(label), target_s=1.0, rest_s=1.0)
-    return outcome_of(block, state[None])
+def judged(state: np.ndarray, label: float) -> tuple[list[np.ndarray], list[float]]:
+    """What ``observe`` takes: one boundary and its verdict."""
+    return [state], [label]
 
 
 def learned(steps: int, mismatch_weight: float = 1.0) -> HeadLearner:
@@ -65,7 +63,7 @@ def learned(steps: int, mismatch_weight: float = 1.0) -> HeadLearner:
     )
     for _ in range(steps):
         state = rng.standard_normal(SIZE).astype(np.float32)
-        learner.observe(judged(state, float(rng.random() < (0.9 if state[0] > 0 else 0.1))))
+        learner.observe(*judged(state, float(rng.random() < (0.9 if state[0] > 0 else 0.1))))
         learner.train()
     return learner
 
@@ -93,7 +91,7 @@ def test_state_goes_on_exactly_after_a_round_trip() -> None:
     assert (len(other), other.steps) == (len(one), one.steps)
     state = np.ones(SIZE, np.float32)
     for learner in (one, other):
-        learner.observe(judged(state, 1.0))
+        learner.observe(*judged(state, 1.0))
     assert [one.train() for _ in range(5)] == [other.train() for _ in range(5)]
     assert one(state) == other(state)
     assert one.to_bytes() == other.to_bytes()
@@ -103,7 +101,7 @@ def test_state_goes_on_exactly_after_a_round_trip() -> None:
 def test_a_full_memory_and_a_wide_drafter_take_less_than_4_mb_and_go_on_exactly(size: int) -> None:
     one, rng = HeadLearner(size, HeadConfig(), seed=0), np.random.default_rng(5)
     for scale in (*10 ** rng.uniform(-6, 30, HeadConfig().capacity + 1), 0.0):
-        one.observe(judged((scale * rng.standard_normal(size)).astype(np.float32), float(rng.random())))
+        one.observe(*judged((scale * rng.standard_normal(size)).astype(np.float32), float(rng.random())))
     one.train()
     assert len(one) == HeadConfig().capacity
     assert len(one.to_bytes()) < 4e6
@@ -126,7 +124,7 @@ def test_state_of_another_drafter_is_refused() -> None:
 def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
     learner = HeadLearner(SIZE, HeadConfig(capacity=4, steps=200), seed=0)
     for label in (0.0,) * 50 + (1.0,) * 4:
-        learner.observe(judged(np.ones(SIZE, np.float32), label))
+        learner.observe(*judged(np.ones(SIZE, np.float32), label))
     assert (len(learner), learner.seen) == (4, 54)
     learner.train()
     assert learner(np.ones(SIZE, np.float32)) > 0.75
@@ -135,16 +133,10 @@ def test_memory_is_bounded_and_the_oldest_goes_first() -> None:
 def test_a_state_that_is_not_finite_does_not_spoil_the_head() -> None:
     learner = learned(20)
     for _ in range(20):
-        learner.observe(judged(np.full(SIZE, np.nan, np.float32), 1.0))
+        learner.observe(*judged(np.full(SIZE, np.nan, np.float32), 1.0))
     learner.train()
     assert len(learner) == 20
     assert 0 < learner(np.ones(SIZE, np.float32)) < 1
-
-
-def test_outcomes_without_states_teach_nothing() -> None:
-    learner = HeadLearner(SIZE, HeadConfig(), seed=0)
-    learner.observe(Outcome(tokens=(1,), rows=np.zeros((1, 2), np.float32), cost=judged(np.ones(SIZE), 1.0).cost))
-    assert (len(learner), learner.train()) == (0, 0.0)
 
 
 @pytest.mark.parametrize("field", ["capacity", "batch_size", "steps", "learning_rate", "mismatch_weight"])

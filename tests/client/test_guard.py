@@ -133,6 +133,26 @@ def test_what_supersedes_ends_a_trial_and_is_watched_itself() -> None:
     assert device.guard.good == device.guard.newest == device.in_force == "good"
 
 
+def test_a_trial_for_want_of_a_level_is_no_doubt_until_the_newest_fails_in_it() -> None:
+    device = Device({"good": 0.7, "bad": 0.0})
+    device.guard.changed("bad")  # of an unknown reference: on trial
+    assert device.guard.on_trial
+    assert not device.guard.doubts
+    while not device.guard.doubts:
+        device.run(1)
+    assert device.guard.on_trial
+
+
+def test_a_trial_after_a_fall_is_a_doubt_from_its_beginning() -> None:
+    device = Device({"good": 0.7, "bad": 0.0})
+    device.run(64)
+    device.guard.changed("bad")
+    while not device.guard.on_trial:
+        assert not device.guard.doubts
+        device.run(1)
+    assert device.guard.doubts
+
+
 def test_a_judge_with_too_few_lessons_to_tell_leaves_it_to_a_trial() -> None:
     device = Device({"good": 0.7, "bad": 0.0}, 0, lambda name: [{"good": 0.3, "bad": 1.0}[name]] * 5)
     device.run(64)

@@ -11,13 +11,16 @@ from safetensors.numpy import save
 from fleetdraft.client.decoding.generation import Generator
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.decoding.steps import DrafterSide
+from fleetdraft.client.pacing.boundary import Boundary
 from fleetdraft.client.pacing.controllers import CONTROLLERS, Controllers
 from fleetdraft.client.pacing.head_learner import HeadConfig, HeadLearner
 from fleetdraft.client.pacing.head_pace import CostAware, HeadPace, Threshold
+from fleetdraft.client.pacing.logistic_head import LogisticHead
 from fleetdraft.client.pacing.outcome import Outcome
 from fleetdraft.client.pacing.pace import FixedPace, Pace
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.runtimes.decoder import Hidden
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError
 
 best_fixed = cache(Device.best)
@@ -98,7 +101,7 @@ def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not()
         device, state = Device(acceptance=0.95 if is_good else 0.02), good if is_good else bad
         budget = pace.budget(8)
         count = next((k for k in range(budget) if not pace.goes_on(boundary(k, state))), budget)
-        pace.note(outcome_of(device.block(count, rng, reads=budget > 0), np.tile(state, (9, 1))))
+        pace.note(outcome_of(device.block(count, rng, reads=budget > 0)))
         if n > 400 and budget:
             drafted[is_good].append(count)
     assert np.mean(drafted[True]) > 4
@@ -107,8 +110,7 @@ def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not()
 
 def test_head_learns_within_a_text_what_its_states_do_not_tell() -> None:
     """Texts by turns of two kinds with one state: after ten blocks of a text, it drafts by the text's kind."""
-    learner = HeadLearner(len(STATE), HeadConfig(), seed=0)
-    pace, rng = HeadPace(learner, CostAware()), np.random.default_rng(0)
+    pace, rng = HeadPace(LogisticHead(len(STATE)), CostAware()), np.random.default_rng(0)
     drafted: dict[bool, list[int]] = {True: [], False: []}
     for text in range(40):
         device = Device(acceptance=0.95 if text % 2 else 0.05)
@@ -131,13 +133,14 @@ def used(*names: str, trains_head: bool = True) -> Controllers:
     controllers, rng = Controllers(hidden_size=len(STATE), trains_head=trains_head), np.random.default_rng(0)
     for pace in map(controllers, names):
         for _ in range(100):
-            pace.note(outcome_of(Device(acceptance=0.5).block(4, rng)))
+            Device(acceptance=0.5).step(pace, rng)
     return controllers
 
 
 def said(controllers: Controllers) -> dict[str, float]:
     """By the head of each name."""
-    return {name: controllers._head_of(name)(STATE) for name in HEADS}
+    heads = {name: controllers._head_of(name) for name in HEADS}
+    return {name: head(head.see(boundary(0))) for name, head in heads.items()}
 
 
 UNTRAINED = said(Controllers(hidden_size=len(STATE)))
@@ -211,10 +214,17 @@ class Notes:
     def __init__(self) -> None:
         self.seen: list[Outcome] = []
         self.whole: list[Outcome] = []
-        self.begin, self.budget, self.goes_on = FixedPace().begin, FixedPace().budget, FixedPace.goes_on
+        self.begin, self.budget = FixedPace().begin, FixedPace().budget
+        self.states: list[list[tuple[tuple[int, ...], Hidden]]] = [[]]
+        """Of each block, and of the one under way: what was proposed at a boundary, and the drafter's state there."""
+
+    def goes_on(self, boundary: Boundary) -> bool:
+        self.states[-1].append((boundary.proposed, boundary.hidden.copy()))
+        return True
 
     def observe(self, outcome: Outcome) -> None:
-        self.seen.append(replace(outcome, rows=outcome.rows.copy(), hidden=outcome.hidden.copy()))
+        self.seen.append(replace(outcome, rows=outcome.rows.copy()))
+        self.states.append([])
 
     def note(self, outcome: Outcome) -> None:
         self.whole.append(outcome)
@@ -247,11 +257,11 @@ def test_hidden_states_are_those_the_drafter_has_at_the_boundaries(
     by_pace(pair, notes).run(prompts[0].text, Options(max_new_tokens=20, draft_tokens=4), notes)
     text, decoder = list(pair.target_codec.prompt_tokens(prompts[0].text)), pair.drafter.decoder
     compared = 0
-    for outcome in notes.seen:
-        for n in range(len(outcome.acceptance)):
+    for outcome, states in zip(notes.seen, notes.states, strict=False):
+        for proposed, state in states:
             decoder.rewind(0)
-            decoder.score(pair.spelling.context([*text, *outcome.proposed[:n]]), 1)
-            np.testing.assert_allclose(outcome.hidden[n], decoder.hidden[-1], atol=2e-3)
+            decoder.score(pair.spelling.context([*text, *proposed]), 1)
+            np.testing.assert_allclose(state, decoder.hidden[-1], atol=2e-3)
             compared += 1
         text += outcome.tokens
     assert compared > 10

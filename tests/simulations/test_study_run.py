@@ -19,7 +19,7 @@ from fleetdraft.common.errors import ConfigError, UserError
 from fleetdraft.simulations.study.arm import arms
 from fleetdraft.simulations.study.plan import Study
 from fleetdraft.simulations.study.pool import work
-from fleetdraft.simulations.study.report import write_study
+from fleetdraft.simulations.study.report import document
 from fleetdraft.simulations.study.run import StudyRun
 from fleetdraft.simulations.study.workshop import Workshop
 
@@ -81,7 +81,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
     folder = tmp_path_factory.mktemp("study")
     run = StudyRun(study=Study.read(written(folder, TEXT)), folder=folder / "run")
     run.open(resume=False)
-    write_study(run.execute(workers=2), run.folder)
+    found = run.execute(workers=2)
+    document(found).write(found.to_json(), run.folder)
     return run
 
 
@@ -153,7 +154,7 @@ def test_tasks_with_fewer_prompts_than_asked_for_are_told(finished: StudyRun, tm
 
 def test_progress_counts_the_whole_study(finished: StudyRun, capfd: pytest.CaptureFixture[str]) -> None:
     finished.execute(workers=1)
-    assert (finished.done, finished.total) == (3, 3)
+    assert finished.arms.done == len(finished.arms.arms) == 3
     assert "arms 3/3" in capfd.readouterr().err
 
 

@@ -1,0 +1,184 @@
+"""An acceptance head that is right early: a logistic regression learned verdict by verdict. It knows no text.
+
+    x = (h / rms(h), log of the largest probability of the drafter's row, 1),    P = sigmoid(w x)
+
+h is the drafter's last hidden state at a position boundary. The weights are a normal belief: mean w, covariance C. A
+verdict y in [0, 1] moves it by one step of Newton's method on the posterior (an extended Kalman filter; Spiegelhalter &
+Lauritzen 1990, Penny & Roberts 1999),
+
+    s = P (1 - P),    k = C x / (1 / s + x C x),    w <- w + k (y - P) / s,    C <- C - k (C x)
+
+so that each verdict is used once and counts in full, where gradient descent needs many passes: over the first eight
+texts of a measured stream its loss is 0.35, that of the network of ``acceptance_head.py`` 0.60, and 0.36 after 128.
+A belief of which nothing more was heard relaxes to the first one, since adapters and subjects change.
+
+A state wider than ``WIDEST`` is projected on that many fixed random directions: C has a row for each.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.errors import ConfigError
+from .acceptance_head import PRIOR
+from .boundary import Boundary
+from .head_file import fill, head_bytes, head_read
+
+Doubles = NDArray[np.float64]
+
+WIDEST = 256
+"""Numbers of a state that the head weighs."""
+_FORMAT = "fleetdraft logistic acceptance head 1"
+_SUREST = 0.02
+"""Least s: a verdict against all expectation must not throw the weights far."""
+_RELAX_ROWS = 16
+"""Verdicts between two relaxations, each of which passes over all of C."""
+_PROJECTION_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticConfig:
+    """What is believed of the weights before anything was seen, and how long verdicts count.
+
+    state_variance, sureness_variance, constant_variance: of the weights of the state, of the row's largest log
+    probability, and of the constant. forgetting: share of C that relaxes with a verdict. pending: verdicts that wait
+    for ``train`` at most, the oldest are dropped.
+    """
+
+    state_variance: float = 0.1
+    sureness_variance: float = 0.5
+    constant_variance: float = 1.0
+    forgetting: float = 1e-5
+    pending: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("state_variance", "sureness_variance", "constant_variance"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected a finite number > 0")
+        if not 0 <= self.forgetting < 1:
+            raise ConfigError(f"forgetting is {self.forgetting}, expected 0 or more, below 1")
+        if self.pending < 1:
+            raise ConfigError(f"pending is {self.pending}, expected at least 1")
+
+
+class LogisticHead:
+    """An acceptance head that learns from each verdict once.
+
+    Args:
+      hidden_size: of the drafter's states.
+      config: what it believes at first.
+    """
+
+    mismatch_weight = 1.0
+    """Of refused proposals in what it minimises: P is a probability."""
+
+    def __init__(self, hidden_size: int, config: LogisticConfig | None = None) -> None:
+        if hidden_size < 1:
+            raise ConfigError(
+                f"the hidden size is {hidden_size}, expected at least 1; this drafter's graph gives no states"
+            )
+        self.hidden_size, self._config = hidden_size, config or LogisticConfig()
+        width, c = min(hidden_size, WIDEST), self._config
+        self._variances = np.array([c.state_variance] * width + [c.sureness_variance, c.constant_variance])
+        self._weights, self._covariance = np.zeros(width + 2), np.diag(self._variances)
+        self._weights[-1] = math.log(PRIOR / (1 - PRIOR))
+        self.seen = 0
+        """Verdicts learned so far."""
+        self._pending = deque[tuple[Doubles, float]](maxlen=self._config.pending)
+
+    def see(self, boundary: Boundary) -> Doubles:
+        """float64 (min(hidden size, ``WIDEST``) + 2,): x at a boundary; where the drafter gives no numbers, zeros."""
+        state = boundary.hidden.astype(np.float64)  # the square of a large number is no float32
+        if not np.isfinite(state).all():
+            return np.zeros_like(self._weights)
+        state /= math.sqrt(float(state @ state) / len(state)) or 1.0
+        if len(state) > WIDEST:
+            state = state @ _projection(len(state))
+        return np.concatenate((state, (_sureness(boundary.row), 1.0)))
+
+    def __call__(self, x: Doubles) -> float:
+        """P(the next proposal is accepted), given that those before it are."""
+        return 1 / (1 + math.exp(-max(-30.0, min(30.0, float(self._weights @ x)))))
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def observe(self, seen: Sequence[Doubles], labels: Iterable[float]) -> None:
+        """Keeps what became of the proposals behind boundaries until ``train``: min(1, p / r) of each."""
+        self._pending.extend(zip(seen, labels, strict=False))
+
+    def train(self) -> float:
+        """Learns all that waits; returns its mean loss before each was learned, 0 where nothing waits."""
+        loss, count = 0.0, 0
+        while self._pending:
+            loss, count = loss + self._learn(*self._pending.popleft()), count + 1
+        return loss / max(1, count)
+
+    def _learn(self, x: Doubles, label: float) -> float:
+        p = self(x)
+        s = max(p * (1 - p), _SUREST)
+        spread = self._covariance @ x
+        gain = spread / (1 / s + float(x @ spread))
+        self._weights += gain * ((label - p) / s)
+        self._covariance -= np.outer(gain, spread)
+        self.seen += 1
+        if self.seen % _RELAX_ROWS == 0:
+            self._relax(1 - (1 - self._config.forgetting) ** _RELAX_ROWS)
+        return -label * math.log(p) - (1 - label) * math.log(1 - p)
+
+    def _relax(self, share: float) -> None:
+        """Symmetric again, too: rounding would make it grow apart."""
+        self._covariance = (1 - share) / 2 * (self._covariance + self._covariance.T)
+        self._covariance[np.diag_indices(len(self._variances))] += share * self._variances
+
+    # --- state ------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """Everything: what ``from_bytes`` makes of it goes on exactly as this one would."""
+        about = {
+            "format": _FORMAT,
+            "hidden_size": self.hidden_size,
+            "config": asdict(self._config),
+            "seen": self.seen,
+        }
+        waiting = list(self._pending)
+        return head_bytes(
+            about,
+            weights=self._weights,
+            covariance=self._covariance,
+            inputs=np.array([x for x, _ in waiting]).reshape(len(waiting), len(self._weights)),
+            labels=np.array([label for _, label in waiting]),
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, hidden_size: int) -> "LogisticHead":
+        """What ``to_bytes`` wrote.
+
+        Raises:
+          ModelError: it did not, or the bytes are torn.
+          FingerprintError: of a drafter with another hidden size.
+        """
+        with head_read(data, _FORMAT, hidden_size) as (about, arrays):
+            head = cls(hidden_size, LogisticConfig(**about["config"]))
+            fill(head._weights, "weights", arrays)
+            fill(head._covariance, "covariance", arrays)
+            head.seen = int(about["seen"])
+            head.observe(list(arrays["inputs"]), arrays["labels"].tolist())
+        return head
+
+
+@cache
+def _projection(size: int) -> Doubles:
+    """(size, WIDEST): keeps the size of what it is given."""
+    return np.random.default_rng(_PROJECTION_SEED).standard_normal((size, WIDEST)) / math.sqrt(WIDEST)
+
+
+def _sureness(row: NDArray[np.float32]) -> float:
+    """Log of the largest probability of a row of logits; 0 where that is no number."""
+    top = row.max()
+    return -math.log(float(np.exp(row - top).sum())) if math.isfinite(top) else 0.0

@@ -1,0 +1,88 @@
+"""This device as a SuperNode: Flower's program, started with the device's settings and watched."""
+
+import socket
+import time
+from collections.abc import Callable
+
+from ..common.child import Child, how_it_ended, running, stoppable
+from ..common.errors import ConfigError, FleetError
+from ..common.flower import environment, program
+from .device_file import DeviceFile
+
+#: Who ends sooner has not been let in; who was in and ends is not started again here.
+_REFUSED_S = 30.0
+_AGAIN_S = 5.0
+_POLL_S = 0.2
+
+
+def supernode(device: DeviceFile) -> list[str]:
+    """The command line of Flower's SuperNode for a device.
+
+    Raises:
+      ConfigError: the settings' path is one that Flower cannot take.
+      MissingExtraError: Flower is not installed.
+    """
+    server = device.table.server
+    if '"' in str(device.path):
+        raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
+    return [
+        program("flower-supernode", "fleetdraft node", "node"),
+        *("--superlink", server.address),
+        *("--root-certificates", str(device.folder / server.authority)),
+        *("--auth-supernode-private-key", str(device.folder / server.key)),
+        *("--node-config", f'device="{device.path}"'),
+        # Where its own processes reach it; each SuperNode of a machine needs a port of its own.
+        *("--host", "127.0.0.1", "--port", str(_free_port())),
+    ]
+
+
+def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None:
+    """Takes part in the fleet until told to stop (interrupt, termination); waits for a SuperLink that is away.
+
+    Args:
+      wait_s: how long to go on trying when the SuperLink does not let the device in. One that was cut off without a
+        word counts as connected until it has missed two heartbeats, a minute; Flower 1.41 refuses it that long.
+      tell: told, in a line, what a person should know.
+
+    Raises:
+      FleetError: the SuperLink does not let it in, or the SuperNode ended by itself.
+    """
+    began = time.monotonic()
+    with stoppable() as stopped:
+        while not stopped():
+            started = time.monotonic()
+            with running(supernode(device), environment(device.folder / "flower")) as child:
+                code = _until_end(child, stopped)
+            if code is None:
+                return
+            now = time.monotonic()
+            if code != 1 or now - started > _REFUSED_S:
+                raise FleetError(f"the SuperNode {how_it_ended(code)}; what it said stands above")
+            if now - began >= wait_s:
+                raise FleetError(
+                    f"the SuperLink at {device.table.server.address} does not let this device in; "
+                    "what it said stands above; the operator needs its public key: fleetdraft server keys add"
+                )
+            tell(f"not let in yet; trying again for {wait_s - (now - began):.0f} s")
+            _pause(stopped)
+
+
+def _until_end(child: Child, stopped: Callable[[], bool]) -> int | None:
+    """The return code; None when we are told to stop."""
+    while not stopped():
+        if (code := child.poll()) is not None:
+            return code
+        time.sleep(_POLL_S)
+    return None
+
+
+def _pause(stopped: Callable[[], bool]) -> None:
+    until = time.monotonic() + _AGAIN_S
+    while time.monotonic() < until and not stopped():
+        time.sleep(_POLL_S)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,45 @@
+"""How Flower's own programs are started: where they lie, and in which environment. It imports no Flower."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from .errors import MissingExtraError
+
+#: Flower must neither phone home nor install anything at run time.
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+}
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a Flower program: ours, offline, with a folder of its own for settings and installed apps.
+
+    Args:
+      home: made by Flower where it is absent.
+      more: further variables.
+    """
+    return {**os.environ, **QUIET, "PATH": _path(), "FLWR_HOME": str(home.absolute()), **more}
+
+
+def program(name: str, command: str, extra: str) -> str:
+    """The file of a Flower program, beside the interpreter before anywhere else.
+
+    Args:
+      command, extra: for the message: what needs it, and the extra that installs it.
+
+    Raises:
+      MissingExtraError: Flower is not installed.
+    """
+    found = shutil.which(name, path=_path())
+    if found is None:
+        raise MissingExtraError(command, extra, "flwr")
+    return found
+
+
+def _path() -> str:
+    """Flower starts its helpers by name, so the folder of this interpreter's programs has to come first."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

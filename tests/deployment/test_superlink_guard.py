@@ -1,0 +1,50 @@
+"""The guard before Flower's SuperLink: which interfaces other machines reach, on Flower's own application."""
+
+from collections.abc import Iterator
+
+import pytest
+from flwr.superlink import extensions
+from flwr.superlink.main import create_app
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp
+
+from fleetdraft.server.deployment.guarded_superlink import HEADER, Guard, install
+
+OPERATOR = "/v1/control/list-runs"
+DEVICES = "/v1/fleet/activate-node"
+
+
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch) -> Iterator[ASGIApp]:
+    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)  # put back afterwards
+    install()
+    yield create_app()
+
+
+def status(app: ASGIApp, path: str, client: str) -> int:
+    answer = TestClient(app, client=(client, 50000), raise_server_exceptions=False).post(path)
+    assert answer.headers[HEADER] == "on"
+    return answer.status_code
+
+
+def test_other_machines_reach_what_devices_need_and_nothing_else(flower: ASGIApp) -> None:
+    for client in ("10.0.0.7", "2001:db8::1", "::ffff:10.0.0.7", "testclient"):
+        assert status(flower, DEVICES, client) != 403
+        for path in (OPERATOR, "/v1/control/register-node", "/v1/runtime/acquire-task", "/docs", "/", "//v1/fleet/x"):
+            assert status(flower, path, client) == 403, path
+
+
+def test_the_servers_own_machine_reaches_all(flower: ASGIApp) -> None:
+    for client in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        assert status(flower, OPERATOR, client) not in (403, 404)
+
+
+def test_a_path_that_climbs_out_of_the_devices_part_finds_no_operator() -> None:
+    async def operator(request: object) -> None:
+        pytest.fail("reached")
+
+    inner = Starlette()
+    inner.add_route(OPERATOR, operator, methods=["POST"])
+    for path in ("/v1/fleet/../control/list-runs", "/v1/fleet/%2e%2e/control/list-runs", "/V1/CONTROL/LIST-RUNS"):
+        assert TestClient(Guard(inner), client=("10.0.0.7", 1)).post(path).status_code in (403, 404)
