@@ -7,11 +7,15 @@ from pathlib import Path
 
 from .errors import MissingExtraError
 
-#: Flower must neither phone home nor install anything at run time.
+#: Flower must neither phone home nor install anything at run time, nor open a port that we do not know of; and its web
+#: server must not believe every peer that says on whose behalf it asks.
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_INTERNAL_GRPC_CONTROL_API": "0",
+    "FLWR_INTERNAL_GRPC_FLEET_API": "0",
+    "FORWARDED_ALLOW_IPS": "127.0.0.1",
 }
 
 

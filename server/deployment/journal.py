@@ -90,6 +90,7 @@ def _figures(report: RoundReport) -> dict[str, Any]:
         "retried": report.retried,
         "acceptance": {name: round(c.draft_acceptance_rate, 6) for name, c in report.families.items()},
         "evaluation": {name: round(c.draft_acceptance_rate, 6) for name, c in report.evaluation.items()},
+        "epsilon": report.privacy.epsilon if report.privacy else None,
     }
 
 

@@ -1,5 +1,6 @@
 """The records of a fleet in its folder: reports, journal and metrics, kept as rounds close."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ...common.files import read_json, write_atomic, write_json
@@ -21,7 +22,7 @@ def keep_records(fleet: Fleet, registry: Registry, journal: Journal, report: Rou
     A server that was killed as a round closed may give its report a second time; the journal has it once.
     """
     path = _folder(fleet) / f"{report.round:04d}.json"
-    if not (path.exists() and RoundReport.from_json(read_json(path)) == report):
+    if not (path.exists() and _same(RoundReport.from_json(read_json(path)), report)):
         journal.record(report)
         write_json(path, report.to_json())
     write_metrics(fleet, registry)
@@ -36,6 +37,11 @@ def write_metrics(fleet: Fleet, registry: Registry) -> None:
         epsilon=(registry.privacy() or {}).get("epsilon"),
     )
     write_atomic(fleet.path("metrics/fleetdraft.prom"), exposition(read_reports(fleet), standing).encode())
+
+
+def _same(one: RoundReport, other: RoundReport) -> bool:
+    """But for the clock, which went on while the server was away."""
+    return replace(one, seconds=0.0) == replace(other, seconds=0.0)
 
 
 def _folder(fleet: Fleet) -> Path:

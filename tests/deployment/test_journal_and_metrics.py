@@ -127,7 +127,7 @@ def test_a_report_that_comes_twice_is_in_the_journal_once(tmp_path: Path) -> Non
     fleet = make_fleet(tmp_path / "f", bundle=EMBEDDED, host="127.0.0.1", port=9443, names=[], devices=1)
     journal = Journal(tmp_path / "fleet.jsonl", run=1)
     with fleet.registry() as registry:
-        for given in (report(1), report(1), report(2)):
+        for given in (report(1), report(1, seconds=3.5), report(2)):  # the second after a kill, when time has passed
             keep_records(fleet, registry, journal, given)
     events = Follower(tmp_path / "fleet.jsonl", from_start=True).news()
     assert [event["round"] for event in events if event["event"] == "round"] == [1, 2]

@@ -1,6 +1,7 @@
 """The guard before Flower's SuperLink: which interfaces other machines reach, on Flower's own application."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from flwr.superlink import extensions
@@ -9,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from fleetdraft.common.flower import environment
 from fleetdraft.server.deployment.guarded_superlink import HEADER, Guard, install
 
 OPERATOR = "/v1/control/list-runs"
@@ -48,3 +50,13 @@ def test_a_path_that_climbs_out_of_the_devices_part_finds_no_operator() -> None:
     inner.add_route(OPERATOR, operator, methods=["POST"])
     for path in ("/v1/fleet/../control/list-runs", "/v1/fleet/%2e%2e/control/list-runs", "/V1/CONTROL/LIST-RUNS"):
         assert TestClient(Guard(inner), client=("10.0.0.7", 1)).post(path).status_code in (403, 404)
+
+
+def test_who_asks_is_believed_of_this_machine_only_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """uvicorn's variable; "*" would let every peer call itself 127.0.0.1."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    monkeypatch.setenv("FLWR_INTERNAL_GRPC_CONTROL_API", "1")
+    made = environment(tmp_path)
+    assert (made["FORWARDED_ALLOW_IPS"], made["FLWR_INTERNAL_GRPC_CONTROL_API"]) == ("127.0.0.1", "0")
