@@ -37,7 +37,8 @@ class AggregationConfig:
     """
 
     rule: str = "fedit"
-    weights: str = "tokens"
+    weights: str = "equal"
+    """One vote a device by default: tokens and examples are a device's own claim, and who boasts decides all."""
     byzantine: float = 0.2
     """Share of a round's updates that may be arbitrary, rounded up; for the rules that withstand some."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)

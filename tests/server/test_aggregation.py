@@ -58,7 +58,7 @@ def test_rounds_repeat_to_the_last_bit_from_release_and_bytes(
 
 def test_plain_averaging_is_the_release_plus_the_weighted_mean(release: Release, update_of: UpdateOf) -> None:
     """Weights 1 and 3, entries 1 and 5: 4 is added."""
-    aggregate = Aggregate(AggregationConfig(), release.adapter, 1, Carried())
+    aggregate = Aggregate(AggregationConfig(weights="tokens"), release.adapter, 1, Carried())
     aggregate.add(update_of(1, weight=1.0))
     aggregate.add(update_of(5, weight=3.0))
     after, carried = aggregate.close()
@@ -152,7 +152,10 @@ def test_from_the_fewest_on_any_number_of_updates_will_do(rule: str, byzantine: 
         ({"rule": "fedavg"}, "expected one of fedit, "),
         ({"weights": "loss"}, "expected one of tokens, examples, equal"),
         ({"byzantine": 0.5}, "expected a number > 0 and < 0.5"),
-        ({"rule": "median", "min_updates": 9}, "weights is 'tokens', expected 'equal', since median gives every"),
+        (
+            {"rule": "median", "min_updates": 9, "weights": "tokens"},
+            "weights is 'tokens', expected 'equal', since median gives every",
+        ),
         (
             {"rule": "median", "weights": "equal", "min_updates": 9, "balance": BalanceConfig(exponent=0)},
             "expected exponent 1 and worst_family_rate 0, since median",

@@ -51,9 +51,9 @@ def test_every_rule_that_needs_sums_goes_with_both(rule) -> None:
     ids=["privacy", "secure aggregation"],
 )
 def test_a_server_refuses_them_when_it_is_configured(setting) -> None:
-    ServerConfig(rounds=1, aggregation=AggregationConfig(weights="equal"), **setting)
+    ServerConfig(rounds=1, **setting)
     with pytest.raises(ConfigError, match="weights is 'tokens'"):
-        ServerConfig(rounds=1, **setting)
+        ServerConfig(rounds=1, aggregation=AggregationConfig(weights="tokens"), **setting)
 
 
 def test_a_delta_that_lets_one_device_be_published_is_an_error() -> None:

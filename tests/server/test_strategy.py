@@ -26,16 +26,16 @@ pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("i
 
 def test_the_release_is_the_weighted_mean(registry, app_of) -> None:
     before = registry.head().adapter
-    (report,), _ = play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)])
+    (report,), _ = play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)], weights="tokens")
     assert report.accepted == ("ann", "bob")
     moved = registry.head().adapter.minus(before)
     for name, value in moved.items():
         np.testing.assert_allclose(value, 0.02, atol=1e-7, err_msg=name)  # float32 beside entries up to 0.4
 
 
-def test_equal_weights_count_devices(registry, app_of) -> None:
+def test_by_default_each_device_has_one_vote(registry, app_of) -> None:
     before = registry.head().adapter
-    play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)], weights="equal")
+    play(registry, [app_of("ann", 0.01, weight=3), app_of("bob", 0.05, weight=1)])
     np.testing.assert_allclose(registry.head().adapter.minus(before)["lora.0.q_proj.B"], 0.03, atol=1e-7)
 
 

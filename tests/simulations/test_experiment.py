@@ -60,7 +60,10 @@ def test_how_updates_become_a_release_is_a_setting(tmp_path: Path) -> None:
             f'title = "t"\n[federation.privacy]\ndelta = 2\nnoise_multiplier = 1\n{CLIENT}',
             r"privacy: delta is 2.0, expected 0 < delta < 1",
         ),
-        (f'title = "t"\n[federation.secure_aggregation]\n{CLIENT}', "not possible here: weights is 'tokens'"),
+        (
+            f'title = "t"\n[federation]\nweights = "tokens"\n[federation.secure_aggregation]\n{CLIENT}',
+            "not possible here: weights is 'tokens'",
+        ),
         (
             f'title = "t"\n[federation]\nweights = "equal"\n[federation.secure_aggregation]\n{CLIENT}',
             "clients are 1, expected at least 3 for secure aggregation",
