@@ -31,8 +31,6 @@ _Names = Annotated[
     list[str] | None,
     typer.Option("--name", metavar="HOST", help="A name or address by which devices reach this server; repeatable."),
 ]
-#: A SuperLink that was just started is given so long to come up.
-_START_S = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -110,7 +108,7 @@ def run(
         _say(f"all {fleet.table.federation.rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
         return
     follow = Follow(fleet, Flower(fleet), patience_s=wait, tell=_say)
-    follow.check(min(wait, _START_S))
+    follow.check()
     with progress("rounds", left) as advance:
 
         def on_round(event: Event) -> None:

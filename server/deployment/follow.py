@@ -22,6 +22,8 @@ from .superlink import Life
 T = TypeVar("T")
 
 _POLL_S = 0.5
+#: A wait of less is not worth a line.
+_SILENT_S = 3.0
 #: Asking Flower takes a process of its own and a second.
 _ASK_EVERY_S = 20.0
 #: Runs in a row that end without a word and without a round.
@@ -82,20 +84,23 @@ class Follow:
         self._over: set[int] = set()
         """Runs that need not be looked at any more, though Flower may take a moment to see it."""
 
-    def check(self, wait_s: float = 60.0) -> None:
-        """Returns once a SuperLink is there; one that was just started needs some seconds.
+    def check(self) -> None:
+        """Returns once a SuperLink is there; one that was just started needs some seconds, up to a minute.
 
         Raises:
           ConfigError: none is.
         """
         where, folder = self._fleet.table.superlink.local, self._fleet.folder
-        deadline, told = time.monotonic() + wait_s, False
+        began, told = time.monotonic(), False
         while not self._flower.answers():
-            if time.monotonic() >= deadline:
-                raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
-            if not told:
+            waited = time.monotonic() - began
+            if waited >= self._patience_s:
+                raise ConfigError(
+                    f"no SuperLink at {where} within {self._patience_s:g} s; start it: fleetdraft server start {folder}"
+                )
+            if waited >= _SILENT_S and not told:
                 self._tell(f"waiting for the SuperLink at {where} (fleetdraft server start {folder})")
-            told = True
+                told = True
             time.sleep(_POLL_S)
 
     def run(self, on_round: Callable[[Event], None]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from ...common.child import Child, how_it_ended, running, stoppable
 from ...common.errors import ConfigError, FleetError
@@ -39,6 +40,12 @@ class Life:
     def keep(self, fleet: Fleet) -> None:
         """Writes it down for ``last``; who follows a run learns of a new life from it."""
         write_json(fleet.path("superlink.json"), asdict(self))
+
+
+def in_order(pid: int) -> bool:
+    """Whether the SuperLink of this process number, in the fleet that the environment names, is in order."""
+    life = Life.last(Fleet.open(Path(os.environ[VARIABLE])))
+    return life is not None and life.pid == pid and life.in_order
 
 
 def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:

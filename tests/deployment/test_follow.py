@@ -57,8 +57,8 @@ class TableRuns:
     def live(self, started: float, in_order: bool = True) -> None:
         Life(pid=1, started=started, in_order=in_order).keep(self.fleet)
 
-    def later(self, work: Callable[[], None]) -> None:
-        self.threads.append(threading.Timer(0.7, work))
+    def later(self, work: Callable[[], None], seconds: float = 0.7) -> None:
+        self.threads.append(threading.Timer(seconds, work))
         self.threads[-1].start()
 
     def _check(self) -> None:
@@ -223,8 +223,10 @@ def test_an_interrupt_stops_the_run(fleet: Fleet) -> None:
 def test_without_a_superlink_nothing_is_begun(fleet: Fleet) -> None:
     runs = TableRuns(fleet)
     runs.here = False
-    with pytest.raises(ConfigError, match="no SuperLink at 127.0.0.1:9443; start it: fleetdraft server start"):
-        Follow(fleet, runs, patience_s=5, tell=lambda line: None).check(wait_s=0)
+    with pytest.raises(
+        ConfigError, match="no SuperLink at 127.0.0.1:9443 within 0.1 s; start it: fleetdraft server start"
+    ):
+        Follow(fleet, runs, patience_s=0.1, tell=lambda line: None).check()
 
 
 def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
@@ -234,6 +236,14 @@ def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
     def come_up() -> None:
         runs.here = True
 
-    runs.later(come_up)
-    Follow(fleet, runs, patience_s=5, tell=told.append).check(wait_s=30)
+    runs.later(come_up, 4.0)
+    Follow(fleet, runs, patience_s=30, tell=told.append).check()
     assert [line.split(" at ")[0] for line in told] == ["waiting for the SuperLink"]
+
+
+def test_a_superlink_that_comes_at_once_is_waited_for_without_a_word(fleet: Fleet) -> None:
+    runs, told = TableRuns(fleet), []
+    runs.here = False
+    runs.later(lambda: setattr(runs, "here", True))
+    Follow(fleet, runs, patience_s=30, tell=told.append).check()
+    assert told == []
