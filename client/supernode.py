@@ -12,6 +12,8 @@ from .device_file import DeviceFile
 
 #: What Flower 1.41 says as it ends because the SuperLink does not let it in; its return code is that of all errors.
 _REFUSED = "Failed to activate SuperNode"
+#: The SuperNode, and what it starts by name.
+_PROGRAMS = ("flower-supernode", "flower-superexec", "flwr-clientapp")
 _AGAIN_S = 5.0
 _POLL_S = 0.2
 
@@ -21,13 +23,14 @@ def supernode(device: DeviceFile) -> list[str]:
 
     Raises:
       ConfigError: the settings' path is one that Flower cannot take.
-      MissingExtraError: Flower is not installed.
+      UserError: Flower is not installed, or one of its programs is missing.
     """
     server = device.table.server
     if '"' in str(device.path):
         raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
+    supernode, *_ = [program(name, "fleetdraft node", "node") for name in _PROGRAMS]
     return [
-        program("flower-supernode", "fleetdraft node", "node"),
+        supernode,
         *("--superlink", server.address),
         *("--root-certificates", str(device.folder / server.authority)),
         *("--auth-supernode-private-key", str(device.folder / server.key)),
@@ -54,8 +57,7 @@ def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None
     with stoppable() as stopped:
         while not stopped():
             with running(supernode(device), variables, subprocess.PIPE) as child:
-                assert child.stdout is not None
-                relay = Relay(child.stdout, _REFUSED)
+                relay = Relay(child, _REFUSED)
                 code = _until_end(child, stopped)
             if code is None:
                 return

@@ -56,14 +56,16 @@ class Relay:
     """Passes on to our stderr what a child says to a pipe, a line at a time, and looks for words in it.
 
     Args:
-      said: stdout of a child that was started with ``log=PIPE``.
+      child: started with ``log=PIPE``.
       words: what to look for, each within a line.
     """
 
-    def __init__(self, said: IO[bytes], *words: str) -> None:
+    def __init__(self, child: Child, *words: str) -> None:
+        if child.stdout is None:
+            raise ValueError("log is not a pipe, expected subprocess.PIPE")
         self._words = [word.encode() for word in words]
         self._seen: set[bytes] = set()
-        self._thread = threading.Thread(target=self._pass_on, args=(said,), daemon=True)
+        self._thread = threading.Thread(target=self._pass_on, args=(child.stdout,), daemon=True)
         self._thread.start()
 
     def heard(self, word: str) -> bool:

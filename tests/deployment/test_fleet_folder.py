@@ -176,7 +176,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: pytest.Capture
         taken.listen()
         port = taken.getsockname()[1]
         made(tmp_path / "f", port=port)
-        assert main(["server", "start", str(tmp_path / "f")]) == 1
+        assert main(["server", "start", str(tmp_path / "f")]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in told[0]

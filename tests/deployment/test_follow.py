@@ -10,7 +10,7 @@ import pytest
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, FleetError
 from fleetdraft.server.deployment.fleet import Fleet
-from fleetdraft.server.deployment.flower import FlowerRun
+from fleetdraft.server.deployment.flower import FlowerNode, FlowerRun
 from fleetdraft.server.deployment.follow import Follow
 from fleetdraft.server.deployment.journal import Event, Journal
 from fleetdraft.server.deployment.setup import make_fleet
@@ -27,6 +27,7 @@ class TableRuns:
         self._stories: Iterator[Story] = iter(stories)
         self.statuses: dict[int, str] = {}
         self.here = True
+        self.online = 1
         self.threads: list[threading.Timer] = []
 
     def answers(self) -> bool:
@@ -46,6 +47,10 @@ class TableRuns:
     def unfinished(self) -> list[FlowerRun]:
         self._check()
         return [self.run(number) for number, status in self.statuses.items() if not status.startswith("finished")]
+
+    def nodes(self) -> list[FlowerNode]:
+        self._check()
+        return [FlowerNode(number=n, status="online" if n <= self.online else "offline") for n in (1, 2)]
 
     def close(self, number: int) -> None:
         self._check()
@@ -164,8 +169,27 @@ def test_a_run_that_has_ended_is_not_taken_up_again(fleet: Fleet) -> None:
 
 def test_the_same_without_a_restart_is_a_failure(fleet: Fleet) -> None:
     runs = TableRuns(fleet, plays(error="0 devices joined", again=True))
-    with pytest.raises(FleetError, match="^0 devices joined$"):
+    with pytest.raises(FleetError, match="^0 devices joined; see: fleetdraft server status /[^,]+/f$"):
         follow(runs)
+
+
+def test_a_run_that_waits_for_devices_says_for_how_many(fleet: Fleet) -> None:
+    def waits(runs: TableRuns, number: int) -> None:
+        runs.online = 0
+        runs.later(lambda: setattr(runs, "online", 1))
+        runs.later(lambda: plays(1)(runs, number), 1.8)
+
+    told = ["run 1 started", "waiting for devices: 0 of 1 online", "devices: 1 of 1 online"]
+    assert follow(TableRuns(fleet, waits)) == ([1], told)
+
+
+def test_a_run_without_devices_ends_with_what_to_do(fleet: Fleet) -> None:
+    def waits(runs: TableRuns, number: int) -> None:
+        runs.online = 0
+        runs.later(lambda: plays(error="0 devices joined", again=True)(runs, number))
+
+    with pytest.raises(FleetError, match="server status .*, and what 'fleetdraft node start' says on the devices$"):
+        follow(TableRuns(fleet, waits))
 
 
 def test_a_wrong_setting_is_a_failure_after_a_restart_as_well(fleet: Fleet) -> None:

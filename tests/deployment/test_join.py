@@ -1,4 +1,4 @@
-"""A device that joins: what becomes of a SuperNode that is refused, waits, or ends; Flower's program is a twin of it."""
+"""A device that joins: what becomes of a SuperNode that is refused, waits or ends. Flower's program is a twin."""
 
 import stat
 import sys
@@ -42,7 +42,7 @@ class Twin:
         path = self._folder / "flower-supernode"
         path.write_text(TWIN.format(python=sys.executable, acts=acts, starts=str(self._folder / "starts")))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-        self._monkeypatch.setattr(supernode, "program", lambda *_: str(path))
+        self._monkeypatch.setattr(supernode, "program", lambda name, *_: str(self._folder / name))
         supernode.join(DeviceFile.open(self._folder / "d/device.toml"), wait_s, self.told.append)
 
     @property
