@@ -1,16 +1,19 @@
 """This device as a SuperNode: Flower's program, started with the device's settings and watched."""
 
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 
-from ..common.child import Child, how_it_ended, running, stoppable
+from ..common.child import Child, Relay, how_it_ended, running, stoppable
 from ..common.errors import ConfigError, FleetError
 from ..common.flower import environment, program
 from .device_file import DeviceFile
 
-#: Who ends sooner has not been let in; who was in and ends is not started again here.
-_REFUSED_S = 30.0
+#: What Flower 1.41 says as it ends because the SuperLink does not let it in; its return code is that of all errors.
+_REFUSED = "Failed to activate SuperNode"
+#: The SuperNode, and what it starts by name.
+_PROGRAMS = ("flower-supernode", "flower-superexec", "flwr-clientapp")
 _AGAIN_S = 5.0
 _POLL_S = 0.2
 
@@ -20,13 +23,14 @@ def supernode(device: DeviceFile) -> list[str]:
 
     Raises:
       ConfigError: the settings' path is one that Flower cannot take.
-      MissingExtraError: Flower is not installed.
+      UserError: Flower is not installed, or one of its programs is missing.
     """
     server = device.table.server
     if '"' in str(device.path):
         raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
+    supernode, *_ = [program(name, "fleetdraft node", "node") for name in _PROGRAMS]
     return [
-        program("flower-supernode", "fleetdraft node", "node"),
+        supernode,
         *("--superlink", server.address),
         *("--root-certificates", str(device.folder / server.authority)),
         *("--auth-supernode-private-key", str(device.folder / server.key)),
@@ -40,30 +44,33 @@ def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None
     """Takes part in the fleet until told to stop (interrupt, termination); waits for a SuperLink that is away.
 
     Args:
-      wait_s: how long to go on trying when the SuperLink does not let the device in. One that was cut off without a
+      wait_s: how long to go on trying once the SuperLink has not let the device in. One that was cut off without a
         word counts as connected until it has missed two heartbeats, a minute; Flower 1.41 refuses it that long.
       tell: told, in a line, what a person should know.
 
     Raises:
       FleetError: the SuperLink does not let it in, or the SuperNode ended by itself.
     """
-    began = time.monotonic()
+    # Unbuffered, as its helpers would otherwise keep what they print to a pipe until they end.
+    variables = environment(device.folder / "flower", PYTHONUNBUFFERED="1")
+    first_refusal: float | None = None
     with stoppable() as stopped:
         while not stopped():
-            started = time.monotonic()
-            with running(supernode(device), environment(device.folder / "flower")) as child:
+            with running(supernode(device), variables, subprocess.PIPE) as child:
+                relay = Relay(child, _REFUSED)
                 code = _until_end(child, stopped)
             if code is None:
                 return
-            now = time.monotonic()
-            if code != 1 or now - started > _REFUSED_S:
+            if not relay.heard(_REFUSED):
                 raise FleetError(f"the SuperNode {how_it_ended(code)}; what it said stands above")
-            if now - began >= wait_s:
+            now = time.monotonic()
+            first_refusal = now if first_refusal is None else first_refusal
+            if now - first_refusal >= wait_s:
                 raise FleetError(
                     f"the SuperLink at {device.table.server.address} does not let this device in; "
                     "what it said stands above; the operator needs its public key: fleetdraft server keys add"
                 )
-            tell(f"not let in yet; trying again for {wait_s - (now - began):.0f} s")
+            tell(f"not let in yet; trying again for {wait_s - (now - first_refusal):.0f} s")
             _pause(stopped)
 
 

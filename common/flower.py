@@ -1,11 +1,12 @@
 """How Flower's own programs are started: where they lie, and in which environment. It imports no Flower."""
 
+import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
 
-from .errors import MissingExtraError
+from .errors import ConfigError, MissingExtraError
 
 #: Flower must neither phone home nor install anything at run time, nor open a port that we do not know of; and its web
 #: server must not believe every peer that says on whose behalf it asks.
@@ -37,10 +38,16 @@ def program(name: str, command: str, extra: str) -> str:
 
     Raises:
       MissingExtraError: Flower is not installed.
+      ConfigError: it is, but this program of it cannot be found.
     """
     found = shutil.which(name, path=_path())
-    if found is None:
+    if found is None and importlib.util.find_spec("flwr") is None:
         raise MissingExtraError(command, extra, "flwr")
+    if found is None:
+        raise ConfigError(
+            f"program '{name}' of Flower was not found in {Path(sys.executable).parent} or on PATH; "
+            f"install it anew in the source tree: pip install --force-reinstall '.[{extra}]'"
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """The operator's commands: a fleet's folder, SuperLink, keys, runs, status."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ from rich.console import Console
 from ..common.embedded import EMBEDDED
 from ..common.errors import ConfigError
 from ..common.node_key import make_key_pair
-from ..common.progress import progress
 from .app import next_round
 from .deployment.fleet import Fleet
 from .deployment.flower import Flower
@@ -21,18 +21,24 @@ from .deployment.setup import certify, make_fleet
 from .deployment.status import print_standing, standing
 from .deployment.superlink import serve
 
-server = typer.Typer(help="Run a fleet: SuperLink, keys, rounds, status.", no_args_is_help=True)
-keys = typer.Typer(help="Say which devices may join.", no_args_is_help=True)
+server = typer.Typer(
+    help="Run a fleet: SuperLink, keys, rounds, status.",
+    epilog="Example: fleetdraft server init my-fleet; then 'keys add', 'start' and 'run', each with my-fleet",
+    no_args_is_help=True,
+)
+keys = typer.Typer(
+    help="Say which devices may join.",
+    epilog="Example: fleetdraft server keys add my-fleet tablet tablet/node.pub",
+    no_args_is_help=True,
+)
 server.add_typer(keys, name="keys")
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the fleet.")]
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the fleet, as given to server init.")]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the device, for you and the log.")]
 _Names = Annotated[
     list[str] | None,
     typer.Option("--name", metavar="HOST", help="A name or address by which devices reach this server; repeatable."),
 ]
-#: A SuperLink that was just started is given so long to come up.
-_START_S = 60.0
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -105,21 +111,20 @@ def run(
     """
     fleet = Fleet.open(folder)
     registry = fleet.registry()
-    left = fleet.table.federation.rounds - next_round(fleet.table.federation, registry) + 1
-    if left <= 0:
-        _say(f"all {fleet.table.federation.rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
+    rounds = fleet.table.federation.rounds
+    if next_round(fleet.table.federation, registry) > rounds:
+        _say(f"all {rounds} rounds are done; set more in {fleet.folder / 'fleet.toml'}")
         return
     follow = Follow(fleet, Flower(fleet), patience_s=wait, tell=_say)
-    follow.check(min(wait, _START_S))
-    with progress("rounds", left) as advance:
+    follow.check()
 
-        def on_round(event: Event) -> None:
-            excluded = "".join(f", {count} {reason}" for reason, count in event["excluded"].items())
-            advance(f"round {event['round']}: {event['accepted']} updates{excluded}, release {event['release']}")
+    def on_round(event: Event) -> None:
+        excluded = "".join(f", {count} {reason}" for reason, count in event["excluded"].items())
+        _say(f"round {event['round']}/{rounds}: {event['accepted']} updates{excluded}, release {event['release']}")
 
-        follow.run(on_round)
-    head = registry.lineage()
-    _say(f"release {head.number} of round {head.round}; look at it with: fleetdraft registry show")
+    follow.run(on_round)
+    head, where = registry.lineage().number, folder / fleet.table.registry
+    _say(f"head: release {head}; look at it with: fleetdraft registry show {shlex.quote(str(where))} {head}")
 
 
 @server.command()

@@ -1,6 +1,7 @@
 """``fleetdraft node``: this device in a fleet, as a SuperNode of Flower."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,11 @@ from ...common.files import write_atomic
 from ..device_file import DeviceFile, DeviceTable, ServerTable
 from ..supernode import join, supernode
 
-node = typer.Typer(help="Take part in a fleet with this device.", no_args_is_help=True)
+node = typer.Typer(
+    help="Take part in a fleet with this device.",
+    epilog="Example: fleetdraft node start tablet",
+    no_args_is_help=True,
+)
 
 _COMMAND = "fleetdraft node"
 _EXTRA = "node"
@@ -75,12 +80,12 @@ def init(
     write_atomic(folder / "ca.pem", authority.read_bytes())
     text = _TEXT.format(**{key: json.dumps(str(value)) for key, value in values.items()})
     write_atomic(folder / "device.toml", text.encode())
-    typer.echo(f"give {folder / 'node.pub'} to the operator; then: fleetdraft node start {folder / 'device.toml'}")
+    typer.echo(f"give {folder / 'node.pub'} to the operator; then: fleetdraft node start {folder}")
 
 
 @node.command()
 def start(
-    settings: Annotated[Path, typer.Argument(metavar="device.toml", help="The device's settings.")],
+    settings: Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder, or its device.toml.")],
     wait: Annotated[
         float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in.")
     ] = 90.0,
@@ -93,12 +98,12 @@ def start(
 
     Example:
 
-      fleetdraft node start tablet/device.toml
+      fleetdraft node start tablet
     """
-    device = DeviceFile.open(settings)
+    device = DeviceFile.open(settings / "device.toml" if settings.is_dir() else settings)
     device.check()
     if dry_run:
-        print(json.dumps(supernode(device)))
+        print(shlex.join(supernode(device)))
         return
     join(device, wait, lambda line: typer.echo(line, err=True))
 

@@ -112,8 +112,12 @@ class Fleet:
 
     def registry(self) -> Registry:
         """The releases, with number 0 made from the bundle where there is none; nobody is kept from writing."""
-        manifest = self.manifest()
-        registry = Registry(self.path(self.table.registry), manifest.layout, manifest.base)
+        manifest, root = self.manifest(), self.path(self.table.registry)
+        if root.exists() and not root.is_dir():
+            raise ConfigError(
+                f"{root} is a file, expected a directory; set registry = … in {self.folder / 'fleet.toml'}"
+            )
+        registry = Registry(root, manifest.layout, manifest.base)
         if registry.is_empty:
             registry.begin(LoraAdapter.load(self.bundle / "drafter/initial", manifest.layout, manifest.base))
             registry.close()

@@ -8,6 +8,7 @@ just sending or receiving when it went away needs minutes, as its parts are trie
 that finds too few devices after a restart is no failure yet.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,15 +16,19 @@ from typing import Protocol, TypeVar
 
 from ...common.errors import ConfigError, FleetError
 from .fleet import Fleet
-from .flower import FlowerRun
+from .flower import FlowerNode, FlowerRun
 from .journal import Event, Follower
 from .superlink import Life
 
 T = TypeVar("T")
 
 _POLL_S = 0.5
+#: A wait of less is not worth a line.
+_SILENT_S = 3.0
 #: Asking Flower takes a process of its own and a second.
 _ASK_EVERY_S = 20.0
+#: … and so often for devices, while a run may be waiting for them.
+_LOOK_EVERY_S = 5.0
 #: Runs in a row that end without a word and without a round.
 _TRIES = 3
 
@@ -35,8 +40,12 @@ class _Attempt:
     number: int
     life: Life | None
     follower: Follower
+    begun: float
+    """When we began to look at it, on the monotonic clock."""
     rounds: int = 0
     """That closed in it."""
+    online: int | None = None
+    """Devices that were there when we asked last."""
 
 
 class Runs(Protocol):
@@ -53,6 +62,9 @@ class Runs(Protocol):
 
     def unfinished(self) -> list[FlowerRun]:
         """Runs that wait or are at work."""
+
+    def nodes(self) -> list[FlowerNode]:
+        """The SuperNodes that may join."""
 
     def close(self, number: int) -> None:
         """Ends a run, unless it has ended."""
@@ -82,20 +94,23 @@ class Follow:
         self._over: set[int] = set()
         """Runs that need not be looked at any more, though Flower may take a moment to see it."""
 
-    def check(self, wait_s: float = 60.0) -> None:
-        """Returns once a SuperLink is there; one that was just started needs some seconds.
+    def check(self) -> None:
+        """Returns once a SuperLink is there; one that was just started needs some seconds, up to a minute.
 
         Raises:
           ConfigError: none is.
         """
         where, folder = self._fleet.table.superlink.local, self._fleet.folder
-        deadline, told = time.monotonic() + wait_s, False
+        began, told = time.monotonic(), False
         while not self._flower.answers():
-            if time.monotonic() >= deadline:
-                raise ConfigError(f"no SuperLink at {where}; start it: fleetdraft server start {folder}")
-            if not told:
+            waited = time.monotonic() - began
+            if waited >= self._patience_s:
+                raise ConfigError(
+                    f"no SuperLink at {where} within {self._patience_s:g} s; start it: fleetdraft server start {folder}"
+                )
+            if waited >= _SILENT_S and not told:
                 self._tell(f"waiting for the SuperLink at {where} (fleetdraft server start {folder})")
-            told = True
+                told = True
             time.sleep(_POLL_S)
 
     def run(self, on_round: Callable[[Event], None]) -> None:
@@ -135,7 +150,7 @@ class Follow:
             number = under_way[0].number if under_way else self._ask(self._flower.submit)
             if number is not None:
                 self._tell(f"run {number} {'is under way' if under_way else 'started'}")
-                return _Attempt(number=number, life=life, follower=follower)
+                return _Attempt(number=number, life=life, follower=follower, begun=time.monotonic())
 
     def _settled(self) -> Life | None:
         """The life of a SuperLink that is there and in order."""
@@ -161,14 +176,14 @@ class Follow:
                         self._tell(f"ended before its last round: {event['stopped']}")
                     return True
                 if not (event["again"] and time.monotonic() < self._lenient_until):
-                    raise FleetError(event["error"])
+                    raise FleetError(event["error"] + (self._advice(attempt) if event["again"] else ""))
                 self._tell(f"run {attempt.number} ended: {event['error']}; trying again")
                 return False
         return False
 
     def _events(self, attempt: _Attempt) -> Iterator[Event]:
         """The run's events as they come; ends once it cannot have any more, though none has said so."""
-        asked, over = time.monotonic(), False
+        asked, looked, over = time.monotonic(), -math.inf, False
         while True:
             yield from (event for event in attempt.follower.news() if event.get("run") == str(attempt.number))
             if over:
@@ -178,8 +193,35 @@ class Follow:
             elif time.monotonic() - asked >= self._ask_every_s:
                 over = self._ended_silently(attempt)
                 asked = time.monotonic()
+            elif time.monotonic() - looked >= min(_LOOK_EVERY_S, self._ask_every_s) and self._may_wait(attempt):
+                self._look_for_devices(attempt)
+                looked = time.monotonic()
             else:
                 time.sleep(_POLL_S)
+
+    def _may_wait(self, attempt: _Attempt) -> bool:
+        """Whether the run may still be waiting for devices, as far as we know."""
+        federation = self._fleet.table.federation
+        enough = attempt.online is not None and attempt.online >= federation.expected_clients
+        limit = federation.join_timeout_s + _LOOK_EVERY_S
+        return not (attempt.rounds or enough) and time.monotonic() - attempt.begun <= limit
+
+    def _look_for_devices(self, attempt: _Attempt) -> None:
+        """Tells how many of the devices that a run waits for are there, where that has changed."""
+        nodes, wanted = self._ask(self._flower.nodes), self._fleet.table.federation.expected_clients
+        if nodes is None:
+            return
+        before, attempt.online = attempt.online, sum(node.status == "online" for node in nodes)
+        if attempt.online < wanted and attempt.online != before:
+            self._tell(f"waiting for devices: {attempt.online} of {wanted} online")
+        elif attempt.online >= wanted and before is not None:
+            self._tell(f"devices: {attempt.online} of {wanted} online")
+
+    def _advice(self, attempt: _Attempt) -> str:
+        """What to do about a run that failed for what may pass; added to its error."""
+        advice = f"; see: fleetdraft server status {self._fleet.folder}"
+        missing = attempt.online is not None and attempt.online < self._fleet.table.federation.expected_clients
+        return advice + (", and what 'fleetdraft node start' says on the devices" if missing else "")
 
     def _restarted(self, attempt: _Attempt) -> bool:
         """Whether another SuperLink has come; its start closes the runs of the one before."""

@@ -37,13 +37,15 @@ key = "tls/server.key"
 """
 
 _ROUNDS = 2
+#: Without it no release is ever promoted or blocked.
+_EVALUATE_EVERY = 1
 _WORDS = {
     "rounds": "in all; a run that goes on does those that are left",
     "clip_norm": "the most that one update may change",
     "timeout_s": "a device that has not answered by then costs nobody else the round",
     "expected_clients": "the first round waits for so many devices",
     "join_timeout_s": "… but not longer than this",
-    "evaluate_every": "devices measure the release every so many rounds; 0: never",
+    "evaluate_every": "devices measure the release every so many rounds, to promote or block it; 0: never",
     "mode": "sync, or async: devices are asked again as soon as they have answered",
     "clients_per_round": "updates that a round needs; so many are sampled; absent: all that joined",
     "over_selection": "share of devices asked beyond that; the first that answer count",
@@ -71,7 +73,8 @@ def make_fleet(folder: Path, *, bundle: Path, host: str, port: int, names: Seque
     where = bundle if bundle == EMBEDDED else bundle.absolute()
     values = {"bundle": str(where), "base": manifest.base, "host": host, "port": port}
     text = _HEAD.format(**{name: json.dumps(value) for name, value in values.items()})
-    text += "\n".join(_table("federation", ServerConfig, {"rounds": _ROUNDS, "expected_clients": devices})) + "\n"
+    decided = {"rounds": _ROUNDS, "expected_clients": devices, "evaluate_every": _EVALUATE_EVERY}
+    text += "\n".join(_table("federation", ServerConfig, decided)) + "\n"
     write_atomic(folder / "fleet.toml", text.encode())
     fleet = Fleet.open(folder)
     certify(fleet, names)

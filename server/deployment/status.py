@@ -22,7 +22,8 @@ def standing(fleet: Fleet) -> dict[str, Any]:
     flower = Flower(fleet)
     up = flower.answers()
     online = {node.number: node.status for node in flower.nodes()} if up else {}
-    head = fleet.registry().lineage()
+    registry = fleet.registry()
+    head = registry.lineage()
     return {
         "schema": SCHEMA,
         "superlink": {"address": fleet.table.superlink.local, "answers": up},
@@ -32,6 +33,7 @@ def standing(fleet: Fleet) -> dict[str, Any]:
             for key in Keys(fleet).listed()
         ],
         "release": {"number": head.number, "digest": head.digest, "round": head.round},
+        "rounds_done": registry.last_round(),
         "rounds_wanted": fleet.table.federation.rounds,
         "rounds": [
             {
@@ -57,7 +59,8 @@ def print_standing(told: Mapping[str, Any], console: Console) -> None:
     names = ", ".join(f"{device['name']} ({device['status']})" for device in told["devices"])
     console.print(f"devices: {names or 'none may join; add one: fleetdraft server keys add'}")
     digest = release["digest"][:12]
-    console.print(f"release {release['number']} ({digest}…) of round {release['round']}/{told['rounds_wanted']}")
+    console.print(f"head: release {release['number']} ({digest}…), made in round {release['round']}")
+    console.print(f"rounds done: {told['rounds_done']} of {told['rounds_wanted']}")
     if told["rounds"]:
         console.print(_table(told["rounds"][-_NEWEST:]))
         if privacy := told["rounds"][-1]["privacy"]:

@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
+from pathlib import Path
 
 from ...common.child import Child, how_it_ended, running, stoppable
 from ...common.errors import ConfigError, FleetError
 from ...common.files import read_json, write_json
-from ...common.flower import environment
+from ...common.flower import environment, program
 from .fleet import VARIABLE, Fleet
 from .flower import Flower
 from .keys import Keys
 
+#: What Flower starts by name, and ``flwr``, which asks the SuperLink.
+_PROGRAMS = ("flwr", "flower-superexec", "flwr-serverapp")
 _UP_S = 120.0
 _POLL_S = 0.2
 
@@ -41,6 +44,12 @@ class Life:
         write_json(fleet.path("superlink.json"), asdict(self))
 
 
+def in_order(pid: int) -> bool:
+    """Whether the SuperLink of this process number, in the fleet that the environment names, is in order."""
+    life = Life.last(Fleet.open(Path(os.environ[VARIABLE])))
+    return life is not None and life.pid == pid and life.in_order
+
+
 def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
     """Runs the SuperLink until it is told to stop.
 
@@ -54,9 +63,11 @@ def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
       ready: told, once, in a line.
 
     Raises:
-      ConfigError: a file of the settings is missing.
-      FleetError: the port is taken, or it ended by itself.
+      UserError: Flower or one of its programs, or a file of the settings, is missing; or the port is taken.
+      FleetError: it ended by itself.
     """
+    for name in _PROGRAMS:
+        program(name, "fleetdraft server", "server")
     registry = fleet.registry()
     command = _command(fleet)
     _check_port(fleet)
@@ -103,7 +114,9 @@ def _check_port(fleet: Fleet) -> None:
         try:
             probe.bind((table.host, table.port))
         except OSError as error:
-            raise FleetError(
+            if Flower(fleet).answers():
+                raise ConfigError(f"the SuperLink of {fleet.folder} runs already, at {table.local}") from error
+            raise ConfigError(
                 f"cannot listen on {table.host}:{table.port}: {error.strerror}; "
                 f"stop what is there, or set another port in {fleet.folder / 'fleet.toml'}"
             ) from error

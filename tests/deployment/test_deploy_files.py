@@ -38,7 +38,7 @@ def parse(words: list[str]) -> None:
 def commands_in(text: str) -> list[list[str]]:
     """The words after ``fleetdraft`` of every command line in a text."""
     lines = re.findall(r"(?:^|[`; ]|/bin/)fleetdraft ((?:node|server|registry) [^`\n&#;]+)", text, flags=re.MULTILINE)
-    return [shlex.split(line.replace("…", "x")) for line in lines]
+    return [shlex.split(re.sub(r" 2> \S+", "", line).replace("…", "x")) for line in lines]
 
 
 def test_the_page_goes_from_zero_to_two_rounds_in_ten_commands() -> None:

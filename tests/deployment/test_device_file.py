@@ -1,6 +1,6 @@
 """A device's settings, and the command line of Flower that they become."""
 
-import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -40,8 +40,8 @@ def test_a_new_device_is_who_it_was_told_to_be(tmp_path: Path) -> None:
 def test_a_device_becomes_a_supernode_with_tls_and_its_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(init(tmp_path / "d")) == 0
     capsys.readouterr()
-    assert main(["node", "start", str(tmp_path / "d/device.toml"), "--dry-run"]) == 0
-    command = json.loads(capsys.readouterr().out)
+    assert main(["node", "start", str(tmp_path / "d"), "--dry-run"]) == 0
+    command = shlex.split(capsys.readouterr().out)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert Path(command[0]).name == "flower-supernode"
     assert options["--superlink"] == "fleet.example.org:9443"

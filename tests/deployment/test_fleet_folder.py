@@ -4,6 +4,7 @@ import re
 import socket
 import ssl
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -51,6 +52,37 @@ def test_a_table_that_is_absent_by_default_can_be_given(tmp_path: Path) -> None:
     path.write_text(text + "[federation.privacy]\ndelta = 2\nnoise_multiplier = 1\n")
     with pytest.raises(ConfigError, match="federation: privacy: delta is 2.0, expected 0 < delta < 1"):
         Fleet.open(fleet.folder)
+
+
+def test_a_new_fleet_measures_its_releases_so_that_they_can_be_promoted(tmp_path: Path) -> None:
+    assert made(tmp_path / "f").table.federation.evaluate_every == 1
+
+
+def test_a_registry_that_is_a_file_is_named(tmp_path: Path) -> None:
+    fleet = made(tmp_path / "f")
+    (fleet.folder / "releases").write_text("")
+    path = fleet.folder / "fleet.toml"
+    path.write_text(path.read_text().replace('registry = "registry"', 'registry = "releases"'))
+    with pytest.raises(
+        ConfigError, match=r"f/releases is a file, expected a directory; set registry = … in .*fleet.toml"
+    ):
+        Fleet.open(fleet.folder).registry()
+
+
+def test_a_program_of_flower_that_is_missing_is_named_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = made(tmp_path / "f")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("python", "flwr", "flwr-serverapp"):
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["server", "start", str(fleet.folder)]) == 2
+    assert f"program 'flower-superexec' of Flower was not found in {programs} or on PATH" in capsys.readouterr().err
+    assert not fleet.path("superlink.log").exists()
 
 
 def test_a_new_fleet_has_release_0_of_its_bundle(tmp_path: Path) -> None:
@@ -176,7 +208,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path: Path, capsys: pytest.Capture
         taken.listen()
         port = taken.getsockname()[1]
         made(tmp_path / "f", port=port)
-        assert main(["server", "start", str(tmp_path / "f")]) == 1
+        assert main(["server", "start", str(tmp_path / "f")]) == 2
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in told[0]

@@ -10,7 +10,7 @@ import pytest
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, FleetError
 from fleetdraft.server.deployment.fleet import Fleet
-from fleetdraft.server.deployment.flower import FlowerRun
+from fleetdraft.server.deployment.flower import FlowerNode, FlowerRun
 from fleetdraft.server.deployment.follow import Follow
 from fleetdraft.server.deployment.journal import Event, Journal
 from fleetdraft.server.deployment.setup import make_fleet
@@ -27,6 +27,7 @@ class TableRuns:
         self._stories: Iterator[Story] = iter(stories)
         self.statuses: dict[int, str] = {}
         self.here = True
+        self.online = 1
         self.threads: list[threading.Timer] = []
 
     def answers(self) -> bool:
@@ -47,6 +48,10 @@ class TableRuns:
         self._check()
         return [self.run(number) for number, status in self.statuses.items() if not status.startswith("finished")]
 
+    def nodes(self) -> list[FlowerNode]:
+        self._check()
+        return [FlowerNode(number=n, status="online" if n <= self.online else "offline") for n in (1, 2)]
+
     def close(self, number: int) -> None:
         self._check()
         self.statuses[number] = "finished:stopped"
@@ -57,8 +62,8 @@ class TableRuns:
     def live(self, started: float, in_order: bool = True) -> None:
         Life(pid=1, started=started, in_order=in_order).keep(self.fleet)
 
-    def later(self, work: Callable[[], None]) -> None:
-        self.threads.append(threading.Timer(0.7, work))
+    def later(self, work: Callable[[], None], seconds: float = 0.7) -> None:
+        self.threads.append(threading.Timer(seconds, work))
         self.threads[-1].start()
 
     def _check(self) -> None:
@@ -164,8 +169,27 @@ def test_a_run_that_has_ended_is_not_taken_up_again(fleet: Fleet) -> None:
 
 def test_the_same_without_a_restart_is_a_failure(fleet: Fleet) -> None:
     runs = TableRuns(fleet, plays(error="0 devices joined", again=True))
-    with pytest.raises(FleetError, match="^0 devices joined$"):
+    with pytest.raises(FleetError, match="^0 devices joined; see: fleetdraft server status /[^,]+/f$"):
         follow(runs)
+
+
+def test_a_run_that_waits_for_devices_says_for_how_many(fleet: Fleet) -> None:
+    def waits(runs: TableRuns, number: int) -> None:
+        runs.online = 0
+        runs.later(lambda: setattr(runs, "online", 1))
+        runs.later(lambda: plays(1)(runs, number), 1.8)
+
+    told = ["run 1 started", "waiting for devices: 0 of 1 online", "devices: 1 of 1 online"]
+    assert follow(TableRuns(fleet, waits)) == ([1], told)
+
+
+def test_a_run_without_devices_ends_with_what_to_do(fleet: Fleet) -> None:
+    def waits(runs: TableRuns, number: int) -> None:
+        runs.online = 0
+        runs.later(lambda: plays(error="0 devices joined", again=True)(runs, number))
+
+    with pytest.raises(FleetError, match="server status .*, and what 'fleetdraft node start' says on the devices$"):
+        follow(TableRuns(fleet, waits))
 
 
 def test_a_wrong_setting_is_a_failure_after_a_restart_as_well(fleet: Fleet) -> None:
@@ -223,8 +247,10 @@ def test_an_interrupt_stops_the_run(fleet: Fleet) -> None:
 def test_without_a_superlink_nothing_is_begun(fleet: Fleet) -> None:
     runs = TableRuns(fleet)
     runs.here = False
-    with pytest.raises(ConfigError, match="no SuperLink at 127.0.0.1:9443; start it: fleetdraft server start"):
-        Follow(fleet, runs, patience_s=5, tell=lambda line: None).check(wait_s=0)
+    with pytest.raises(
+        ConfigError, match="no SuperLink at 127.0.0.1:9443 within 0.1 s; start it: fleetdraft server start"
+    ):
+        Follow(fleet, runs, patience_s=0.1, tell=lambda line: None).check()
 
 
 def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
@@ -234,6 +260,14 @@ def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
     def come_up() -> None:
         runs.here = True
 
-    runs.later(come_up)
-    Follow(fleet, runs, patience_s=5, tell=told.append).check(wait_s=30)
+    runs.later(come_up, 4.0)
+    Follow(fleet, runs, patience_s=30, tell=told.append).check()
     assert [line.split(" at ")[0] for line in told] == ["waiting for the SuperLink"]
+
+
+def test_a_superlink_that_comes_at_once_is_waited_for_without_a_word(fleet: Fleet) -> None:
+    runs, told = TableRuns(fleet), []
+    runs.here = False
+    runs.later(lambda: setattr(runs, "here", True))
+    Follow(fleet, runs, patience_s=30, tell=told.append).check()
+    assert told == []

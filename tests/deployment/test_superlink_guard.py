@@ -10,8 +10,12 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.flower import environment
+from fleetdraft.server.deployment.fleet import VARIABLE
 from fleetdraft.server.deployment.guarded_superlink import HEADER, Guard, install
+from fleetdraft.server.deployment.setup import make_fleet
+from fleetdraft.server.deployment.superlink import Life, in_order
 
 OPERATOR = "/v1/control/list-runs"
 DEVICES = "/v1/fleet/activate-node"
@@ -40,6 +44,25 @@ def test_other_machines_reach_what_devices_need_and_nothing_else(flower: ASGIApp
 def test_the_servers_own_machine_reaches_all(flower: ASGIApp) -> None:
     for client in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
         assert status(flower, OPERATOR, client) not in (403, 404)
+
+
+def test_devices_are_told_to_try_again_until_the_superlink_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extensions, "get_middleware", extensions.get_middleware)  # put back afterwards
+    now = [False, False, True]
+    install(lambda: now.pop(0))
+    guarded = create_app()
+    assert [status(guarded, DEVICES, client) for client in ("10.0.0.7", "127.0.0.1")] == [503, 503]
+    assert status(guarded, OPERATOR, "127.0.0.1") not in (403, 404, 503)
+    assert [status(guarded, DEVICES, "10.0.0.7") != 503 for _ in range(2)] == [True, True]  # asked no more
+
+
+def test_a_superlink_is_in_order_when_its_own_life_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = make_fleet(tmp_path / "f", bundle=EMBEDDED, host="127.0.0.1", port=9443, names=[], devices=1)
+    monkeypatch.setenv(VARIABLE, str(fleet.folder))
+    assert not in_order(7)
+    for life, expected in [((6, True), False), ((7, False), False), ((7, True), True)]:
+        Life(pid=life[0], started=1.0, in_order=life[1]).keep(fleet)
+        assert in_order(7) is expected
 
 
 def test_a_path_that_climbs_out_of_the_devices_part_finds_no_operator() -> None:
