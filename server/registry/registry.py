@@ -106,6 +106,10 @@ class Registry:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
+    def claim(self) -> None:
+        """Keeps other writers out, and enters what a kill left unentered; so ask what there is after it."""
+        self._catalogue.claim()
+
     def begin(self, adapter: LoraAdapter) -> Release:
         """Makes ``adapter`` release 0, or, where there are releases already, changes nothing and returns the head."""
         self._catalogue.claim()

@@ -27,6 +27,8 @@ from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
 from fleetdraft.server.privacy.secure_exchange import STAGES
+from fleetdraft.server.registry.directories import Directories
+from fleetdraft.server.registry.index import Index
 from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
 from fleetdraft.server.strategy import FleetStrategy
@@ -228,6 +230,30 @@ def test_killed_at_any_write_each_round_is_drawn_once_and_paid_once(tmp_path, la
         if over:
             break
     assert writes > 6
+
+
+def test_killed_between_a_release_and_its_entry_a_round_is_released_and_paid_once(
+    tmp_path, layout, monkeypatch
+) -> None:
+    """A deployed server opens the registry anew and writes nothing before its first round is over."""
+    settings = {"privacy": private(noise_multiplier=2.0), "clients_per_round": 4}
+    run = Run(tmp_path, layout)
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as inner:
+        inner.setattr(Index, "append", killed)
+        inner.setattr(Directories, "remove", lambda self, lineage: None)  # a kill tidies nothing up
+        with pytest.raises(Killed):
+            run.play(**settings)
+    run.registry.close()
+    run.registry = Registry(tmp_path / "registry", layout, "base")
+    (report,) = run.play(**settings)
+    assert [lineage.round for lineage in run.registry.history()] == [0, 1]
+    assert (report.released, report.digest) == (True, run.registry.lineage().digest)
+    assert run.registry.privacy()["rounds"] == 1
+    assert len(Directories(tmp_path / "registry" / "releases").names()) == 2
 
 
 def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:

@@ -192,3 +192,25 @@ def test_the_next_round_is_known_without_a_fleet(registry, app_of) -> None:
     assert next_round(config, registry) == 1
     play(registry, [app_of("ann")], rounds=2)
     assert next_round(config, registry) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "begun_with", "now"),
+    [
+        ("clip_norm", 20.0, 0.5),
+        ("clients_per_round", 3, 2),
+        ("over_selection", 0.5, 0.0),
+        ("seed", 3, 4),
+        ("mode", "async", "sync"),
+    ],
+)
+def test_what_decides_who_was_drawn_and_what_an_update_may_be_does_not_change_within_a_round(
+    tmp_path, layout, app_of, monkeypatch, name, begun_with, now
+) -> None:
+    """Noise for a bound of 0.5 covers no update that was let in under 20; who was drawn among 3 is not 2 of them."""
+    others = {"clients_per_round": 3} if name == "over_selection" else {}
+    registry, fleet = stopped_after(2, tmp_path, layout, app_of, monkeypatch, **others, **{name: begun_with})
+    with pytest.raises(ConfigError, match=rf"round 1 was begun with {name} = .*{begun_with}.*, now it is .*{now}"):
+        play(registry, fleet.apps, **others, **{name: now})
+    assert fleet.asked == []
+    assert registry.head().number == 0
