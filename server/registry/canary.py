@@ -109,7 +109,7 @@ def difference_bound(before: DraftCounters, after: DraftCounters, tolerance: flo
 
 
 def _counts(counters: DraftCounters, config: CanaryConfig) -> bool:
-    return counters.drafted >= config.min_tokens and counters.blocks > 0
+    return counters.drafted >= config.min_tokens and counters.blocks > 0 and not counters.contradiction
 
 
 def _family(

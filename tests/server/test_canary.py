@@ -88,3 +88,10 @@ def test_nothing_measured_decides_nothing() -> None:
 def test_a_setting_out_of_range_is_named(field, value) -> None:
     with pytest.raises(ConfigError, match=f"canary {field} is {value}, expected a number >= "):
         CanaryConfig(**{field: value})
+
+
+def test_figures_that_contradict_themselves_count_as_none() -> None:
+    """A registry written before the wire refused them may hold such a baseline, which every verdict would fail on."""
+    absurd = {"spm": DraftCounters(drafted=1000, accepted=5000, blocks=1000)}
+    assert judge({"spm": counters(0.4)}, absurd, CanaryConfig()).outcome == "promoted"
+    assert judge(absurd, {"spm": counters(0.4)}, CanaryConfig()).outcome == "undecided"

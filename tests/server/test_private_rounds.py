@@ -80,7 +80,7 @@ class Run:
 
     def app(self, i: int):
         who = Identity(client=f"phone-{i}", family="spm")
-        counters = DraftCounters(drafted=10, accepted=4)
+        counters = DraftCounters(drafted=10, accepted=4, blocks=5)
         device = TableDevice(client=who.client, family="spm", change=self.changes[i], weight=1.0, counters=counters)
         app = make_client_app(device_for=lambda context: device, identity_for=lambda context: who)
 
