@@ -26,9 +26,11 @@ from fleetdraft.common.shape import DecoderShape
 from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
+from fleetdraft.server.privacy.protection import Protection
 from fleetdraft.server.privacy.secure_exchange import STAGES
 from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
+from fleetdraft.server.round import Round
 from fleetdraft.server.strategy import FleetStrategy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -228,6 +230,26 @@ def test_killed_at_any_write_each_round_is_drawn_once_and_paid_once(tmp_path, la
         if over:
             break
     assert writes > 6
+
+
+def test_a_round_costs_what_its_draw_did_however_many_devices_there_are_when_it_goes_on(
+    tmp_path, layout, monkeypatch
+) -> None:
+    """A larger fleet would make the share that was drawn look smaller, and so ε."""
+
+    def killed(protection: Protection, opened: Round) -> None:
+        raise Killed
+
+    run = Run(tmp_path, layout, devices=6)
+    settings = {"privacy": private(noise_multiplier=2.0), "clients_per_round": 3}
+    later = {node: run.grid.apps.pop(node) for node in (104, 105)}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Protection, "publish", killed)
+        run.play(**settings)
+    run.grid.apps |= later
+    run.play(**settings)
+    record = run.registry.privacy()
+    assert (record["rounds"], record["cohort"], record["population"]) == (1, 3, 4)
 
 
 def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:
