@@ -57,6 +57,16 @@ def make_client_app(
     def hello(message: Message, context: Context) -> Message:
         return _answer(message, lambda records: encode_identity(identity_for(context)))
 
+    _add_work(app, device_for, least_threshold_for)
+    _add_secure_aggregation(app, device_for, least_threshold_for)
+    return app
+
+
+def _add_work(
+    app: ClientApp, device_for: Callable[[Context], Device], least_threshold_for: Callable[[Context], int]
+) -> None:
+    """Training whose update the server sees, unless the device refuses that, and evaluation."""
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def work(records: RecordDict) -> RecordDict:
@@ -74,9 +84,6 @@ def make_client_app(
             return encode_evaluation(device_for(context).evaluate(task, release))
 
         return _answer(message, work)
-
-    _add_secure_aggregation(app, device_for, least_threshold_for)
-    return app
 
 
 class _Kept:

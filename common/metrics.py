@@ -26,6 +26,15 @@ class DraftCounters:
         return DraftCounters(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     @property
+    def contradiction(self) -> str:
+        """What of the counters cannot be true together, on one line; empty where all can."""
+        if self.accepted > self.drafted:
+            return f"accepted is {self.accepted}, expected at most drafted = {self.drafted}"
+        if self.accepted > 0 and self.blocks < 1:
+            return f"accepted is {self.accepted} in {self.blocks} blocks, expected at least 1 block"
+        return ""
+
+    @property
     def draft_acceptance_rate(self) -> float:
         """Accepted proposals per proposal; 0 when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0

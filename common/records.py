@@ -7,7 +7,6 @@ else. Who sent a reply is not in the reply: the receiver knows, and passes the `
 import contextlib
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,10 +20,14 @@ from .errors import UpdateRejected
 from .lora import LoraAdapter, LoraLayout
 from .messages import EvaluateTask, Evaluation, Identity, Release, TrainCounters, TrainTask, Update
 from .metrics import DraftCounters
+from .printable import printable
 from .shape import DecoderShape
 
 #: Raised by one when a change makes old devices and new servers misunderstand each other.
 SCHEMA = 1
+
+#: More than a device comes to between two rounds, in tokens, seconds or summed loss.
+MAX_COUNTER = 10**12
 
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
 
@@ -112,7 +115,7 @@ def decode_update(records: RecordDict, sender: Identity) -> Update:
             client=sender.client,
             family=sender.family,
             delta=_tensors(records["delta"]),
-            counters=_additive(DraftCounters, records["drafting"]),
+            counters=_drafting(records),
             training=_additive(TrainCounters, records["training"]),
             **vars(_flat(_UpdateHead, records["update"])),
         )
@@ -126,8 +129,7 @@ def encode_evaluation(evaluation: Evaluation) -> RecordDict:
 def decode_evaluation(records: RecordDict, sender: Identity) -> Evaluation:
     """An evaluation as ``sender`` sent it."""
     with _decoding("evaluation"):
-        counters = _additive(DraftCounters, records["drafting"])
-        return Evaluation(client=sender.client, family=sender.family, counters=counters)
+        return Evaluation(client=sender.client, family=sender.family, counters=_drafting(records))
 
 
 def tensor_bytes(records: RecordDict) -> int:
@@ -136,8 +138,8 @@ def tensor_bytes(records: RecordDict) -> int:
 
 
 def one_line(text: object, limit: int = 200) -> str:
-    """``str(text)`` on one line of at most ``limit`` characters."""
-    line = " ".join(str(text).split())
+    """``str(text)`` on one line of at most ``limit`` characters, all of them printable."""
+    line = printable(" ".join(str(text).split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -182,12 +184,20 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
+def _drafting(records: RecordDict) -> DraftCounters:
+    """Counters that are additive and do not contradict each other, so that a sum of them does not either."""
+    counters = _additive(DraftCounters, records["drafting"])
+    if contradiction := counters.contradiction:
+        raise UpdateRejected(f"counter {contradiction}")
+    return counters
+
+
 def _additive(kind: type[T], record: object) -> T:
-    """Counters that cannot spoil a sum: every field finite, none negative."""
+    """Counters that cannot spoil a sum: no field negative or above ``MAX_COUNTER``, so that none overflows either."""
     counters = _flat(kind, record)
     for name, value in vars(counters).items():
-        if not (math.isfinite(value) and value >= 0):
-            raise UpdateRejected(f"counter {name} is {value}, expected a finite number >= 0")
+        if not 0 <= value <= MAX_COUNTER:  # so that NaN is refused too
+            raise UpdateRejected(f"counter {name} is {value}, expected a number from 0 to {MAX_COUNTER:g}")
     return counters
 
 

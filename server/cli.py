@@ -139,7 +139,7 @@ def status(folder: _Folder, as_json: _Json = False) -> None:
     if as_json:
         print(json.dumps(told))
     else:
-        print_standing(told, Console(highlight=False, soft_wrap=True))
+        print_standing(told, Console(highlight=False, markup=False, soft_wrap=True))
 
 
 @keys.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..common.errors import UserError
 from ..common.files import check_replaceable
 from ..common.lora import ABOUT
+from ..common.printable import printable
 from .registry import decisions, told, verification
 from .registry.catalogue import Catalogue
 from .registry.difference import Norms, by_layer, by_module, norms
@@ -321,7 +322,7 @@ def _print_table(title: str, headings: Iterable[str], rows: Iterable[tuple[str, 
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading not in _FOLDED)
     for row in rows:
-        table.add_row(*map(_shown, row))
+        table.add_row(*map(printable, row))
     console = Console(markup=False, highlight=False)
     if table.rows:
         # Lines that are too long for the terminal are better than columns that are cut off.
@@ -382,8 +383,3 @@ def _date(at_s: float | None) -> str:
 def _delta(privacy: dict[str, Any] | None) -> str:
     delta = (privacy or {}).get("delta")
     return f" at δ {delta:g}" if isinstance(delta, int | float) else ""
-
-
-def _shown(text: str) -> str:
-    """What moves no cursor and any terminal can print."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..common.errors import Reason, UpdateRejected
+from ..common.fixed_point import CLIP_SLACK
 from ..common.lora import LoraLayout
 from ..common.messages import Release, Update, l2_norm
+from .aggregation.aggregate import MAX_WEIGHT
 from .aggregation.rules import trained_shapes
-
-#: Float32 rounding on the device may leave a clipped update this much above the bound.
-CLIP_SLACK = 1e-3
-
 
 #: A norm summed in float32 is nearer to the true one than this; nearer to the bound than that, float64 decides.
 _QUICK_ERROR = CLIP_SLACK / 2
@@ -37,7 +35,7 @@ class Gate:
     mixed_ranks: bool = False
     behind: Mapping[str, int] = field(default_factory=dict)
     max_staleness: int = 0
-    max_weight: float = 1e7
+    max_weight: float = MAX_WEIGHT
 
     def check(self, update: Update, release: Release) -> None:
         """Returns if ``update`` is a sound change of ``release``.

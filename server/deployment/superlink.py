@@ -72,6 +72,7 @@ def serve(fleet: Fleet, ready: Callable[[str], None]) -> None:
     command = _command(fleet)
     _check_port(fleet)
     variables = environment(fleet.path("flower"), **{VARIABLE: str(fleet.folder)})
+    os.umask(0o077)  # Flower's database holds every update
     with (
         fleet.path("superlink.log").open("ab") as log,
         stoppable() as stopped,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import ConfigError, SecAggError, UpdateRejected
 from ...common.fixed_point import FixedPoint
-from ...common.masking import agree, check_public, mask, position, private_key, public_of, recover
+from ...common.masking import KEY_BYTES, agree, check_public, mask, position, private_key, public_of, recover
 from ...common.secagg import (
     Inbox,
     MaskedInput,
@@ -76,10 +76,9 @@ class SecAggServer:
 
     def take_keys(self, client: int, keys: PublicKeys) -> None:
         _expect(client, range(len(self._setups)), self._joined)
-        if {keys.channel, keys.masking} & {
-            k for known in self._joined.values() for k in (known.channel, known.masking)
-        }:
-            raise UpdateRejected("a public key is the same as another client's")
+        known = {key for others in self._joined.values() for key in (others.channel, others.masking)}
+        if keys.channel == keys.masking or {keys.channel, keys.masking} & known:
+            raise UpdateRejected("a public key is the same as the client's other one, or the same as another client's")
         try:
             check_public(keys.channel)
             check_public(keys.masking)
@@ -229,6 +228,8 @@ class SecAggServer:
         seed = recover(held[: self._threshold])
         if hashlib.sha256(seed).digest() != self._dealt[client].commitment:
             raise SecAggError(f"a share of client {client}'s seed is forged; the round is lost")
+        if len(seed) != KEY_BYTES:  # it may commit to whatever it likes
+            raise SecAggError(f"client {client}'s seed has {len(seed)} bytes, expected {KEY_BYTES}; the round is lost")
         return seed
 
     def _remove_pair_masks(self, total: NDArray[np.uint32], client: int) -> None:

@@ -10,6 +10,8 @@ noise: the upper confidence bound of ``after - (1 - tolerance) before`` lies bel
   counts as one observation, a number in [0, 1] whose variance is at most ``p (1 - p)`` however its proposals hang
   together: the bound errs on the side of noise. Both releases are measured on the same prompts, which only helps.
 * The confidence holds for a release as a whole: with m families each is tested at ``1 - (1 - confidence) / m``.
+* Only families measured well with both releases are judged. One whose devices are gone holds nobody up; were it waited
+  for, a device that comes once with a family of its own would end promotion for good.
 """
 
 import math
@@ -66,8 +68,8 @@ class FamilyVerdict:
 class Verdict:
     """What the canary says of a release.
 
-    ``promoted``: no family was lowered. ``blocked``: one was. ``undecided``: none was as far as can be told, but a
-    family that the promoted release has figures of was not measured well enough.
+    ``promoted``: no family was lowered. ``blocked``: one was. ``undecided``: nothing was measured well enough, or no
+    family that the promoted release has figures of.
     """
 
     outcome: str
@@ -109,7 +111,7 @@ def difference_bound(before: DraftCounters, after: DraftCounters, tolerance: flo
 
 
 def _counts(counters: DraftCounters, config: CanaryConfig) -> bool:
-    return counters.drafted >= config.min_tokens and counters.blocks > 0
+    return counters.drafted >= config.min_tokens and counters.blocks > 0 and not counters.contradiction
 
 
 def _family(
@@ -131,8 +133,9 @@ def _outcome(families: tuple[FamilyVerdict, ...], config: CanaryConfig) -> tuple
     if "lowered" in outcomes:
         told = "; ".join(str(family) for family in families if family.outcome == "lowered")
         return "blocked", f"{told}: by more than {config.tolerance:.0%}, at {config.confidence:.0%} confidence"
-    if "unknown" in outcomes:
-        return "undecided", f"{told}: fewer than {config.min_tokens} proposals, or nobody measured it"
+    if "unknown" in outcomes and "kept" not in outcomes:
+        some = f"measured with {config.min_tokens} proposals"
+        return "undecided", f"{told}: no family that the promoted release has figures of was {some}"
     if not any(family.after is not None for family in families):
         return "undecided", told or "nobody measured it"
     return "promoted", told

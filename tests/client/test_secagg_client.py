@@ -46,9 +46,9 @@ class Group:
         )
 
     def inbox(self, to: int) -> Inbox:
-        dealt = {i: self.clients[i].share(self.peer_keys(i)) for i in range(4)}
+        self.dealt = {i: self.clients[i].share(self.peer_keys(i)) for i in range(4)}
         peers = self.peer_keys(to).peers
-        sealed = tuple(dealt[i].sealed[self.peer_keys(i).peers.index(to)] for i in peers)
+        sealed = tuple(self.dealt[i].sealed[self.peer_keys(i).peers.index(to)] for i in peers)
         return Inbox(session=SESSION, peers=peers, sealed=sealed)
 
     def masked(self) -> SecAggClient:
@@ -170,6 +170,15 @@ def test_shares_are_opened_only_from_who_sealed_them() -> None:
     inbox = group.inbox(0)
     with pytest.raises(SecAggError, match="does not open"):
         group.clients[0].mask(replace(inbox, sealed=(inbox.sealed[1], inbox.sealed[0], inbox.sealed[2])), VECTOR)
+
+
+def test_a_share_that_the_device_sealed_itself_is_refused_when_it_comes_back() -> None:
+    """Two devices have one key for both directions: only what is in a share tells whose and for whom it is."""
+    group = Group()
+    inbox = group.inbox(0)
+    own = group.dealt[0].sealed[inbox.peers.index(1)]
+    with pytest.raises(SecAggError, match="a share of 1 for 0 says it is of 0 for 1"):
+        group.clients[0].mask(replace(inbox, sealed=(own, *inbox.sealed[1:])), VECTOR)
 
 
 def test_a_vector_outside_the_range_never_leaves() -> None:

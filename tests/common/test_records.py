@@ -44,7 +44,7 @@ UPDATE = Update(
     release="digest",
     delta={"lora.0.q_proj.B": np.arange(6, dtype=np.float32).reshape(3, 2), "empty": np.zeros((0, 2), np.float32)},
     weight=17,
-    counters=DraftCounters(prompts=1, drafted=10, accepted=4, seconds=2),
+    counters=DraftCounters(prompts=1, drafted=10, accepted=4, blocks=3, seconds=2),
     training=TrainCounters(steps=3, positions=9, loss=1.5),
 )
 
@@ -83,7 +83,9 @@ def test_an_update_comes_back_under_the_name_its_receiver_knows() -> None:
 
 
 def test_an_evaluation_comes_back() -> None:
-    evaluation = Evaluation(client="ann", family="spm", counters=DraftCounters(accepted=1, seconds=0.5))
+    evaluation = Evaluation(
+        client="ann", family="spm", counters=DraftCounters(drafted=2, accepted=1, blocks=1, seconds=0.5)
+    )
     assert decode_evaluation(sent(encode_evaluation(evaluation)), ANN) == evaluation
 
 
@@ -159,6 +161,11 @@ def test_a_tensor_that_lies_about_itself_is_refused(what) -> None:
     [
         ("drafting", "accepted", -1, "counter accepted is -1"),
         ("drafting", "seconds", float("nan"), "counter seconds is nan"),
+        ("drafting", "seconds", 1e300, r"counter seconds is 1e\+300, expected a number from 0 to 1e\+12"),
+        ("drafting", "tokens", 10**12 + 1, "counter tokens is 1000000000001"),
+        ("training", "loss", 1e13, "counter loss is 1"),
+        ("drafting", "accepted", 11, "counter accepted is 11, expected at most drafted = 10"),
+        ("drafting", "blocks", 0, "counter accepted is 4 in 0 blocks"),
         ("drafting", "accepted", 0.5, "field accepted is a float, expected int"),
         ("training", "loss", float("inf"), "counter loss is inf"),
         ("update", "weight", "heavy", "field weight is a str, expected float"),
@@ -171,6 +178,22 @@ def test_a_field_of_another_type_or_range_is_refused_with_its_name(record, field
     records[record][field] = value
     with pytest.raises(UpdateRejected, match=reason):
         decode_update(records, ANN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"accepted": 5000}, "accepted is 5000, expected at most drafted = 1000"),
+        ({"blocks": 0}, "accepted is 400 in 0 blocks"),
+        ({"drafted": 10**12 + 1}, "drafted is 1000000000001"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_true_is_refused(changes, reason) -> None:
+    counters = DraftCounters(drafted=1000, accepted=400, blocks=300, seconds=1.0)
+    evaluation = Evaluation(client="ann", family="spm", counters=replace(counters, **changes))
+    with pytest.raises(UpdateRejected, match=f"counter {reason}"):
+        decode_evaluation(encode_evaluation(evaluation), ANN)
 
 
 SCALARS = st.one_of(st.integers(-9, 9), st.floats(), st.sampled_from(["", "a", "{}", b"", b"x", True]))
@@ -199,3 +222,4 @@ def test_decoding_anything_is_refused_and_raises_nothing_else(records) -> None:
 def test_a_reason_is_one_short_line() -> None:
     assert one_line("a\n  b\tc") == "a b c"
     assert len(one_line("x" * 999)) == 200
+    assert one_line("\x1b[2J\u202eevil") == r"\x1b[2J\u202eevil"

@@ -80,7 +80,7 @@ def app_of(layout) -> Callable[..., ClientApp]:
             family=family,
             weight=weight,
             change=change or {name: np.full(shape, value, np.float32) for name, shape in layout.shapes.items()},
-            counters=DraftCounters(drafted=10, accepted=accepted),
+            counters=DraftCounters(drafted=10, accepted=accepted, blocks=5),
         )
         return make_client_app(
             device_for=lambda context: device, identity_for=lambda context: Identity(client=client, family=family)

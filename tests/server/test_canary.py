@@ -71,11 +71,19 @@ def test_a_new_family_holds_nobody_up() -> None:
 
 
 @pytest.mark.parametrize("now", [{}, {"spm": counters(0.4, 10)}], ids=["absent", "few"])
-def test_without_figures_of_a_family_nothing_is_decided(now) -> None:
+@pytest.mark.parametrize(("rate", "outcome"), [(0.4, "promoted"), (0.2, "blocked")])
+def test_a_family_that_vanished_leaves_the_verdict_to_the_others(now, rate, outcome) -> None:
     before = {"spm": counters(0.4), "bbpe": counters(0.4)}
-    verdict = judge({"bbpe": counters(0.4)} | now, before, CanaryConfig())
+    verdict = judge({"bbpe": counters(rate)} | now, before, CanaryConfig())
+    assert verdict.outcome == outcome
+    assert {family.family: family.outcome for family in verdict.families}["spm"] == "unknown"
+
+
+@pytest.mark.parametrize("now", [{}, {"spm": counters(0.4, 10)}, {"new": counters(0.4)}], ids=["none", "few", "other"])
+def test_without_a_family_to_compare_nothing_is_decided(now) -> None:
+    verdict = judge(now, {"spm": counters(0.4)}, CanaryConfig())
     assert verdict.outcome == "undecided"
-    assert "fewer than 200 proposals, or nobody measured it" in verdict.reason
+    assert "no family that the promoted release has figures of was measured with 200 proposals" in verdict.reason
 
 
 def test_nothing_measured_decides_nothing() -> None:
@@ -88,3 +96,10 @@ def test_nothing_measured_decides_nothing() -> None:
 def test_a_setting_out_of_range_is_named(field, value) -> None:
     with pytest.raises(ConfigError, match=f"canary {field} is {value}, expected a number >= "):
         CanaryConfig(**{field: value})
+
+
+def test_figures_that_contradict_themselves_count_as_none() -> None:
+    """A registry written before the wire refused them may hold such a baseline, which every verdict would fail on."""
+    absurd = {"spm": DraftCounters(drafted=1000, accepted=5000, blocks=1000)}
+    assert judge({"spm": counters(0.4)}, absurd, CanaryConfig()).outcome == "promoted"
+    assert judge(absurd, {"spm": counters(0.4)}, CanaryConfig()).outcome == "undecided"

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from fleetdraft.common.errors import UpdateRejected
+from fleetdraft.common.fixed_point import CLIP_SLACK
 from fleetdraft.common.messages import clipped, l2_norm
+from fleetdraft.server.aggregation.aggregate import MAX_WEIGHT
 from fleetdraft.server.gate import Gate
 
 GATE = Gate(factors=("A", "B"), clip_norm=10.0)
@@ -75,6 +77,21 @@ def test_a_norm_above_the_bound_is_refused(update_of, release) -> None:
 def test_a_weight_out_of_range_is_refused(update_of, release, weight) -> None:
     with pytest.raises(UpdateRejected, match=r"^weight is"):
         GATE.check(update_of(weight=weight), release)
+
+
+def test_the_gate_lets_pass_exactly_what_noise_and_weights_are_made_for(update_of, release) -> None:
+    """Noise covers a norm of (1 + CLIP_SLACK) times the bound; a mean takes weights up to MAX_WEIGHT."""
+    unit = {name: value / np.float32(l2_norm(update_of().delta)) for name, value in update_of().delta.items()}
+
+    def of_norm(norm: float) -> dict[str, np.ndarray]:
+        return {name: (value * norm).astype(np.float32) for name, value in unit.items()}
+
+    limit = GATE.clip_norm * (1 + CLIP_SLACK)
+    GATE.check(update_of(delta=of_norm(limit * (1 - 1e-5)), weight=MAX_WEIGHT), release)
+    with pytest.raises(UpdateRejected, match="norm is"):
+        GATE.check(update_of(delta=of_norm(limit * (1 + 1e-5))), release)
+    with pytest.raises(UpdateRejected, match="weight is"):
+        GATE.check(update_of(weight=MAX_WEIGHT * 1.01), release)
 
 
 def test_a_frozen_factor_must_not_change(update_of, release) -> None:

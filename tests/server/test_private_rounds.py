@@ -26,11 +26,13 @@ from fleetdraft.common.shape import DecoderShape
 from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
+from fleetdraft.server.privacy.protection import Protection
 from fleetdraft.server.privacy.secure_exchange import STAGES
 from fleetdraft.server.registry.directories import Directories
 from fleetdraft.server.registry.index import Index
 from fleetdraft.server.registry.registry import Registry
 from fleetdraft.server.report import RoundReport
+from fleetdraft.server.round import Round
 from fleetdraft.server.strategy import FleetStrategy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -82,7 +84,7 @@ class Run:
 
     def app(self, i: int):
         who = Identity(client=f"phone-{i}", family="spm")
-        counters = DraftCounters(drafted=10, accepted=4)
+        counters = DraftCounters(drafted=10, accepted=4, blocks=5)
         device = TableDevice(client=who.client, family="spm", change=self.changes[i], weight=1.0, counters=counters)
         app = make_client_app(device_for=lambda context: device, identity_for=lambda context: who)
 
@@ -254,6 +256,26 @@ def test_killed_between_a_release_and_its_entry_a_round_is_released_and_paid_onc
     assert (report.released, report.digest) == (True, run.registry.lineage().digest)
     assert run.registry.privacy()["rounds"] == 1
     assert len(Directories(tmp_path / "registry" / "releases").names()) == 2
+
+
+def test_a_round_costs_what_its_draw_did_however_many_devices_there_are_when_it_goes_on(
+    tmp_path, layout, monkeypatch
+) -> None:
+    """A larger fleet would make the share that was drawn look smaller, and so ε."""
+
+    def killed(protection: Protection, opened: Round) -> None:
+        raise Killed
+
+    run = Run(tmp_path, layout, devices=6)
+    settings = {"privacy": private(noise_multiplier=2.0), "clients_per_round": 3}
+    later = {node: run.grid.apps.pop(node) for node in (104, 105)}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Protection, "publish", killed)
+        run.play(**settings)
+    run.grid.apps |= later
+    run.play(**settings)
+    record = run.registry.privacy()
+    assert (record["rounds"], record["cohort"], record["population"]) == (1, 3, 4)
 
 
 def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:

@@ -74,7 +74,15 @@ def test_an_undecided_release_stays_the_head_and_is_not_promoted(registry, tmp_p
     step(registry, round=1)
     assert registry.evaluated({}).outcome == "undecided"
     assert (registry.head().number, registry.promoted().number) == (1, 0)
-    assert Catalogue(tmp_path).events()[-1].reason.startswith("undecided: spm unknown (0.400 to –): fewer than 200")
+    assert Catalogue(tmp_path).events()[-1].reason.startswith("undecided: spm unknown (0.400 to –): no family")
+
+
+def test_a_family_that_appears_once_does_not_stop_promotion(registry) -> None:
+    registry.evaluated(measured(0.4) | {"once": measured(0.9)["spm"]})
+    for round in (1, 2):
+        step(registry, round)
+        assert registry.evaluated(measured(0.4)).outcome == "promoted"
+    assert registry.promoted().number == 2
 
 
 def test_the_promoted_release_is_not_judged_against_itself(registry) -> None:

@@ -172,6 +172,19 @@ def test_a_client_cannot_pass_as_another_by_its_key() -> None:
         cohort.server.take_keys(1, keys)
 
 
+def test_a_client_with_one_key_for_both_purposes_drops_out_alone() -> None:
+    """Its neighbours would refuse its keys, and drop out with it."""
+    cohort = Cohort({"setup": [3]})
+    cohort.join()
+    keys = SecAggClient.join(cohort.server.setups()[3], least_threshold=2)[1]
+    with pytest.raises(UpdateRejected, match="the same as the client's other one"):
+        cohort.server.take_keys(3, replace(keys, channel=keys.masking))
+    cohort.share()
+    cohort.mask()
+    cohort.unmask()
+    cohort.check_total()
+
+
 def test_shares_that_were_dealt_to_another_client_are_refused() -> None:
     cohort = Cohort().until("mask")
     requests = cohort.server.unmask_requests()
@@ -194,6 +207,20 @@ def test_a_forged_share_ends_the_round_and_gives_no_wrong_sum(kind, silent) -> N
             shares = replace(shares, **{f"{kind}_shares": (forged, *column[1:])})
         cohort.server.take_revealed(i, shares)
     with pytest.raises(SecAggError, match="forged|do not combine"):
+        cohort.server.total()
+
+
+@pytest.mark.parametrize("length", [16, 48])
+def test_a_seed_that_is_no_key_ends_the_round_though_its_commitment_holds(length) -> None:
+    """It would end the run, were it not a ``SecAggError``."""
+    cohort = Cohort()
+    cohort.join()
+    cohort.clients[3]._entropy = lambda size: bytes(range(length))
+    cohort.share()
+    cohort.clients[3].secrets = replace(cohort.clients[3].secrets, seed=bytes(32))  # with which it can answer
+    cohort.mask()
+    cohort.unmask()
+    with pytest.raises(SecAggError, match=f"client 3's seed has {length} bytes, expected 32"):
         cohort.server.total()
 
 

@@ -78,7 +78,10 @@ def test_devices_of_a_smaller_rank_take_part_where_the_rule_allows_it(registry, 
 def test_counters_add_up_by_family(registry, app_of) -> None:
     apps = [app_of("ann"), app_of("bob"), app_of("cyd", family="bpe")]
     (report,), _ = play(registry, apps, evaluate_every=1)
-    expected = {"bpe": DraftCounters(drafted=10, accepted=4), "spm": DraftCounters(drafted=20, accepted=8)}
+    expected = {
+        "bpe": DraftCounters(drafted=10, accepted=4, blocks=5),
+        "spm": DraftCounters(drafted=20, accepted=8, blocks=10),
+    }
     assert report.families == report.evaluation == expected
 
 
@@ -119,7 +122,7 @@ def test_a_bad_evaluation_costs_only_its_sender_the_figures(registry, app_of, re
     (report,), _ = play(registry, apps, evaluate_every=1)
     assert report.accepted == ("ann", "eve")
     assert report.unmeasured.keys() == {"eve"}
-    assert report.evaluation == {"spm": DraftCounters(drafted=10, accepted=4)}
+    assert report.evaluation == {"spm": DraftCounters(drafted=10, accepted=4, blocks=5)}
 
 
 def test_an_update_that_the_gate_refuses_is_named(registry, app_of) -> None:

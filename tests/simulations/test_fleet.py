@@ -61,7 +61,7 @@ class Fleet:
             family="spm",
             weight=place + 1.0,
             change={name: np.full(shape, (place + 1) / 128, np.float32) for name, shape in LAYOUT.shapes.items()},
-            counters=DraftCounters(drafted=10, accepted=place),
+            counters=DraftCounters(drafted=10, accepted=place, blocks=5),
         )
         fault = self.faults[place]
         return FaultyDevice(device=device, fault=fault) if fault else device
