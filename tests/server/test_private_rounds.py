@@ -232,6 +232,13 @@ def test_killed_at_any_write_each_round_is_drawn_once_and_paid_once(tmp_path, la
     assert writes > 6
 
 
+def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:
+    run.play(privacy=private())
+    path = tmp_path / "registry.draw-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert len(path.read_bytes()) == 32
+
+
 def test_a_round_costs_what_its_draw_did_however_many_devices_there_are_when_it_goes_on(
     tmp_path, layout, monkeypatch
 ) -> None:
@@ -250,13 +257,6 @@ def test_a_round_costs_what_its_draw_did_however_many_devices_there_are_when_it_
     run.play(**settings)
     record = run.registry.privacy()
     assert (record["rounds"], record["cohort"], record["population"]) == (1, 3, 4)
-
-
-def test_only_the_operator_can_read_the_key_of_the_draws(run, tmp_path) -> None:
-    run.play(privacy=private())
-    path = tmp_path / "registry.draw-key"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(path.read_bytes()) == 32
 
 
 def test_a_draw_larger_than_its_mean_is_summed_whole(tmp_path, layout) -> None:
