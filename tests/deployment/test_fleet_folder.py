@@ -19,6 +19,7 @@ from fleetdraft.common.node_key import fingerprint, make_key_pair, read_public_k
 from fleetdraft.server.deployment.fleet import Fleet
 from fleetdraft.server.deployment.keys import Keys
 from fleetdraft.server.deployment.setup import certify, make_fleet
+from fleetdraft.server.deployment.status import standing
 
 
 def made(folder: Path, **given: object) -> Fleet:
@@ -97,6 +98,23 @@ def test_a_reader_of_the_releases_keeps_nobody_from_writing(tmp_path: Path) -> N
     head = reader.head()
     written = writer.write(head.adapter, round=1, rule="fedit", participants=("a",), rejected={}, families={})
     assert reader.head().number == written.number == 1
+
+
+def test_rounds_that_are_done_stay_done_when_the_head_goes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = made(tmp_path / "f", port=9)
+    with fleet.registry() as registry:
+        adapter = registry.head().adapter
+        for number in (1, 2):
+            registry.write(adapter, round=number, rule="fedit", participants=("a",), rejected={}, families={})
+    assert main(["registry", "promote", str(fleet.path("registry")), "1"]) == 0
+    assert main(["registry", "rollback", str(fleet.path("registry")), "--to", "1"]) == 0
+    told = standing(fleet)
+    assert (told["release"]["number"], told["rounds_done"], told["rounds_wanted"]) == (1, 2, 2)
+    capsys.readouterr()
+    assert main(["server", "status", str(fleet.folder)]) == 0
+    assert "made in round 1\nrounds done: 2 of 2\n" in capsys.readouterr().out
 
 
 def test_a_bundle_with_another_drafter_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, FleetError
+from fleetdraft.server.deployment import follow as follow_module
 from fleetdraft.server.deployment.fleet import Fleet
 from fleetdraft.server.deployment.flower import FlowerNode, FlowerRun
 from fleetdraft.server.deployment.follow import Follow
@@ -253,14 +254,15 @@ def test_without_a_superlink_nothing_is_begun(fleet: Fleet) -> None:
         Follow(fleet, runs, patience_s=0.1, tell=lambda line: None).check()
 
 
-def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet) -> None:
+def test_a_superlink_that_is_just_starting_is_waited_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, told = TableRuns(fleet), []
     runs.here = False
 
     def come_up() -> None:
         runs.here = True
 
-    runs.later(come_up, 4.0)
+    monkeypatch.setattr(follow_module, "_SILENT_S", 0.3)
+    runs.later(come_up)
     Follow(fleet, runs, patience_s=30, tell=told.append).check()
     assert [line.split(" at ")[0] for line in told] == ["waiting for the SuperLink"]
 
