@@ -38,9 +38,11 @@ class FleetStrategy:
     """The rounds of a federation; ``run`` starts where the last server stopped.
 
     Guarantees:
-      - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
-        malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason, and
-        disturbs nobody else.
+      - A round ends whatever devices do, within ``join_timeout_s`` for hello and ``timeout_s`` for training, with
+        secure aggregation ``3 * stage_timeout_s`` more, and ``timeout_s`` again if it evaluates: a reply that is an
+        error, malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason,
+        and disturbs nobody else.
+      - No round is played while fewer than ``min_updates`` devices are there.
       - Who is asked depends on the seed, the round and the devices' names only; with differential privacy, on a key of
         the operator instead of the seed.
       - A run whose privacy budget is spent ends before the round that would exceed it, as if that had been its last.
@@ -124,8 +126,8 @@ class FleetStrategy:
         return self._roster.sample(self._config.sampled, np.random.default_rng([self._config.seed, number]))
 
     def _sum(self, grid: Grid, opened: Round) -> None:
-        """Takes in the sum of the cohort's updates, unless it was before a kill."""
-        if opened.report().accepted:
+        """Takes in the sum of the cohort's updates, unless it was, or was given up, before a kill."""
+        if opened.secure is not None:
             return
         nodes = cohort(opened, self._roster, self._draw)
         for _, identity in nodes:

@@ -26,6 +26,7 @@ from fleetdraft.common.shape import DecoderShape
 from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
+from fleetdraft.server.privacy.protection import Protection
 from fleetdraft.server.privacy.secure_exchange import STAGES
 from fleetdraft.server.registry.directories import Directories
 from fleetdraft.server.registry.index import Index
@@ -345,6 +346,25 @@ def test_below_the_threshold_the_old_release_stays_and_the_next_round_goes_on(tm
     assert set(reports[0].excluded) == {f"phone-{i}" for i in range(5)}
     run.failing = {}
     assert run.play(rounds=2, secure_aggregation=SECURE)[-1].released
+
+
+def test_killed_after_it_was_given_up_a_secure_sum_is_not_begun_again_among_nobody(
+    tmp_path, layout, monkeypatch
+) -> None:
+    run = Run(tmp_path, layout, devices=5, failing={"mask": (0, 1)})
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as inner:
+        inner.setattr(Protection, "publish", killed)
+        with pytest.raises(Killed):
+            run.play(secure_aggregation=SECURE)
+    asked = len(run.grid.kinds)
+    (report,) = run.play(secure_aggregation=SECURE)
+    assert "ended at stage 'mask': 3 of 5 clients are left" in report.secure.aborted
+    assert report.secure.stages["mask"].asked == 5
+    assert set(run.grid.kinds[asked:]) == {"query.hello"}
 
 
 def test_a_cohort_too_small_to_hide_anybody_is_not_asked(tmp_path, layout) -> None:
