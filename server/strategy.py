@@ -133,6 +133,8 @@ class FleetStrategy:
         for _, identity in nodes:
             opened.asked(identity.client, 0)
         self._keep(opened)
+        if not nodes and opened.report().participants:
+            return  # of those that were asked before a kill nobody is left
         self._protection.sum(grid, opened, nodes, task_of(self._config, opened.number))
         self._keep(opened)
 
