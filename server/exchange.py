@@ -9,7 +9,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from ..common.errors import Reason, UpdateRejected
+from ..common.errors import FleetError, Reason, UpdateRejected
 from ..common.messages import Identity
 from ..common.records import one_line
 from .mailbox import POLL_S
@@ -43,12 +43,14 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of a request: a reply or, once its time was over, none."""
+    """What came of a request: a reply, one that cannot be read or, once its time was over, none."""
 
     request: Request
     reply: Message | None
     repeated: bool = False
     """Whether the same request was answered before."""
+    unreadable: str = ""
+    """What failed as the transport unpacked the reply."""
 
     @property
     def identity(self) -> Identity:
@@ -58,8 +60,10 @@ class Answer:
         """What the device answered.
 
         Raises:
-          UpdateRejected: nothing, an error, or something for the second time.
+          UpdateRejected: nothing, an error, what cannot be read, or something for the second time.
         """
+        if self.unreadable:
+            raise UpdateRejected(f"the answer cannot be read: {self.unreadable}")
         if self.reply is None:
             raise UpdateRejected(f"no answer within {self.request.timeout_s:g} s", Reason.SILENT)
         if self.repeated:
@@ -74,7 +78,8 @@ class Exchange:
       - Each request is answered once: by the first reply to it, or at its deadline by none. Replies are matched by the
         request they answer, so that a node can answer neither twice nor for another; what it tries so is told apart.
       - Where the transport failed, a request is sent again after a pause, ``retries`` times while there is time.
-      - Answers are handed out as they come in, so that a caller folds one at a time and holds no cohort in memory.
+      - Answers are fetched one at a time and handed out as they come in, so that a caller folds one at a time and
+        holds no cohort in memory, and a reply that the transport cannot unpack is its sender's alone.
     """
 
     def __init__(self, grid: Grid, kind: str, retries: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -84,7 +89,6 @@ class Exchange:
         self._retries = retries
         self._clock = clock
         self._sent: dict[str, Request] = {}
-        self._answered: dict[str, Request] = {}
         self._paused: list[tuple[float, Request]] = []
         self._ready: deque[Answer] = deque()
         self.retried = 0
@@ -108,27 +112,49 @@ class Exchange:
           until: on the exchange's clock; then it ends, though requests may be outstanding.
         """
         while self._ready or self._sent or self._paused:
-            while self._ready:
-                yield self._ready.popleft()
             # Asked before pulling: what came in just before the deadline still counts.
-            now = self._clock()
-            self._pull()
+            now, idle = self._clock(), True
+            for answer in self._sweep():
+                idle = False
+                yield answer
             self._expire(now)
             self._send_again(now)
             if self._ready:
                 continue
             if until is not None and now >= until:
                 return
-            if self._sent or self._paused:
+            if idle and (self._sent or self._paused):
                 time.sleep(POLL_S)
 
-    def _pull(self) -> None:
-        for reply in self._grid.pull_messages(list(self._sent)) if self._sent else ():
-            message_id = reply.metadata.reply_to_message_id
-            if request := self._sent.pop(message_id, None):
-                self._answered[message_id] = request
+    def _sweep(self) -> Iterator[Answer]:
+        """What is ready, and what has come since; one request's before the next is looked for."""
+        yield from self._hand_out()
+        for message_id in list(self._sent):
+            self._pull(message_id)
+            yield from self._hand_out()
+
+    def _hand_out(self) -> Iterator[Answer]:
+        while self._ready:
+            yield self._ready.popleft()
+
+    def _pull(self, message_id: str) -> None:
+        """Fetches what was answered to one request. Flower drops a reply as it hands it over, whole or not."""
+        try:
+            replies = list(self._grid.pull_messages([message_id]))
+        except FleetError:
+            raise
+        except Exception as error:  # what a stranger sent may fail in any way
+            self._grid.get_node_ids()  # raises where it is the link that failed, and no reply
+            unreadable = f"{type(error).__name__}: {one_line(error)}"
+            self._ready.append(Answer(request=self._sent.pop(message_id), reply=None, unreadable=unreadable))
+            return
+        request = self._sent[message_id]
+        for reply in replies:
+            if reply.metadata.reply_to_message_id != message_id:
+                continue
+            if self._sent.pop(message_id, None):
                 self._receive(request, reply)
-            elif request := self._answered.get(message_id):
+            else:
                 self._ready.append(Answer(request=request, reply=reply, repeated=True))
 
     def _receive(self, request: Request, reply: Message) -> None:

@@ -37,7 +37,7 @@ def resumption(registry: Registry, entry: Entry | None, settings: Mapping[str, A
     ==========================================  =====================================================================
 
     Raises:
-      ConfigError: the round was begun with other settings of the aggregation.
+      ConfigError: the round was begun with other settings that what was taken in depends on.
     """
     last = registry.last_round()
     if entry is None or entry.report.round < last:

@@ -104,7 +104,7 @@ class RoundJournal:
                 tasks=value["tasks"],
                 aggregate=aggregate,
             )
-        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (UserError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryError(f"{path} is damaged ({error}); remove {self.folder} to begin the round anew") from error
         self._kept = {value["arrays"][name]: array for name, array in arrays.items()}
         self._next = 1 + max((int(Path(place).stem) for place in self._kept), default=-1)

@@ -1,5 +1,6 @@
 """Our rounds on Flower's Grid: devices train, a gate stands before the aggregate, releases go into a registry."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from logging import INFO
@@ -19,7 +20,7 @@ from .config import ServerConfig
 from .exchange import Exchange
 from .gate import Gate
 from .intake import measure
-from .mailbox import Mailbox
+from .mailbox import POLL_S, Mailbox
 from .privacy.protection import Protection, check_covered
 from .registry.registry import Registry
 from .report import RoundReport
@@ -37,9 +38,11 @@ class FleetStrategy:
     """The rounds of a federation; ``run`` starts where the last server stopped.
 
     Guarantees:
-      - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
-        malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason, and
-        disturbs nobody else.
+      - A round ends whatever devices do, within ``join_timeout_s`` for hello and ``timeout_s`` for training, with
+        secure aggregation ``3 * stage_timeout_s`` more, and ``timeout_s`` again if it evaluates: a reply that is an
+        error, malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason,
+        and disturbs nobody else.
+      - No round is played while fewer than ``min_updates`` devices are there.
       - Who is asked depends on the seed, the round and the devices' names only; with differential privacy, on a key of
         the operator instead of the seed.
       - A run whose privacy budget is spent ends before the round that would exceed it, as if that had been its last.
@@ -81,7 +84,7 @@ class FleetStrategy:
         Raises:
           ConfigError: the round in progress was begun with other settings, or differential privacy would not cover the
             releases that are there.
-          FleetError: too few devices joined for any round to succeed, or the run was told to stop.
+          FleetError: too few devices are there for a round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
         # A release that a kill left out of the index is known only now; its round would be done and noised again.
@@ -93,12 +96,11 @@ class FleetStrategy:
         self._protection = Protection(self._config, self._registry)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
-        self._check_joined()
         collect = self._collector(mailbox)
         try:
             for number in range(resumed.number, self._config.rounds + 1):
                 log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
-                self._gather(mailbox, expected=0)
+                self._gather(mailbox, self._config.aggregation.min_updates)
                 self._play(mailbox, number, resumed.entry if number == resumed.number else None, collect)
         except BudgetSpent as error:
             log(INFO, "stopped: budget: %s", error)
@@ -124,13 +126,15 @@ class FleetStrategy:
         return self._roster.sample(self._config.sampled, np.random.default_rng([self._config.seed, number]))
 
     def _sum(self, grid: Grid, opened: Round) -> None:
-        """Takes in the sum of the cohort's updates, unless it was before a kill."""
-        if opened.report().accepted:
+        """Takes in the sum of the cohort's updates, unless it was, or was given up, before a kill."""
+        if opened.secure is not None:
             return
         nodes = cohort(opened, self._roster, self._draw)
         for _, identity in nodes:
             opened.asked(identity.client, 0)
         self._keep(opened)
+        if not nodes and opened.report().participants:
+            return  # of those that were asked before a kill nobody is left
         self._protection.sum(grid, opened, nodes, task_of(self._config, opened.number))
         self._keep(opened)
 
@@ -224,16 +228,25 @@ class FleetStrategy:
         self._journal.keep(entry)
 
     def _gather(self, grid: Grid, expected: int) -> None:
-        self._refused |= self._roster.gather(grid, expected, self._config.join_timeout_s)
+        """Says hello to whoever is new; a fleet too small for a release is waited for, and plays no round.
 
-    def _check_joined(self) -> None:
-        joined, fewest = len(self._roster.nodes()), self._config.aggregation.min_updates
-        if joined < fewest:
-            reasons = "; ".join(f"{node}: {reason}" for node, reason in self._refused.items())
-            raise FleetError(
-                f"{joined} devices joined within {self._config.join_timeout_s:g} s, "
-                f"expected at least min_updates = {fewest}" + (f" ({reasons})" if reasons else "")
-            )
+        Raises:
+          FleetError: it stays too small.
+        """
+        fewest, left = self._config.aggregation.min_updates, self._config.join_timeout_s
+        deadline = time.monotonic() + left
+        while left > 0:
+            self._refused |= self._roster.gather(grid, expected, left)
+            joined = len(self._roster.nodes())
+            if joined >= fewest:
+                return
+            time.sleep(POLL_S)
+            left = deadline - time.monotonic()
+        reasons = "; ".join(f"{node}: {reason}" for node, reason in self._refused.items())
+        raise FleetError(
+            f"{joined} devices joined within {self._config.join_timeout_s:g} s, "
+            f"expected at least min_updates = {fewest}" + (f" ({reasons})" if reasons else "")
+        )
 
 
 def _settings(config: ServerConfig) -> dict[str, Any]:

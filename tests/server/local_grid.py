@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.server.aggregation.aggregate import AggregationConfig
@@ -23,19 +24,29 @@ class LocalGrid(Grid):
     """Delivers at once, in this process, to one ``App`` a node.
 
     Args:
-      delays: by node, how many pulls come before the one that finds its answers to requests for training.
+      delays: by node, how many pulls come before the one that finds its answers to a request for training.
       unreachable: nodes to which no request for training can be sent.
+      garbled: nodes whose answers to requests for training fail as they are unpacked; like Flower it then drops all
+        that the same pull was to fetch.
     """
 
     def __init__(
-        self, apps: dict[int, App], delays: dict[int, int] | None = None, unreachable: tuple[int, ...] = ()
+        self,
+        apps: dict[int, App],
+        delays: dict[int, int] | None = None,
+        unreachable: tuple[int, ...] = (),
+        garbled: tuple[int, ...] = (),
     ) -> None:
         self.unreachable = unreachable
+        self.garbled = garbled
         self.apps = apps
         self.delays = delays or {}
         self.asked: list[int] = []
-        self._replies: dict[str, tuple[int, tuple[Message, ...]]] = {}
-        self._pulls = 0
+        self._replies: dict[str, tuple[Message, ...]] = {}
+        self._early: dict[str, int] = {}
+        """By request, pulls that are still too early for its answer."""
+        self._unpacked: set[str] = set()
+        """Requests whose answers can be unpacked."""
 
     def set_run(self, run) -> None: ...
 
@@ -51,9 +62,13 @@ class LocalGrid(Grid):
         return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        self._pulls += 1
-        ready = [i for i in list(message_ids) if i in self._replies and self._replies[i][0] < self._pulls]
-        return [reply for i in ready for reply in self._replies.pop(i)[1]]
+        waiting = [i for i in list(message_ids) if i in self._replies]
+        ready = {i: self._replies.pop(i) for i in waiting if not self._early[i]}
+        for message_id in waiting:
+            self._early[message_id] = max(0, self._early[message_id] - 1)
+        if not ready.keys() <= self._unpacked:
+            raise DecodeError("Error parsing message")
+        return [reply for replies in ready.values() for reply in replies]
 
     def send_and_receive(self, messages, *, timeout=None):
         raise NotImplementedError("the strategy waits through its exchanges")
@@ -69,8 +84,10 @@ class LocalGrid(Grid):
         message.metadata.__dict__["_message_id"] = message_id
         reply = self.apps[node](message, a_context())
         if reply is not None:
-            replies = reply if isinstance(reply, tuple) else (reply,)
-            self._replies[message_id] = (self._pulls + delay, replies)
+            self._replies[message_id] = reply if isinstance(reply, tuple) else (reply,)
+            self._early[message_id] = delay
+        if not (message.metadata.message_type == "train" and node in self.garbled):
+            self._unpacked.add(message_id)
         return message_id
 
 
@@ -103,10 +120,11 @@ def play(
     apps: list[App],
     delays: dict[int, int] | None = None,
     unreachable: tuple[int, ...] = (),
+    garbled: tuple[int, ...] = (),
     **settings,
 ) -> tuple[list[RoundReport], LocalGrid]:
     """Runs rounds over ``apps``, which become nodes from 100 on, and returns their reports and the grid."""
-    reports, grid = [], LocalGrid(dict(enumerate(apps, start=100)), delays, unreachable)
+    reports, grid = [], LocalGrid(dict(enumerate(apps, start=100)), delays, unreachable, garbled)
     app = make_server_app(config_of(len(apps), **settings), registry, reports.append)
     app(grid, a_context())
     return reports, grid

@@ -1,10 +1,12 @@
 """Asynchronous rounds: nobody waits for the slow, and what started earlier counts less."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from local_grid import answering, begun, config_of, play
+from local_grid import LocalGrid, answering, begun, config_of, play
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
@@ -14,6 +16,7 @@ from fleetdraft.common.records import decode_train
 from fleetdraft.server.aggregation.rules import RULES
 from fleetdraft.server.privacy.config import PrivacyConfig, SecAggConfig
 from fleetdraft.server.resumption import journal_of
+from fleetdraft.server.strategy import FleetStrategy
 
 pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -91,6 +94,27 @@ def test_a_round_with_nobody_left_to_ask_ends_at_once(registry, app_of) -> None:
     (report,), _ = play_async(registry, [app_of("eve", weight=0.0)], timeout_s=60.0)
     assert report.seconds < 20
     assert not report.released
+
+
+def test_a_request_that_was_answered_is_not_kept(registry, app_of) -> None:
+    """Each holds a whole release, and a run may go on for months."""
+    alive: list[int] = []
+    requests: list[weakref.ref] = []
+
+    def on_round(report) -> None:
+        gc.collect()
+        alive.append(sum(request() is not None for request in requests))
+
+    class Watching(LocalGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            requests.extend(weakref.ref(message.content) for message in messages)
+            return super().push_messages(messages)
+
+    config = config_of(2, mode="async", buffer_size=4, rounds=12)
+    FleetStrategy(config, registry, on_round).run(Watching({100: app_of("ann"), 101: app_of("bob")}))
+    assert len(alive) == 12
+    assert max(alive) <= 6
 
 
 def test_no_more_devices_work_at_a_time_than_are_set(registry, app_of) -> None:

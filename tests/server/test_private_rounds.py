@@ -17,7 +17,7 @@ from wire import WireGrid
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
-from fleetdraft.common.errors import ConfigError, MissingExtraError
+from fleetdraft.common.errors import ConfigError, MissingExtraError, Reason
 from fleetdraft.common.fixed_point import CLIP_SLACK
 from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Identity, l2_norm
@@ -367,6 +367,44 @@ def test_below_the_threshold_the_old_release_stays_and_the_next_round_goes_on(tm
     assert set(reports[0].excluded) == {f"phone-{i}" for i in range(5)}
     run.failing = {}
     assert run.play(rounds=2, secure_aggregation=SECURE)[-1].released
+
+
+def test_killed_after_it_was_given_up_a_secure_sum_is_not_begun_again_among_nobody(
+    tmp_path, layout, monkeypatch
+) -> None:
+    run = Run(tmp_path, layout, devices=5, failing={"mask": (0, 1)})
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as inner:
+        inner.setattr(Protection, "publish", killed)
+        with pytest.raises(Killed):
+            run.play(secure_aggregation=SECURE)
+    asked = len(run.grid.kinds)
+    (report,) = run.play(secure_aggregation=SECURE)
+    assert "ended at stage 'mask': 3 of 5 clients are left" in report.secure.aborted
+    assert report.secure.stages["mask"].asked == 5
+    assert set(run.grid.kinds[asked:]) == {"query.hello"}
+
+
+def test_a_secure_round_whose_devices_are_all_gone_after_a_kill_ends_without_a_sum(
+    tmp_path, layout, monkeypatch
+) -> None:
+    run = Run(tmp_path, layout, devices=6)
+
+    def killed(*args: object) -> None:
+        raise Killed
+
+    others = {node: run.grid.apps.pop(node) for node in (103, 104, 105)}
+    with monkeypatch.context() as inner:
+        inner.setattr(Protection, "sum", killed)
+        with pytest.raises(Killed):
+            run.play(secure_aggregation=SECURE)
+    run.grid.apps = others
+    first, second = run.play(rounds=2, secure_aggregation=SECURE)
+    assert (first.released, set(first.codes.values())) == (False, {Reason.SILENT})
+    assert second.accepted == ("phone-3", "phone-4", "phone-5")
 
 
 def test_a_cohort_too_small_to_hide_anybody_is_not_asked(tmp_path, layout) -> None:

@@ -157,11 +157,12 @@ def test_a_round_is_finished_with_the_settings_it_was_begun_with(tmp_path, layou
         play(registry, fleet.apps, rule="ffa-lora")
 
 
-def test_a_damaged_journal_is_an_error_of_one_line(tmp_path, layout, app_of, monkeypatch) -> None:
+@pytest.mark.parametrize("left", [0, 100])
+def test_a_damaged_journal_is_an_error_of_one_line(tmp_path, layout, app_of, monkeypatch, left) -> None:
     registry, fleet = stopped_after(2, tmp_path, layout, app_of, monkeypatch)
     folder = journal_of(registry).folder
     array = max(folder.glob("*.npy"))
-    array.write_bytes(array.read_bytes()[:100])
+    array.write_bytes(array.read_bytes()[:left])
     with pytest.raises(RegistryError, match=r"round.json is damaged .*remove .* to begin the round anew"):
         play(registry, fleet.apps)
     for path in folder.iterdir():

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from local_grid import App, answering, begun, play
+from local_grid import App, LocalGrid, answering, begun, config_of, play
 
 from fleetdraft.common.errors import Reason
 from fleetdraft.common.messages import Identity, Update
 from fleetdraft.common.records import decode_update, encode_update
+from fleetdraft.server.strategy import FleetStrategy
 
 pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -117,6 +118,32 @@ def test_a_second_answer_counts_neither_for_nor_against_its_sender(tmp_path, lay
     (report,), _ = play(again, [twice(app_of("ann", 0.01)), app_of("bob", 0.03)])
     assert (report.accepted, report.excluded, report.counts) == (("ann", "bob"), {}, {Reason.DUPLICATE: 1})
     assert again.head().adapter.digest == once.head().adapter.digest
+
+
+def test_an_answer_that_the_transport_cannot_unpack_costs_its_sender_the_round_and_nobody_else(
+    registry, app_of
+) -> None:
+    apps = [app_of(name) for name in ("ann", "eve", "bob")]
+    reports, _ = play(registry, apps, garbled=(101,), rounds=2)
+    assert [report.accepted for report in reports] == [("ann", "bob")] * 2
+    assert [report.counts for report in reports] == [{Reason.MALFORMED: 1}] * 2
+    assert reports[0].excluded == {"eve": "the answer cannot be read: DecodeError: Error parsing message"}
+
+
+def test_a_link_that_fails_ends_the_run_and_is_no_devices_fault(registry, app_of) -> None:
+    class Cut(LocalGrid):
+        def pull_messages(self, message_ids):
+            if self.asked:
+                raise ConnectionError("no SuperLink")
+            return super().pull_messages(message_ids)
+
+        def get_node_ids(self):
+            if self.asked:
+                raise ConnectionError("no SuperLink")
+            return super().get_node_ids()
+
+    with pytest.raises(ConnectionError, match="no SuperLink"):
+        FleetStrategy(config_of(1), registry).run(Cut({100: app_of("ann")}))
 
 
 def test_a_round_closes_with_the_first_updates_and_the_others_are_late(registry, app_of) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from local_grid import LocalGrid, answering, begun, play
+from local_grid import LocalGrid, answering, begun, config_of, play
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
@@ -17,6 +17,7 @@ from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.aggregation.aggregate import Carried
 from fleetdraft.server.aggregation.family_balance import BalanceConfig
 from fleetdraft.server.aggregation.server_optimizer import OptimizerConfig
+from fleetdraft.server.app import next_round
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.mailbox import Mailbox
 from fleetdraft.server.strategy import FleetStrategy
@@ -253,6 +254,43 @@ def test_too_small_a_fleet_is_an_error_within_the_limit(registry, app_of) -> Non
     with pytest.raises(FleetError, match=r"1 devices joined within 1 s, expected at least min_updates = 2"):
         play(registry, [app_of("ann")], expected_clients=3, min_updates=2)
     assert time.monotonic() - started < 5
+
+
+class Leaving(LocalGrid):
+    """All devices are gone after each round, for ``polls`` looks at who is there."""
+
+    def __init__(self, apps, polls: int) -> None:
+        super().__init__(apps)
+        self.polls, self.away = polls, 0
+
+    def get_node_ids(self):
+        self.away -= 1
+        return [] if self.away >= 0 else super().get_node_ids()
+
+
+def test_a_fleet_that_is_briefly_away_is_waited_for(registry, app_of) -> None:
+    grid, reports = Leaving({1: app_of("ann"), 2: app_of("bob")}, polls=4), []
+
+    def on_round(report) -> None:
+        reports.append(report)
+        grid.away = grid.polls
+
+    FleetStrategy(config_of(2, rounds=3, min_updates=2, join_timeout_s=20.0), registry, on_round).run(grid)
+    assert [report.accepted for report in reports] == [("ann", "bob")] * 3
+
+
+def test_a_fleet_that_stays_away_ends_the_run_and_burns_no_round(registry, app_of) -> None:
+    grid, reports = Leaving({1: app_of("ann"), 2: app_of("bob")}, polls=10**6), []
+
+    def on_round(report) -> None:
+        reports.append(report)
+        grid.away = grid.polls
+
+    config = config_of(2, rounds=50, join_timeout_s=0.5)
+    with pytest.raises(FleetError, match=r"0 devices joined within 0.5 s, expected at least min_updates = 1"):
+        FleetStrategy(config, registry, on_round).run(grid)
+    assert [report.released for report in reports] == [True]
+    assert next_round(config, registry) == 2
 
 
 def test_a_stopped_run_raises_at_its_next_poll(registry, app_of) -> None:
