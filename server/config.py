@@ -43,6 +43,7 @@ class ServerConfig:
     expected_clients: int = 1
     """The first round waits for so many devices to join, but not longer than ``join_timeout_s``."""
     join_timeout_s: float = 60.0
+    """Before a later round: how long a fleet of fewer than ``min_updates`` devices is waited for."""
     evaluate_every: int = 0
     """Every so many rounds all devices measure the new release; 0 means never."""
     canary: CanaryConfig = CanaryConfig()

@@ -20,6 +20,10 @@ _TTL_SLACK_S = 5.0
 #: The first pause before a request is sent again; each further one is twice as long.
 _RETRY_S = 1.0
 
+#: Each outstanding request is a question to the SuperLink in every poll, so large cohorts are polled less often.
+_PULLS_PER_S = 100
+_LONGEST_POLL_S = 2.0
+
 #: Errors that may be gone at the next try: the node was offline, its app crashed, or the link lost a message.
 _TRANSIENT = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -124,7 +128,7 @@ class Exchange:
             if until is not None and now >= until:
                 return
             if idle and (self._sent or self._paused):
-                time.sleep(POLL_S)
+                time.sleep(min(_LONGEST_POLL_S, max(POLL_S, len(self._sent) / _PULLS_PER_S)))
 
     def _sweep(self) -> Iterator[Answer]:
         """What is ready, and what has come since; one request's before the next is looked for."""

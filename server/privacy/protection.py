@@ -72,7 +72,7 @@ class Protection:
         packing = Packing(trained_shapes(opened.release.adapter.layout, task.factors))
         left = {identity.client for _, identity in nodes}
         try:
-            exchange = self._exchange(grid, nodes, self._encoding(len(nodes), packing.size))
+            exchange = self._exchange(grid, nodes, self._encoding(max(1, len(nodes)), packing.size))
         except SecAggError as error:
             opened.secure = SecureReport(neighbours=0, threshold=0, step=0.0, stages={}, aborted=str(error))
             _exclude(opened, dict.fromkeys(left, str(error)), Reason.ABORTED)
