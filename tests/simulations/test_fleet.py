@@ -21,6 +21,7 @@ from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Identity
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.shape import DecoderShape
+from fleetdraft.server.aggregation.aggregate import AggregationConfig
 from fleetdraft.server.app import make_server_app
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.registry.registry import Registry
@@ -88,7 +89,8 @@ def test_a_round_with_failing_devices_ends_in_time_and_is_the_mean_of_the_others
     )
     registry, reports = begin(tmp_path), []
     before = registry.head().adapter
-    config = ServerConfig(rounds=1, timeout_s=TIMEOUT_S, expected_clients=6)
+    weighted = AggregationConfig(weights="tokens")
+    config = ServerConfig(rounds=1, timeout_s=TIMEOUT_S, expected_clients=6, aggregation=weighted)
     environment = dict(os.environ)
 
     app = make_server_app(config, registry, reports.append)
