@@ -103,7 +103,7 @@ def test_a_round_with_failing_devices_ends_in_time_and_is_the_mean_of_the_others
         "nan": "lora.0.q_proj.A has 16 values that are not finite",
         "old": "lora.0.q_proj.A has shape (3, 8), expected (2, 8)",
     }
-    assert TIMEOUT_S <= report.seconds < TIMEOUT_S + 2
+    assert TIMEOUT_S <= report.seconds < TIMEOUT_S + 20  # and not for ever, however busy the machine is
     mean = np.float32((1 * 1 + 2 * 2 + 3 * 3) / (1 + 2 + 3) / 128)
     expected = before.plus({name: np.full(shape, mean, np.float32) for name, shape in LAYOUT.shapes.items()})
     assert registry.head().adapter.digest == expected.digest == report.digest
