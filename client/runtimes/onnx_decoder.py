@@ -72,6 +72,8 @@ class OnnxDecoder:
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """See ``Decoder.score``."""
         count = len(tokens)
+        if not count:
+            return np.empty((0, self.vocab_size), np.float32)  # ONNX Runtime binds no output without rows
         end = self._length + count
         if kept is None:
             kept = count
