@@ -45,7 +45,7 @@ class ForeignTarget:
         folder = _tokenizer_of(path, model, list(known))
         codec = TextCodec(folder, model.vocab_size)
         family = known.get(folder) or _family(folder, codec.vocabulary)
-        return cls(name=path.name, family=family, model=model, codec=codec)
+        return cls(name=path.resolve().name, family=family, model=model, codec=codec)
 
 
 def _tokenizer_of(path: Path, model: TargetModel, known: list[Path]) -> Path:

@@ -87,9 +87,7 @@ class _Engine:
 def _sizes(config: Path) -> tuple[int, int]:
     """(vocabulary size, context length)."""
     if not config.is_file():
-        raise ModelError(
-            f"{config.parent} holds no {CONFIG}; its model builder makes one (docs/runtimes.md)"
-        )
+        raise ModelError(f"{config.parent} holds no {CONFIG}; its model builder makes one (docs/runtimes.md)")
     try:
         model = read_json(config)["model"]
         return int(model["vocab_size"]), int(model["context_length"])

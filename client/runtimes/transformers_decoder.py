@@ -42,11 +42,16 @@ class TransformersModel:
         """
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
+        logging.set_verbosity_error()  # its warnings are pages long; what matters of them is an error below
         self.directory = directory = _on_disk(directory)
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+            self._model, told = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
         except (OSError, ValueError) as error:
             raise ModelError(f"{directory} cannot be opened by transformers: {_first_line(error)}") from error
+        if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
+            raise ModelError(f"{directory} lacks {len(missing)} tensors that transformers reads, such as {missing[0]}")
         if self._model._is_stateful:  # transformers' own mark of recurrent models
             kind = self._model.config.model_type
             raise ModelError(f"{directory}: a model of type {kind!r} keeps a state that cannot be rewound")

@@ -25,7 +25,12 @@ QUANTISED = "llamacpp q8_0"
 """llama.cpp with weights in eight bits: the same guarantees, other rows."""
 RUNTIMES = (ONNX, *TARGET_RUNTIMES, QUANTISED)
 #: What has to be installed for each.
-_MODULES = {"transformers": "transformers", "genai": "onnxruntime_genai", "llamacpp": "llama_cpp", QUANTISED: "llama_cpp"}
+_MODULES = {
+    "transformers": "transformers",
+    "genai": "onnxruntime_genai",
+    "llamacpp": "llama_cpp",
+    QUANTISED: "llama_cpp",
+}
 
 
 def needs(runtime: str) -> None:
@@ -108,8 +113,14 @@ def gguf(source: Path, out: Path, storage: str) -> Path:
     return file
 
 
-def padded(source: Path, out: Path, rows: int, limit: int) -> Path:
-    """A model with ``rows`` more logits than its tokenizer has tokens, and another longest context."""
+def plain(source: Path, out: Path, rows: int = 0, limit: int | None = None) -> Path:
+    """A shipped target, whose weights are stored in blocks, as others read it: in float32.
+
+    Args:
+      rows: how many more logits it has. limit: its longest context, by default its own.
+    """
+    if out.is_dir():
+        return out
     out.mkdir()
     for file in source.glob("*.json"):
         (out / file.name).write_bytes(file.read_bytes())
@@ -119,5 +130,6 @@ def padded(source: Path, out: Path, rows: int, limit: int) -> Path:
     weights[EMBEDDING] = np.concatenate([weights[EMBEDDING], more])
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     width = config["vocab_size"] + rows
-    write_json(out / "config.json", config | {"vocab_size": width, "max_position_embeddings": limit})
+    longest = config["max_position_embeddings"] if limit is None else limit
+    write_json(out / "config.json", config | {"vocab_size": width, "max_position_embeddings": longest})
     return out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance import QUANTISED, RUNTIMES, OnnxTarget, Workshop, padded
+from conformance import QUANTISED, RUNTIMES, OnnxTarget, Workshop, plain
 
 from fleetdraft.client.measurement import TIE_TOLERANCE
 from fleetdraft.client.runtimes.decoder import Decoder
@@ -36,12 +36,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="session", params=["bpe1", *(pytest.param(name, marks=pytest.mark.shared) for name in SHARED)])
 def source(request: pytest.FixtureRequest, workshop: Workshop) -> Path:
-    """A Hugging Face directory: a shipped target with padded logits and room for long texts, or a shared model."""
+    """A Hugging Face directory: a shipped target with more logits and room for long texts, or a shared model."""
     name = request.param
     if name in SHARED:
         return Path(request.getfixturevalue("shared_dir")) / "models" / name
-    out = workshop.folder / name
-    return out if out.is_dir() else padded(EMBEDDED_TARGETS / name, out, PADDING, LIMIT)
+    return plain(EMBEDDED_TARGETS / name, workshop.folder / name, PADDING, LIMIT)
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -122,9 +121,7 @@ def test_an_empty_input_gives_no_rows_and_changes_nothing(model: Target, tokens:
 
 
 @pytest.mark.parametrize("length", [0, 1, 31, 59])
-def test_what_is_scored_after_rewinding_is_as_in_a_fresh_context(
-    model: Target, tokens: list[int], length: int
-) -> None:
+def test_what_is_scored_after_rewinding_is_as_in_a_fresh_context(model: Target, tokens: list[int], length: int) -> None:
     decoder = model.context()
     decoder.score([*tokens[:length], *tokens[100 : 160 - length]])
     decoder.rewind(length)
