@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -106,7 +106,7 @@ def _tensors(source: Path, shape: DecoderShape, family: str) -> Iterator[tuple[s
         projection = name.split(".")[-2]
         if family == "llama" and projection in QKV and projection in heads:
             value = _interleaved(value, heads[projection])
-        yield names.get_name(name, try_suffixes=(".weight", ".bias")), value
+        yield cast(str, names.get_name(name, try_suffixes=(".weight", ".bias"))), value
 
 
 def _interleaved(matrix: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -45,11 +46,12 @@ class TransformersModel:
         logging.set_verbosity_error()  # its warnings are pages long; what matters of them is an error below
         self.directory = directory = _on_disk(directory)
         try:
-            self._model, told = AutoModelForCausalLM.from_pretrained(
+            opened: Any = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"{directory} cannot be opened by transformers: {_first_line(error)}") from error
+        self._model, told = opened
         if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
             raise ModelError(f"{directory} lacks {len(missing)} tensors that transformers reads, such as {missing[0]}")
         if self._model._is_stateful:  # transformers' own mark of recurrent models
