@@ -177,9 +177,11 @@ class Bundle:
 
     def _on(self, runtime: str, target: str | None, threads: int) -> "_Target":
         """A target on another runtime, in a new context; its model is opened once."""
+        known = {self.directory / "targets" / t.name: t.family for t in self.manifest.targets}
+        if target is not None and not Path(target).exists():  # then it may be one that is in the bundle
+            target = next((str(folder) for folder in known if folder.name == target), target)
         key = (runtime, target, threads)
         if key not in self._foreign:
-            known = {self.directory / "targets" / t.name: t.family for t in self.manifest.targets}
             opened = ForeignTarget.join(target_path(runtime, target), open_target(runtime, target, threads), known)
             self._foreign[key] = opened, TokenizerPair(opened.codec, self.drafter.codec, default_directory())
         opened, tokenizers = self._foreign[key]

@@ -87,6 +87,7 @@ def test_greedy_text_is_the_same_on_every_runtime(
 ) -> None:
     source = shipped(workshop, bundle, name)
     told = greedy_texts(bundle.pair(name), opened(workshop, bundle, runtime, source), prompts[:12])
+    print(f"{name} on {runtime}: {told}")
     assert told.different == 0
     assert told.ties <= 1
     assert told.identical + told.ties == 12
