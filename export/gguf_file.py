@@ -40,7 +40,7 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
     Raises:
       ConfigError: another storage.
       ModelError: no such directory.
-      UserError: ``out`` is something else.
+      UserError: ``out`` is something else, or cannot be written.
     """
     if storage not in GGUF_STORAGE:
         raise ConfigError(f"type is {storage!r}, expected one of {', '.join(GGUF_STORAGE)}")
@@ -63,6 +63,8 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
         writer.write_tensors_to_file()
         writer.close()
         unfinished.replace(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

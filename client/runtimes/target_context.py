@@ -95,9 +95,10 @@ class TargetContext:
 
 
 def _read(engine: Engine, tokens: Sequence[int], kept: int) -> Logits:
-    """float32 (kept, vocab_size): the rows of the last ``kept`` tokens, the others read in parts that are dropped."""
-    kept = max(kept, 1)
-    asked = len(tokens) - kept
-    for at in range(0, asked, _PREFILL):
-        engine.append(tokens[at : min(at + _PREFILL, asked)], 1)
-    return engine.append(tokens[asked:], kept)[-kept:]
+    """float32 (kept, vocab_size): the rows of the last ``kept`` tokens; a long text before them is read in parts."""
+    kept, at = max(kept, 1), 0
+    while len(tokens) - at > max(kept, _PREFILL):
+        end = min(at + _PREFILL, len(tokens) - kept)
+        engine.append(tokens[at:end], 1)
+        at = end
+    return engine.append(tokens[at:], kept)[-kept:]

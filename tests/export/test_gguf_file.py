@@ -1,5 +1,6 @@
 """GGUF files: what llama.cpp reads is what the Hugging Face directory says, and nothing else is overwritten."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_only_a_gguf_file_is_replaced_and_a_failure_leaves_it(tmp_path: Path) ->
     (source / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(ModelError, match="not a readable safetensors file"):
         write_gguf(source, file)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.gguf"]
+
+
+def test_a_file_that_the_disk_cannot_hold_leaves_the_older_one(tmp_path: Path) -> None:
+    source, file = model_directory(tmp_path / "model", "llama"), tmp_path / "model.gguf"
+    write_gguf(source, file, "q8_0")
+    before, limits = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"model\.gguf cannot be written: \d+ requested and \d+ written"):
+            write_gguf(source, file, "f32")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.gguf"]
 
