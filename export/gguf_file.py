@@ -1,5 +1,6 @@
 """A GGUF file: a Hugging Face directory's weights and vocabulary in llama.cpp's format. It needs no llama.cpp."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +46,10 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
     if storage not in GGUF_STORAGE:
         raise ConfigError(f"type is {storage!r}, expected one of {', '.join(GGUF_STORAGE)}")
     check_gguf_replaceable(out)
-    shape = DecoderShape.from_directory(source)
-    family = str(read_json(source / "config.json")["model_type"])
-    kind, file_type = GGUF_STORAGE[storage]
     unfinished = out.with_name(out.name + ".unfinished")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[family]])
+    writer = _filled(source, unfinished, storage)
     try:
-        writer.add_name(source.resolve().name)
-        writer.add_file_type(file_type)
-        _describe(writer, shape)
-        _GgufVocabulary.read(source, shape.vocab_size).write(writer)
-        for name, value in _tensors(source, shape, family):
-            _add(writer, name, value, kind)
+        out.parent.mkdir(parents=True, exist_ok=True)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -66,6 +58,8 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}") from error
     finally:
+        with contextlib.suppress(OSError):  # of a file that is thrown away
+            writer.close()
         unfinished.unlink(missing_ok=True)
 
 
@@ -80,6 +74,21 @@ def check_gguf_replaceable(path: Path) -> None:
         with path.open("rb") as handle:
             if handle.read(len(_MAGIC)) != _MAGIC:
                 raise UserError(f"{path} holds something else than GGUF and is not replaced; choose another place")
+
+
+def _filled(source: Path, file: Path, storage: str) -> GGUFWriter:
+    """A writer with all that a file is to hold."""
+    shape = DecoderShape.from_directory(source)
+    family = str(read_json(source / "config.json")["model_type"])
+    kind, file_type = GGUF_STORAGE[storage]
+    writer = GGUFWriter(file, gguf.MODEL_ARCH_NAMES[_ARCHITECTURES[family]])
+    writer.add_name(source.resolve().name)
+    writer.add_file_type(file_type)
+    _describe(writer, shape)
+    _GgufVocabulary.read(source, shape.vocab_size).write(writer)
+    for name, value in _tensors(source, shape, family):
+        _add(writer, name, value, kind)
+    return writer
 
 
 def _describe(writer: GGUFWriter, shape: DecoderShape) -> None:
