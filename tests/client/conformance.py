@@ -19,7 +19,6 @@ from fleetdraft.common.fusion import fused
 from fleetdraft.common.shape import EMBEDDING, DecoderShape
 from fleetdraft.common.weights import read_weights
 from fleetdraft.export.decode_graph import decode_graph
-from fleetdraft.export.gguf_file import write_gguf
 
 QUANTISED = "llamacpp q8_0"
 """llama.cpp with weights in eight bits: the same guarantees, other rows."""
@@ -108,6 +107,9 @@ def genai_directory(source: Path, out: Path) -> Path:
 
 def gguf(source: Path, out: Path, storage: str) -> Path:
     """A GGUF file."""
+    pytest.importorskip("gguf", reason="needs the extra [export]: pip install '.[export]'")
+    from fleetdraft.export.gguf_file import write_gguf
+
     file = out.with_suffix(".gguf")
     write_gguf(source, file, storage)
     return file

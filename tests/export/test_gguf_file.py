@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("gguf", reason="needs the extra [export]: pip install '.[export]'")
+
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
