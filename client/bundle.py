@@ -1,6 +1,6 @@
 """Opens a bundle on a device: graphs, weights, tokenizers and tries become decoders. Nothing here needs torch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -11,10 +11,13 @@ from ..common.errors import ModelError
 from ..common.fusion import decode_tensors, fused, train_tensors
 from ..common.lora import LoraAdapter
 from ..common.weights import Weights, read_stored, read_weights
+from .foreign_target import ForeignTarget
 from .pair import Drafter, Pair
+from .runtimes.decoder import Decoder
 from .runtimes.onnx_decoder import OnnxDecoder
 from .runtimes.onnx_model import OnnxModel
 from .runtimes.onnx_session import bind_weights
+from .runtimes.target_runtimes import ONNX, open_target, runtime_name, target_path
 from .spelling.ngrams import NgramConfig
 from .spelling.text import TextCodec
 from .spelling.tokenizer_pair import PathKind, TokenizerPair
@@ -25,6 +28,16 @@ _CONTEXT = 512
 
 _OPENING = RLock()
 """Held while a model is opened, so that threads open it once. Of the module: a bundle with a lock has no pickle."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """A target in a context of its own, whatever its runtime."""
+
+    name: str
+    family: str
+    context: Decoder
+    tokenizers: TokenizerPair
 
 
 class Bundle:
@@ -38,6 +51,7 @@ class Bundle:
         self.directory, self.manifest = directory, manifest
         self._threads = drafter_threads
         self._models: dict[tuple[Path, int], OnnxModel] = {}
+        self._foreign: dict[tuple[str, str | None, int], tuple[ForeignTarget, TokenizerPair]] = {}
         self._tokenizers: dict[str, TokenizerPair] = {}
 
     @classmethod
@@ -84,33 +98,48 @@ class Bundle:
         threads: int = 1,
         paths: PathKind = "full",
         ngrams: NgramConfig | None = None,
+        runtime: str | None = None,
     ) -> Pair:
         """Joins a target with the drafter, in contexts of their own; opens what is not open yet.
 
         Args:
           target: a Hugging Face directory that the bundle was built for, or the name of a target whose weights are in
-            the bundle; by default the bundle's first target.
-          threads: ONNX Runtime threads of the target. They belong to a session, and a session packs the weights for
+            the bundle; by default the bundle's first target. On another runtime, any model of that runtime.
+          threads: threads of the target's runtime. They belong to a session, and a session packs the weights for
             its kernels, so another number is another model in memory.
           paths, ngrams: which target tokens may be drafted (``TokenizerPair.paths``).
+          runtime: a name of ``RUNTIME_NAMES``; by default what the target is for.
 
         Raises:
-          ModelError, FingerprintError: not a model directory, or one that this bundle does not know.
+          ModelError, FingerprintError: not a model, or one that this bundle does not know.
+          ConfigError: no such runtime.
+          MissingExtraError: the runtime is not installed.
         """
-        entry, weights_at = self._resolve(target)
+        runtime = runtime_name(runtime, target)
         with _OPENING:
-            model = self._model(entry, weights_at.resolve(), threads)
-            tokenizers = self._joined(entry)
-            held = tokenizers.paths(paths, ngrams)
+            opened = self._native(target, threads) if runtime == ONNX else self._on(runtime, target, threads)
+            held = opened.tokenizers.paths(paths, ngrams)
             drafter = replace(self.drafter)
         return Pair(
-            name=entry.name,
-            family=entry.family,
-            target=OnnxDecoder(model),
+            name=opened.name,
+            family=opened.family,
+            target=opened.context,
             drafter=drafter,
-            tokenizers=tokenizers,
+            tokenizers=opened.tokenizers,
             paths=held,
         )
+
+    def check_target(self, target: str | None = None, runtime: str | None = None) -> None:
+        """Returns if there is such a target, named as in ``pair``; opens no model.
+
+        Raises:
+          UserError: there is none.
+        """
+        runtime = runtime_name(runtime, target)
+        if runtime == ONNX:
+            self.entry(target)
+        else:
+            target_path(runtime, target)
 
     def entry(self, target: str | None = None) -> BundleTarget:
         """The manifest's entry of a target, named as in ``pair``; opens no model."""
@@ -139,6 +168,24 @@ class Bundle:
                 f"{self.directory} does not hold the weights of '{entry.name}'; give its directory: --target DIR"
             )
         return entry, self.directory / "targets" / entry.name
+
+    def _native(self, target: str | None, threads: int) -> "_Target":
+        """A target on the bundle's own graph, in a new context."""
+        entry, weights_at = self._resolve(target)
+        context = OnnxDecoder(self._model(entry, weights_at.resolve(), threads))
+        return _Target(name=entry.name, family=entry.family, context=context, tokenizers=self._joined(entry))
+
+    def _on(self, runtime: str, target: str | None, threads: int) -> "_Target":
+        """A target on another runtime, in a new context; its model is opened once."""
+        known = {self.directory / "targets" / t.name: t.family for t in self.manifest.targets}
+        if target is not None and not Path(target).exists():  # then it may be one that is in the bundle
+            target = next((str(folder) for folder in known if folder.name == target), target)
+        key = (runtime, target, threads)
+        if key not in self._foreign:
+            opened = ForeignTarget.join(target_path(runtime, target), open_target(runtime, target, threads), known)
+            self._foreign[key] = opened, TokenizerPair(opened.codec, self.drafter.codec, default_directory())
+        opened, tokenizers = self._foreign[key]
+        return _Target(name=opened.name, family=opened.family, context=opened.model.context(), tokenizers=tokenizers)
 
     def _model(self, entry: BundleTarget, weights_at: Path, threads: int) -> OnnxModel:
         """A target's model, opened once."""

@@ -87,7 +87,8 @@ class BundleManifest:
         known = ", ".join(target.name for target in self.targets)
         raise FingerprintError(
             f"{directory} is no target of this bundle, which was built for {known}; "
-            f"build one with: fleetdraft bundle build … --target {directory}"
+            f"build one with: fleetdraft bundle build … --target {directory}, "
+            "or run the target on a runtime of its own with --target-runtime, e.g. transformers"
         )
 
     def verify(self, bundle: Path) -> None:

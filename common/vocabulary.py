@@ -237,8 +237,9 @@ def _role(directory: Path, role: str, ids: Mapping[str, int]) -> list[int]:
     token = _optional(directory / "tokenizer_config.json").get(f"{role}_token") or ""
     text = token["content"] if isinstance(token, dict) else token
     found = [ids[text]] if text in ids else []
-    for name in ("generation_config.json", "config.json"):
-        value = _optional(directory / name).get(f"{role}_token_id")
+    configs = [_optional(directory / name) for name in ("generation_config.json", "config.json")]
+    for config in (*configs, _optional(directory / "genai_config.json").get("model", {})):
+        value = config.get(f"{role}_token_id")
         if value is not None:
             found += value if isinstance(value, list) else [value]
     return found

@@ -57,6 +57,7 @@ from .options import (
     StateOption,
     StopOption,
     TargetOption,
+    TargetRuntimeOption,
     TemperatureOption,
     ThreadsOption,
     TokensOption,
@@ -69,6 +70,7 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
     bundle: BundleOption = EMBEDDED,
     target: TargetOption = None,
+    target_runtime: TargetRuntimeOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopP = 1.0,
     top_k: TopK = 0,
@@ -118,7 +120,7 @@ def generate(
     if state is not None and options.draft_tokens == 0:
         off = "--no-draft" if no_draft else "--draft-tokens 0"
         raise ConfigError(f"{off} and --state are both given, expected one: what is not drafted teaches nothing")
-    opened, stderr = open_pair(bundle, target, threads, adapter, paths), Stderr()
+    opened, stderr = open_pair(bundle, target, threads, adapter, paths, target_runtime), Stderr()
     pair = opened.pair
     check_lengths([Prompt(text=prompt, task="", where="--prompt")], pair.target_codec, pair.target.limit)
     if state is None:
@@ -162,6 +164,7 @@ def adapt(
     state: StateOption = None,
     bundle: BundleOption = EMBEDDED,
     target: TargetOption = None,
+    target_runtime: TargetRuntimeOption = None,
     adapter: AdapterOrReleaseOption = None,
     temperature: TemperatureOption = 0.0,
     max_new_tokens: TokensOption = 64,
@@ -253,7 +256,7 @@ def adapt(
         seed=seed,
     )
     stream = read_prompts(prompts)
-    opened = open_pair(bundle, target, threads, adapter)
+    opened = open_pair(bundle, target, threads, adapter, runtime=target_runtime)
     check_lengths(stream, opened.pair.target_codec, opened.pair.target.limit)
     if state is None:
         learned = adapt_without_state(opened, stream * passes, options, learning)
@@ -275,6 +278,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--target", metavar="DIR", help="As in generate, by default the first; repeat for several."),
     ] = None,
+    target_runtime: TargetRuntimeOption = None,
     adapter: AdapterOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopP = 1.0,
@@ -306,9 +310,9 @@ def evaluate(
     rows = []
     names: Sequence[str | None] = target or [None]
     for name in names:  # a wrong name is told before the first is measured
-        Bundle.open(bundle).entry(name)
+        Bundle.open(bundle).check_target(name, target_runtime)
     for name in names:
-        opened = open_pair(bundle, name, threads, adapter, paths)
+        opened = open_pair(bundle, name, threads, adapter, paths, target_runtime)
         for chosen in by_task.values():
             check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
         for task, chosen in by_task.items():

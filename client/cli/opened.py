@@ -18,10 +18,17 @@ class Opened:
     adapter: LoraAdapter
 
 
-def open_pair(path: Path, target: str | None, threads: int, adapter: Path | None, paths: str = "full") -> Opened:
+def open_pair(
+    path: Path,
+    target: str | None,
+    threads: int,
+    adapter: Path | None,
+    paths: str = "full",
+    runtime: str | None = None,
+) -> Opened:
     """Opens bundle and target and puts the adapter (the bundle's initial one by default) in force."""
     bundle = Bundle.open(path)
-    pair = bundle.pair(target, threads, path_kind(paths))
+    pair = bundle.pair(target, threads, path_kind(paths), runtime=runtime)
     in_force = bundle.adapter(adapter)
     pair.adapt(in_force)
     return Opened(bundle=bundle, pair=pair, adapter=in_force)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..pacing.controllers import CONTROLLERS
+from ..runtimes.target_runtimes import RUNTIME_NAMES
 
 BundleOption = Annotated[
     Path, typer.Option("--bundle", metavar="BUNDLE", help="Bundle directory; 'embedded' is the one shipped inside.")
@@ -16,6 +17,14 @@ TargetOption = Annotated[
         "--target",
         metavar="DIR",
         help="Hugging Face directory the bundle was built for, or name of a target inside it (default: its first).",
+    ),
+]
+TargetRuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target-runtime",
+        metavar="|".join(RUNTIME_NAMES),
+        help="What runs the target (default: genai for its directories, llamacpp for .gguf files, else onnx).",
     ),
 ]
 PromptsOption = Annotated[
@@ -34,7 +43,7 @@ TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is gr
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
 DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="ONNX Runtime threads of the target.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the target.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Least share of the likeliest token's probability; 0 is off.")]

@@ -14,6 +14,18 @@ Hidden = NDArray[np.float32]
 """float32 (rows, hidden size), or one row of it: what the head of a model read for each row of logits."""
 
 
+def check_fits(length: int, limit: int) -> None:
+    """Returns if a context of ``length`` tokens is within ``limit``.
+
+    Raises:
+      ContextLimitError: it is not.
+    """
+    if length > limit:
+        raise ContextLimitError(
+            f"{length} tokens exceed the model's context of {limit}; shorten the prompt or generate less"
+        )
+
+
 class Decoder(Protocol):
     """A causal language model with a context that grows by ``score`` and shrinks by ``rewind``.
 
@@ -98,8 +110,7 @@ class TableDecoder:
         return False
 
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
-        if len(self._context) + len(tokens) > self._limit:
-            raise ContextLimitError(f"{len(self._context) + len(tokens)} tokens exceed the context of {self._limit}")
+        check_fits(len(self._context) + len(tokens), self._limit)
         rows, states = [], []
         for token in tokens:
             self._context.append(token)

@@ -7,8 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ...common.errors import ContextLimitError
-from .decoder import Logits
+from .decoder import Logits, check_fits
 from .onnx_model import LoraValues, OnnxModel
 
 _FIRST_ROWS = 256
@@ -73,6 +72,8 @@ class OnnxDecoder:
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """See ``Decoder.score``."""
         count = len(tokens)
+        if not count:
+            return np.empty((0, self.vocab_size), np.float32)  # ONNX Runtime binds no output without rows
         end = self._length + count
         if kept is None:
             kept = count
@@ -106,10 +107,7 @@ class OnnxDecoder:
 
     def _grow(self, end: int) -> None:
         """Doubles the KV buffers until they hold ``end`` rows, up to the limit; what is held is copied."""
-        if end > self.limit:
-            raise ContextLimitError(
-                f"{end} tokens exceed the model's context of {self.limit}; shorten the prompt or generate less"
-            )
+        check_fits(end, self.limit)
         rows = max(_FIRST_ROWS, self._rows)
         while rows < end:
             rows *= 2
