@@ -11,6 +11,8 @@ FleetdraftError            anything this project raises on purpose
 ├── TrainingError          training on the device diverged; the adapter stays as it was
 ├── UpdateRejected         an update that the gate does not let in, with the reason
 ├── RegistryError          a release that is missing, torn or does not match its digest
+├── SecAggError            secure aggregation that cannot go on; nobody's update is revealed
+├── BudgetSpent            the next round would spend more privacy than the run may
 └── FleetError             a fleet run that cannot go on: too few devices, or its engine failed
 """
 
@@ -63,6 +65,14 @@ class UpdateRejected(FleetdraftError):
 
 class RegistryError(FleetdraftError):
     """A release that is missing, torn or does not match its digest."""
+
+
+class SecAggError(FleetdraftError):
+    """Secure aggregation stops here: the message says why; nobody's update is revealed."""
+
+
+class BudgetSpent(FleetdraftError):
+    """The next round would spend more privacy than the run may; what has been released keeps its promise."""
 
 
 class FleetError(FleetdraftError):

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, TypeVar, cast, get_type_hints
 
 import numpy as np
@@ -24,6 +25,8 @@ from .shape import DecoderShape
 
 #: Raised by one when a change makes old devices and new servers misunderstand each other.
 SCHEMA = 1
+
+_NPY_1_0 = b"\x93NUMPY\x01\x00"
 
 T = TypeVar("T")
 
@@ -158,14 +161,14 @@ def _counters(value: DraftCounters | TrainCounters) -> MetricRecord:
 
 def _fields(value: object) -> dict[str, Any]:
     """Fields of a flat dataclass in exactly the plain types of its annotations, whatever numbers it was given."""
-    hints = get_type_hints(type(value))
+    hints = _hints(cast(Any, type(value)))
     return {name: (list if hint == tuple[str, ...] else hint)(getattr(value, name)) for name, hint in hints.items()}
 
 
 def _flat(kind: type[T], record: object) -> T:
     """A flat dataclass from a record that has exactly its fields, each of exactly its type."""
     values = dict(cast(Mapping[str, Any], record))
-    hints = get_type_hints(kind)
+    hints = _hints(cast(Any, kind))
     if values.keys() != hints.keys():
         raise UpdateRejected(f"fields are {one_line(sorted(values))}, expected {sorted(hints)}")
     return kind(**{name: _typed(name, values[name], hint) for name, hint in hints.items()})
@@ -215,10 +218,22 @@ def _tensor(name: str, array: Array) -> NDArray[Any]:
     ``numpy.load`` would allocate whatever size the header claims before it looks at the data; a view of the data
     allocates nothing, and fails where claim and data differ.
     """
-    stream = io.BytesIO(array.data)
-    if np.lib.format.read_magic(stream) != (1, 0):
+    data = array.data
+    if data[:8] != _NPY_1_0:
         raise UpdateRejected(f"tensor {one_line(name, 80)} is not in .npy format 1.0")
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    end = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran_order, dtype = _npy_header(data[8:end])
     if fortran_order:
         raise UpdateRejected(f"tensor {one_line(name, 80)} is in Fortran order, expected C order")
-    return np.frombuffer(array.data, dtype, offset=stream.tell()).reshape(shape)
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)
+
+
+@lru_cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+@lru_cache(maxsize=512)
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """(shape, Fortran order, dtype); remembered, since parsing takes longer than reading, and updates are alike."""
+    return np.lib.format.read_array_header_1_0(io.BytesIO(header))

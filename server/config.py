@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ..common.errors import ConfigError
-from .rules import RULES, WEIGHTS
+from .aggregation.rules import RULES, WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..common.errors import UpdateRejected
 from ..common.messages import Release, Update, l2_norm
-from .rules import trained_shapes
+from .aggregation.rules import trained_shapes
 
 #: Float32 rounding on the device may leave a clipped update this much above the bound.
 CLIP_SLACK = 1e-3
@@ -35,8 +35,9 @@ class Gate:
         """
         _check_origin(update, release)
         self._check_tensors(update, release)
-        _check_values(update)
-        self._check_norm(update)
+        norm = _checked_norm(update)
+        if norm > self.clip_norm * (1 + CLIP_SLACK):
+            raise UpdateRejected(f"norm is {norm:.6g}, expected at most {self.clip_norm:g}")
         self._check_weight(update)
 
     def _check_tensors(self, update: Update, release: Release) -> None:
@@ -49,11 +50,6 @@ class Gate:
         for name, shape in expected.items():
             if update.delta[name].shape != shape:
                 raise UpdateRejected(f"{name} has shape {update.delta[name].shape}, expected {shape}")
-
-    def _check_norm(self, update: Update) -> None:
-        norm = l2_norm(update.delta)
-        if norm > self.clip_norm * (1 + CLIP_SLACK):
-            raise UpdateRejected(f"norm is {norm:.6g}, expected at most {self.clip_norm:g}")
 
     def _check_weight(self, update: Update) -> None:
         if not (math.isfinite(update.weight) and 0 < update.weight <= self.max_weight):
@@ -72,9 +68,14 @@ def _check_origin(update: Update, release: Release) -> None:
             raise UpdateRejected(f"{what} is {given[:12]}…, expected {digest[:12]}…")
 
 
-def _check_values(update: Update) -> None:
+def _checked_norm(update: Update) -> float:
+    """The update's norm, if all its values are finite; squares of float32 cannot overflow float64."""
     for name, value in update.delta.items():
         if value.dtype != np.float32:
             raise UpdateRejected(f"{name} has dtype {value.dtype}, expected float32")
-        if not np.isfinite(value).all():
-            raise UpdateRejected(f"{name} has {int((~np.isfinite(value)).sum())} values that are not finite")
+    norm = l2_norm(update.delta)
+    if not math.isfinite(norm):
+        name = next(name for name, value in update.delta.items() if not np.isfinite(value).all())
+        count = int((~np.isfinite(update.delta[name])).sum())
+        raise UpdateRejected(f"{name} has {count} values that are not finite")
+    return norm

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 from ..common.messages import Evaluation, Release, TrainCounters, Update
 from ..common.metrics import DraftCounters
+from .aggregation.rules import Accumulator
 from .gate import Gate
 from .registry import Registry
 from .report import RoundReport
-from .rules import Accumulator
 
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from flwr.supercore import log
 from ..common.errors import FleetError, UpdateRejected
 from ..common.messages import EvaluateTask, Identity, TrainTask
 from ..common.records import decode_evaluation, decode_update, encode_request, tensor_bytes
+from .aggregation.rules import RULES, WEIGHTS
 from .config import ServerConfig
 from .gate import Gate
 from .mailbox import Mailbox
@@ -19,7 +20,6 @@ from .registry import Registry
 from .report import RoundReport
 from .roster import Roster, answers, content
 from .round import Round
-from .rules import RULES, WEIGHTS
 
 OnRound = Callable[[RoundReport], None]
 

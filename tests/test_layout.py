@@ -57,8 +57,9 @@ def parts_of(folder: Path, files: list[Path]) -> set[str]:
     return {f"{folder}/{path.parts[0]}{'/' if len(path.parts) > 1 else ''}" for path in parts}
 
 
-def test_contributing_describes_each_package_and_each_room_of_the_device(files):
-    rooms = {f"{path.parent}/" for path in files if path.match("client/*/__init__.py")}
+def test_contributing_describes_each_package_and_each_room(files):
+    inits = [path for path in files if path.match("client/*/__init__.py") or path.match("server/*/__init__.py")]
+    rooms = {f"{path.parent}/" for path in inits}
     assert {name for name in headings() if name.split("/")[0] in PACKAGES} == {f"{name}/" for name in PACKAGES} | rooms
 
 

@@ -3,14 +3,15 @@
 import pytest
 
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.server.aggregation.rules import RULES
 from fleetdraft.server.config import ServerConfig
 
 
 @pytest.mark.parametrize(
     ("field", "value", "expectation"),
     [
-        ("rule", "mean", "one of fedit, ffa-lora, rolora"),
-        ("weights", "loud", "one of tokens, equal"),
+        ("rule", "mean", f"one of {', '.join(RULES)}"),
+        ("weights", "loud", "one of tokens, examples, equal"),
         ("rounds", -1, "a number >= 0"),
         ("min_updates", 0, "a number >= 1"),
         ("clip_norm", float("nan"), "a number > 0"),
