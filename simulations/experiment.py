@@ -7,9 +7,9 @@ from typing import Any
 from ..client.decoding.options import Options
 from ..client.decoding.sampling import Sampling
 from ..client.learning.learner import LearnerConfig
-from ..client.learning.objective import Objective
 from ..client.learning.trainer import AdamWConfig
 from ..common.errors import ConfigError
+from ..common.objective import Objective
 from ..server.config import ServerConfig
 from .faults import FAULTS
 from .toml import parse, read_toml

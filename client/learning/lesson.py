@@ -1,6 +1,6 @@
 """What one generated text teaches the drafter: its context, with the target's judgement beside each row.
 
-A lesson is the drafter's context of the text (``context.py``). A row that teaches carries the target's distribution
+A lesson is the drafter's context of the text (``common/spelling.py``). A row that teaches carries the target's distribution
 over the next drafter token (``teacher.py``): the K largest, the rest as tail mass. Where the emitted token is an n-gram
 of drafter tokens, the rows along its path carry that path as labels.
 
