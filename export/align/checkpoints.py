@@ -74,6 +74,13 @@ class Checkpoint:
         progress = state["progress"]
         return Progress(step=progress["step"], place=tuple(progress["place"]), wall_s=progress["wall_s"])
 
+    @property
+    def step(self) -> int:
+        """The step that a run would go on from, 0 without a file."""
+        if not self.path.exists():
+            return 0
+        return int(torch.load(self.path, weights_only=True, map_location="cpu", mmap=True)["progress"]["step"])
+
     def discard(self) -> None:
         """Removes the file, once the run's result is written."""
         self.path.unlink(missing_ok=True)
