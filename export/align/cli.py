@@ -1,11 +1,14 @@
 """``fleetdraft align``: builds a base drafter. Running a command imports torch; asking for help does not."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from ...common.losses import DIVERGENCES
 
 if TYPE_CHECKING:
     from .training import Report
@@ -155,6 +158,124 @@ def distill(
         _tell(f"{name}: {done}/{total} shards")
 
     _finish(lambda: run(config, report))
+
+
+@align.command()
+def finetune(
+    drafter: Annotated[Path, typer.Option("--drafter", help="A pre-trained model directory.")],
+    answers: Annotated[list[Path], typer.Option("--answers", help="What align distill wrote; repeat for several.")],
+    target: Annotated[list[Path], typer.Option("--target", help="Model directory to measure with; repeat.")],
+    prompts: Annotated[Path, typer.Option("--prompts", help="Held-out JSONL to measure block efficiency on.")],
+    out: _Out,
+    text: Annotated[list[Path] | None, typer.Option("--text", help="Pre-training text to mix in; repeat.")] = None,
+    field: _Fields = None,
+    text_share: Annotated[
+        float | None, typer.Option("--text-share", help="Of the rows (default: 0.1 with --text, else 0).")
+    ] = None,
+    divergence: Annotated[str, typer.Option("--divergence", metavar="|".join(DIVERGENCES))] = "forward-kl",
+    ngram_weight: Annotated[float, typer.Option("--ngram-weight", help="Lambda of the hybrid loss.")] = 0.2,
+    dynamic_lambda: Annotated[
+        bool, typer.Option("--dynamic-lambda", help="Multiply lambda by the target's probability of each n-gram.")
+    ] = False,
+    beta: Annotated[float, typer.Option("--beta", help="Of the JSD.")] = 0.5,
+    eta: Annotated[float, typer.Option("--eta", help="Of LK.")] = 3.0,
+    samples: Annotated[int, typer.Option("--samples", help="Tokens that tvd++sampled draws in each row.")] = 8,
+    kl_steps: Annotated[int, typer.Option("--kl-steps", help="Steps on forward KL before the divergence.")] = 0,
+    projection: Annotated[str, typer.Option("--projection", metavar="direct|prefix|law")] = "prefix",
+    width: Annotated[int, typer.Option("--width", help="Listed drafter tokens of a teacher row.")] = 16,
+    longest: Annotated[int, typer.Option("--longest", help="Drafter tokens of an answer with its prompt.")] = 256,
+    lora_rank: Annotated[int, typer.Option("--lora-rank", min=0, help="0 trains all weights.")] = 0,
+    lora_alpha: Annotated[int | None, typer.Option("--lora-alpha", help="Twice the rank by default.")] = None,
+    steps: Annotated[int, typer.Option("--steps")] = 2000,
+    batch_rows: Annotated[int, typer.Option("--batch-rows")] = 8,
+    row_tokens: Annotated[int, typer.Option("--row-tokens", help="Of a row of text.")] = 256,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="At its peak (default: 1e-4 with LoRA, else 2e-5).")
+    ] = None,
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps")] = 50,
+    floor: Annotated[float, typer.Option("--floor", help="Last learning rate by the peak; 1 is constant.")] = 0.05,
+    eval_steps: Annotated[int, typer.Option("--eval-steps", help="Steps between two measures.")] = 200,
+    patience: Annotated[int, typer.Option("--patience", help="Measures without a new best that end the run.")] = 3,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Of a measured text.")] = 48,
+    draft_tokens: Annotated[int, typer.Option("--draft-tokens", help="Gamma of the measure.")] = 4,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the measure.")] = 0.0,
+    seed: _Seed = 0,
+    device: _Device = "auto",
+    bf16: _Bf16 = True,
+    threads: _Threads = 0,
+    save_seconds: _SaveS = 120.0,
+) -> None:
+    """Teaches a pre-trained drafter to draft for its targets, and keeps the model of highest block efficiency.
+
+    Ctrl-C saves and stops; the same command goes on.
+
+    Example:
+
+      fleetdraft align finetune --drafter drafter --answers answers --target models/a --target models/b
+      --prompts heldout.jsonl --text corpus/ --divergence tvd++ --kl-steps 200 --out aligned
+    """
+    from ...common.objective import Objective
+    from .block_efficiency import BlockEfficiency
+    from .finetune import FinetuneConfig, Lora
+    from .finetune import finetune as run
+    from .schedule import Schedule
+
+    _set_threads(threads)
+    lora = None
+    if lora_rank:
+        lora = Lora(rank=lora_rank, alpha=2 * lora_rank if lora_alpha is None else lora_alpha)
+    published_rate = 1e-4 if lora else 2e-5
+    config = FinetuneConfig(
+        drafter=drafter,
+        answers=tuple(answers),
+        out=out,
+        texts=tuple(text or ()),
+        fields=tuple(field or ["text"]),
+        text_share=text_share if text_share is not None else 0.1 if text else 0.0,
+        objective=Objective(
+            divergence=divergence,
+            ngram_weight=ngram_weight,
+            dynamic=dynamic_lambda,
+            beta=beta,
+            eta=eta,
+            samples=samples,
+            warmup_steps=kl_steps,
+        ),
+        projection=projection,
+        width=width,
+        longest=longest,
+        lora=lora,
+        schedule=Schedule(
+            steps=steps,
+            batch_rows=batch_rows,
+            row_tokens=row_tokens,
+            peak_rate=published_rate if learning_rate is None else learning_rate,
+            warmup_steps=warmup_steps,
+            weight_decay=0.01,
+            betas=(0.9, 0.999),
+            floor=floor,
+        ),
+        eval_steps=eval_steps,
+        patience=patience,
+        seed=seed,
+        device=device,
+        bf16=bf16,
+        save_s=save_seconds,
+    )
+    measure = BlockEfficiency(
+        targets=tuple(target),
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        draft_tokens=draft_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    _finish(lambda: run(config, measure, _say, _say_measured))
+
+
+def _say_measured(entry: Mapping[str, Any]) -> None:
+    by_name = "  ".join(f"{name} {value:.3f}" for name, value in entry["by_name"].items())
+    _tell(f"step {entry['step']}: block efficiency {entry['mean']:.3f}  ({by_name})")
 
 
 def _set_threads(count: int) -> None:

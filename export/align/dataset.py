@@ -54,7 +54,7 @@ class Text:
 def write_shard(path: Path, texts: Sequence[Text], width: int, job: str) -> None:
     """Writes a shard, whole or not at all."""
     lengths = np.array([0, *(len(text.tokens) for text in texts)], np.int64)
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "prompts": np.array([text.prompt for text in texts], np.int32),
         "temperatures": np.array([text.temperature for text in texts], np.float32),
         "offsets": np.cumsum(lengths),

@@ -117,10 +117,11 @@ def _joined(row: Mapping[str, Any], fields: Sequence[str], where: str) -> str:
     for field in fields:
         value = row.get(field)
         values = value if isinstance(value, list) else [value]
-        if not all(isinstance(each, str) for each in values):
-            known = ", ".join(row)
-            raise UserError(f"{where}: field {field!r} is no text, expected a string or a list of strings; has {known}")
-        texts += values
+        for text in values:
+            if not isinstance(text, str):
+                known = ", ".join(row)
+                raise UserError(f"{where}: field {field!r} is no text, expected a string or strings; there is {known}")
+            texts.append(text)
     return "\n".join(texts)
 
 

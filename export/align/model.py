@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from ...common.errors import ConfigError
 from ...common.shape import DecoderShape
@@ -72,7 +74,9 @@ def trained(directory: Path, device: torch.device, dtype: torch.dtype = torch.fl
       ModelError: not a decoder of a type that bundles are built of.
     """
     DecoderShape.from_directory(directory)
-    return _moved(AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True), device)
+    disable_progress_bar()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    return _moved(model, device)
 
 
 def prepared(model: LlamaForCausalLM, device: torch.device) -> LlamaForCausalLM:
