@@ -14,7 +14,8 @@
 | `teacher_ids`    | int32 (R, K) | for each answered token, the likeliest tokens in descending order      |
 | `teacher_probs`  | float32 (R, K) | their probabilities at temperature 1; what they leave is the tail    |
 
-R is the sum of the answers' lengths. The header's metadata holds `schema` and `job`. It knows no model.
+R is the sum of the answers' lengths. The header's metadata holds `job` alone, a digest of the settings and of this
+schema: two entries would come in any order, and the same shard would have other bytes. It knows no model.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def write_shard(path: Path, texts: Sequence[Text], width: int, job: str) -> None
         "teacher_ids": np.concatenate([np.empty((0, width), np.int32), *(text.teacher_ids for text in texts)]),
         "teacher_probs": np.concatenate([np.empty((0, width), np.float32), *(text.teacher_probs for text in texts)]),
     }
-    write_atomic(path, save(arrays, metadata={"schema": str(SCHEMA), "job": job}))
+    write_atomic(path, save(arrays, metadata={"job": job}))
 
 
 def shard_job(path: Path) -> str:

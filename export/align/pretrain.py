@@ -230,6 +230,7 @@ def _finish(
         "job": job,
         "steps": progress.step,
         "tokens": progress.step * config.schedule.batch_tokens,
+        "vocab_size": tokenizer.words.vocab_size,
         "parameters": sum(p.numel() for p in model.parameters()),
         "validation_nats_per_token": None if math.isnan(loss) else loss,
         "wall_s": round(progress.wall_s, 1),

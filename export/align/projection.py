@@ -33,6 +33,9 @@ from .dataset import Text
 PROJECTIONS = ("direct", "prefix", "law")
 
 Integers = NDArray[np.int64]
+View = tuple[Integers, NDArray[np.float64]]
+"""Drafter tokens and their masses, (n,) each; a token may come several times."""
+NOTHING: View = (np.empty(0, np.int64), np.empty(0))
 
 
 class PathTable:
@@ -119,47 +122,47 @@ class Projector:
             starts.append(len(tokens))
             tokens += self._spelling(token)
         masses = [_Masses(self._table, *row) for row in zip(text.teacher_ids, text.teacher_probs, strict=True)]
-        teachers = self._listed(self._entries(answered, starts, masses, len(tokens)))
+        teachers = self._listed(self._views(answered, starts, masses, len(tokens)))
         likelihoods = self._likelihoods(answered, starts, masses)
         return self._put_together(np.array(tokens, np.int64), teachers, likelihoods)
 
-    def _entries(
+    def _views(
         self, answered: Sequence[int], starts: Sequence[int], masses: Sequence[_Masses], end: int
-    ) -> Iterator[tuple[int, Integers, NDArray[np.float64]]]:
-        """(row, drafter tokens, their masses); a row may come twice, and then both count."""
-        stop, children = 1.0, _NOTHING
+    ) -> Iterator[tuple[int, View]]:
+        """Rows and what they say; of two on one row, between which no drafter token is, the later counts."""
+        stop, children = 1.0, NOTHING
         for token, start, mass in zip(answered, starts, masses, strict=True):
             path = self._table.path(token)
             if self._projection == "direct":
-                if len(path) == 1:
-                    yield start - 1, *mass.single()
+                yield start - 1, mass.single() if len(path) == 1 else NOTHING
                 continue
             roots, weights = mass.below(())
-            yield start - 1, roots, weights * stop
-            if self._projection == "law":
-                yield start - 1, *children
-                for depth in range(1, len(path)):
-                    yield start - 1 + depth, *mass.ahead(path[:depth])[1]
-                stop, children = mass.ahead(path)
-        yield end - 1, *children
+            if self._projection == "prefix":
+                yield start - 1, (roots, weights)
+                continue
+            yield start - 1, (np.append(roots, children[0]), np.append(weights * stop, children[1]))
+            for depth in range(1, len(path)):
+                yield start - 1 + depth, mass.ahead(path[:depth])[1]
+            stop, children = mass.ahead(path)
+        yield end - 1, children
 
-    def _listed(
-        self, entries: Iterator[tuple[int, Integers, NDArray[np.float64]]]
-    ) -> dict[int, tuple[Integers, NDArray[np.float64]]]:
+    def _listed(self, views: Iterator[tuple[int, View]]) -> dict[int, View]:
         """By row, the drafter tokens with the largest masses, in descending order."""
-        parts = [(np.full(len(tokens), row), tokens, masses) for row, tokens, masses in entries if row >= 0]
-        rows, tokens, masses = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else _NO_ENTRIES
+        said = {row: view for row, view in views if len(view[0])}
+        if not said:
+            return {}
+        rows = np.repeat(list(said), [len(tokens) for tokens, _ in said.values()])
+        tokens, masses = (np.concatenate(column) for column in zip(*said.values(), strict=True))
         keys, which = np.unique(rows * self._outcomes + tokens, return_inverse=True)
         sums: NDArray[np.float64] = np.bincount(which, weights=masses, minlength=len(keys)).astype(np.float64)
         keys, sums = keys[sums > 0], sums[sums > 0]
         order = np.lexsort((-sums, keys // self._outcomes))
         keys, sums = keys[order], sums[order]
         found, firsts = np.unique(keys // self._outcomes, return_index=True)
-        ends = [*firsts[1:], len(keys)]
-        most = [(first, min(end, first + self._width)) for first, end in zip(firsts, ends, strict=True)]
-        listed = dict[int, tuple[Integers, NDArray[np.float64]]]()
-        for row, (first, end) in zip(found, most, strict=True):
-            listed[int(row)] = keys[first:end] % self._outcomes, sums[first:end]
+        listed = dict[int, View]()
+        for row, first, end in zip(found, firsts, [*firsts[1:], len(keys)], strict=True):
+            most = slice(first, min(end, first + self._width))
+            listed[int(row)] = keys[most] % self._outcomes, sums[most]
         return listed
 
     def _likelihoods(
@@ -176,7 +179,7 @@ class Projector:
     def _put_together(
         self,
         tokens: Integers,
-        teachers: dict[int, tuple[Integers, NDArray[np.float64]]],
+        teachers: dict[int, View],
         likelihoods: dict[int, float],
     ) -> DraftText:
         first = max(0, len(tokens) - self._longest)
@@ -199,10 +202,6 @@ class Projector:
         )
 
 
-_NOTHING: tuple[Integers, NDArray[np.float64]] = (np.empty(0, np.int64), np.empty(0))
-_NO_ENTRIES = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-
-
 class _Masses:
     """One teacher row along the paths: ids and probs (K,) of target tokens."""
 
@@ -210,28 +209,28 @@ class _Masses:
         self._ids = ids
         self._paths, self._lengths, self._probs = table.paths[ids], table.lengths[ids], probs.astype(np.float64)
 
-    def single(self) -> tuple[Integers, NDArray[np.float64]]:
+    def single(self) -> View:
         """What are single drafter tokens."""
         one = self._lengths == 1
         return self._paths[one, 0], self._probs[one]
 
-    def below(self, node: tuple[int, ...]) -> tuple[Integers, NDArray[np.float64]]:
+    def below(self, node: tuple[int, ...]) -> View:
         """The next drafter tokens of what goes on behind ``node``; a token may come several times."""
         on = self._at(node) & (self._lengths > len(node))
-        return self._paths[on, len(node)] if on.any() else _NOTHING[0], self._probs[on]
+        return self._paths[on, len(node)] if on.any() else NOTHING[0], self._probs[on]
 
-    def ahead(self, node: tuple[int, ...]) -> tuple[float, tuple[Integers, NDArray[np.float64]]]:
+    def ahead(self, node: tuple[int, ...]) -> tuple[float, View]:
         """The probability that a token ends at ``node``, given that it comes there, and what goes on, likewise.
 
         (1, nothing) where nothing goes on, or where p never comes.
         """
         if not node:
-            return 1.0, _NOTHING
+            return 1.0, NOTHING
         tokens, masses = self.below(node)
         own = float(self._probs[self._at(node) & (self._lengths == len(node))].sum())
         mass = own + float(masses.sum())
         if not len(tokens) or mass <= 0:
-            return 1.0, _NOTHING
+            return 1.0, NOTHING
         return own / mass, (tokens, masses / mass)
 
     def of(self, token: int) -> float:
