@@ -45,7 +45,7 @@ from .pretrain import RECORD, finished, validation_loss, write_model
 from .projection import PROJECTIONS, Projector
 from .rows import inputs_and_labels
 from .schedule import Schedule
-from .training import Job, Report, Watch, train
+from .training import Job, Report, Watch, stop_requests, train_until
 
 _ADAPTER = "adapter"
 
@@ -228,9 +228,12 @@ class _Tuning:
             checkpoint=self.checkpoint,
             bf16=self._config.bf16,
         )
-        self._progress = train(work, watch, Progress(), goal)
-        if self._progress.step < goal:
-            raise Stopped(f"stopped at step {self._progress.step} of {goal}; the same command goes on")
+        with stop_requests() as stop:
+            self._progress = train_until(work, watch, Progress(), goal, stop)
+        if stop.is_set():
+            raise Stopped(
+                f"stopped at step {self._progress.step} of {self._config.schedule.steps}; the same command goes on"
+            )
 
     def candidate(self, step: int) -> Path:
         """The model at a step as a directory."""

@@ -79,13 +79,21 @@ class Watch:
     save_s: float = 120.0
 
 
-def train(job: Job[Batch], watch: Watch, start: Progress, until: int | None = None) -> Progress:
-    """Trains from the checkpoint, or without one from `start`, to the step `until` or the schedule's last.
+def train(job: Job[Batch], watch: Watch, start: Progress) -> Progress:
+    """Trains from the checkpoint, or without one from `start`, to the schedule's last step; Ctrl-C and SIGTERM stop it.
+
+    Guarantees, returns and raises: as `train_until`.
+    """
+    with stop_requests() as stop:
+        return train_until(job, watch, start, job.schedule.steps, stop)
+
+
+def train_until(job: Job[Batch], watch: Watch, start: Progress, goal: int, stop: Event) -> Progress:
+    """Trains from the checkpoint, or without one from `start`, to a step, unless `stop` is set before.
 
     Guarantees:
-      - A run that is interrupted (Ctrl-C, SIGTERM or a kill) and started again takes the same steps on the same
-        batches as one that is not.
-      - On Ctrl-C and SIGTERM the checkpoint holds the last finished step.
+      - A run that is stopped or killed and started again takes the same steps on the same batches as one that is not.
+      - When it is stopped the checkpoint holds the last finished step.
 
     Returns:
       The progress at the last step done; `step` is below the goal if the run was told to stop.
@@ -94,26 +102,24 @@ def train(job: Job[Batch], watch: Watch, start: Progress, until: int | None = No
       CheckpointForeign: the checkpoint is of another job.
       TrainingError: a loss is not finite; the checkpoint is of an earlier step.
     """
-    schedule, goal = job.schedule, job.schedule.steps if until is None else min(until, job.schedule.steps)
-    optimizer = _optimizer(job.model, schedule)
+    optimizer = _optimizer(job.model, job.schedule)
     progress = job.checkpoint.restore(job.model, optimizer, start)
     job.model.train()
     clock = _Clock(watch, progress)
-    with stop_requests() as stop:
-        for place, batch in islice(job.batches(progress.place), max(0, goal - progress.step)):
-            losses = _step(job, optimizer, batch, progress.step)
-            progress = Progress(step=progress.step + 1, place=place, wall_s=clock.wall_s())
-            is_end = progress.step == goal or stop.is_set()
-            clock.observe(losses["loss"])
-            watch.step(progress.step, losses)
-            if clock.is_save_due() or is_end:
-                job.checkpoint.save(progress, job.model, optimizer)
-                clock.validation = _validation(job.model, watch)
-                watch.saved(progress.step, clock.validation)
-            if clock.is_report_due() or is_end:
-                watch.report(clock.report(progress, schedule))
-            if is_end:
-                break
+    for place, batch in islice(job.batches(progress.place), max(0, goal - progress.step)):
+        losses = _step(job, optimizer, batch, progress.step)
+        progress = Progress(step=progress.step + 1, place=place, wall_s=clock.wall_s())
+        is_end = progress.step == goal or stop.is_set()
+        clock.observe(losses["loss"])
+        watch.step(progress.step, losses)
+        if clock.is_save_due() or is_end:
+            job.checkpoint.save(progress, job.model, optimizer)
+            clock.validation = _validation(job.model, watch)
+            watch.saved(progress.step, clock.validation)
+        if clock.is_report_due() or is_end:
+            watch.report(clock.report(progress, job.schedule))
+        if is_end:
+            break
     return progress
 
 
