@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,6 +106,7 @@ def pretrain(
         compile=compile_layers,
         save_s=save_seconds,
     )
+    _tell_metrics(config.work)
     _finish(lambda: run(config, _say))
 
 
@@ -157,7 +159,7 @@ def distill(
     def report(name: str, done: int, total: int) -> None:
         _tell(f"{name}: {done}/{total} shards")
 
-    _finish(lambda: run(config, report))
+    _finish(lambda: {name: value for name, value in run(config, report).items() if name != "prompts"})
 
 
 @align.command()
@@ -216,6 +218,8 @@ def finetune(
     """
     from ...common.objective import Objective
     from .block_efficiency import BlockEfficiency
+    from .dataset import check_unseen
+    from .distill import read_prompts
     from .finetune import FinetuneConfig, Lora
     from .finetune import finetune as run
     from .schedule import Schedule
@@ -262,6 +266,7 @@ def finetune(
         bf16=bf16,
         save_s=save_seconds,
     )
+    check_unseen(read_prompts(prompts), config.answers)
     measure = BlockEfficiency(
         targets=tuple(target),
         prompts=prompts,
@@ -270,7 +275,13 @@ def finetune(
         temperature=temperature,
         seed=seed,
     )
+    _tell_metrics(config.work)
     _finish(lambda: run(config, measure, _say, _say_measured))
+
+
+def _tell_metrics(folder: Path) -> None:
+    board = f"tensorboard --logdir {folder}" if find_spec("tensorboard") else "TensorBoard is not installed"
+    _tell(f"metrics: {folder / 'metrics.jsonl'} ({board})")
 
 
 def _say_measured(entry: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A distillation set on disk: what targets answered, with teacher rows in *target* tokens, so that it fits any drafter.
 
-    OUT/manifest.json            settings, digests and counts; written last
+    OUT/manifest.json            settings, digests of prompts and files, counts; written last
     OUT/TARGET/                  tokenizer.json and what names its roles
     OUT/TARGET/shard-00000.safetensors …
 
@@ -20,6 +20,7 @@ schema: two entries would come in any order, and the same shard would have other
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from ...common.errors import ModelError
+from ...common.errors import ModelError, UserError
 from ...common.files import read_json, sha256_file, write_atomic
 
 MANIFEST = "manifest.json"
@@ -126,13 +127,35 @@ def read_dataset(directory: Path) -> list[Shards]:
     Raises:
       ModelError: no finished distillation set, one of another schema, or a file that is missing or damaged.
     """
+    return [_shards(directory / name, entry) for name, entry in _manifest(directory)["targets"].items()]
+
+
+def prompt_digest(prompt: str) -> str:
+    """Tells a prompt in a manifest, which does not quote it."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:24]
+
+
+def check_unseen(prompts: Sequence[str], directories: Sequence[Path]) -> None:
+    """Returns if no prompt was answered in one of the sets.
+
+    Raises:
+      UserError: some were; measured on them, a drafter would look better than it is.
+      ModelError: as `read_dataset`.
+    """
+    answered = {digest for directory in directories for digest in _manifest(directory)["prompts"]}
+    seen = sum(prompt_digest(prompt) in answered for prompt in prompts)
+    if seen:
+        raise UserError(f"{seen} of {len(prompts)} held-out prompts were distilled from, expected none of them")
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise ModelError(f"{directory} is no finished distillation set: no {MANIFEST}; run fleetdraft align distill")
     manifest: dict[str, Any] = read_json(path)
     if manifest.get("schema") != SCHEMA:
         raise ModelError(f"{path}: schema is {manifest.get('schema')!r}, this version reads {SCHEMA}; distil again")
-    return [_shards(directory / name, entry) for name, entry in manifest["targets"].items()]
+    return manifest
 
 
 def _shards(directory: Path, entry: dict[str, Any]) -> Shards:

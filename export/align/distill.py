@@ -24,7 +24,7 @@ from ...common.errors import ConfigError, ModelError, UserError
 from ...common.files import read_json, sha256_file, write_json
 from ...common.shape import DecoderShape
 from ...common.vocabulary import Vocabulary
-from .dataset import MANIFEST, SCHEMA, Text, read_shard, shard_job, write_shard
+from .dataset import MANIFEST, SCHEMA, Text, prompt_digest, read_shard, shard_job, write_shard
 from .documents import json_lines
 from .errors import Stopped
 from .generation import Answer, Request, Sampling, answers
@@ -231,7 +231,7 @@ def _write_manifest(config: DistillConfig, texts: Sequence[str], job: str) -> di
     manifest = {
         "schema": SCHEMA,
         "job": job,
-        "prompts": len(texts),
+        "prompts": [prompt_digest(text) for text in texts],
         "temperatures": list(config.temperatures),
         "sampling": asdict(config.sampling),
         "seed": config.seed,

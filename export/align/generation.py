@@ -77,8 +77,8 @@ def answers(
         logits = batch.logits()
         probs, ids = torch.softmax(logits, -1).topk(min(sampling.width, logits.shape[-1]))
         drawn = _drawn(logits, [requests[at] for at in running], [len(open_[at].tokens) for at in running], sampling)
-        for row, at in enumerate(running):
-            open_[at].add(int(drawn[row]), ids[row].cpu().numpy(), probs[row].cpu().numpy())
+        for at, *row in zip(running, drawn.tolist(), ids.cpu().numpy(), probs.cpu().numpy(), strict=True):
+            open_[at].add(*row)
         kept = [row for row, at in enumerate(running) if not open_[at].ended(ends)]
         running = [running[row] for row in kept]
         batch.go_on(drawn, kept)

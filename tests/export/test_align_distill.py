@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from fleetdraft.common.errors import ConfigError, ModelError, UserError
 from fleetdraft.export.align import distill as module
-from fleetdraft.export.align.dataset import MANIFEST, read_dataset, read_shard
+from fleetdraft.export.align.dataset import MANIFEST, check_unseen, read_dataset, read_shard
 from fleetdraft.export.align.distill import DistillConfig, distill
 from fleetdraft.export.align.errors import Stopped
 from fleetdraft.export.align.generation import Request, Sampling, answers
@@ -127,7 +127,7 @@ def test_an_answer_ends_at_its_end_token_at_the_limit_or_where_the_context_is_fu
 def test_the_set_holds_each_answer_once(config) -> None:
     manifest = distill(config, ignore)
     unique = list(dict.fromkeys(PROMPTS))
-    assert manifest["prompts"] == len(unique)
+    assert len(manifest["prompts"]) == len(unique)
     for shards in read_dataset(config.out):
         texts = list(shards.texts())
         assert [text.prompt for text in texts] == sorted(text.prompt for text in texts)
@@ -210,6 +210,13 @@ def test_a_set_of_other_settings_or_of_something_else_is_not_touched(config, tmp
     (tmp_path / "else" / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         distill(replace(config, out=tmp_path / "else"), ignore)
+
+
+def test_a_held_out_prompt_that_was_distilled_from_is_told(config) -> None:
+    distill(config, ignore)
+    check_unseen(["a wolf"], [config.out])
+    with pytest.raises(UserError, match="1 of 2 held-out prompts were distilled from"):
+        check_unseen(["a wolf", "hens"], [config.out])
 
 
 def test_a_damaged_shard_is_told(config) -> None:
