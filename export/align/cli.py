@@ -1,6 +1,7 @@
 """``fleetdraft align``: builds a base drafter. Running a command imports torch; asking for help does not."""
 
 import json
+import math
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -311,9 +312,10 @@ def _finish(run: Any) -> None:
 
 def _say(report: "Report") -> None:
     minutes, seconds = divmod(round(report.remaining_s), 60)
+    validation = "" if math.isnan(report.validation) else f"validation {report.validation:.3f}  "
     _tell(
-        f"step {report.step}/{report.steps}  loss {report.loss:.3f}  validation {report.validation:.3f}  "
-        f"rate {report.rate:.2e}  {report.tokens_per_s:,.0f} tokens/s  {minutes}:{seconds:02} left"
+        f"step {report.step}/{report.steps}  loss {report.loss:.3f}  {validation}rate {report.rate:.2e}  "
+        f"{report.steps_per_s:.2f} steps/s  {minutes}:{seconds:02} left"
     )
 
 

@@ -57,7 +57,7 @@ class Report:
     steps: int
     loss: float
     validation: float
-    tokens_per_s: float
+    steps_per_s: float
     remaining_s: float
     rate: float
 
@@ -213,7 +213,7 @@ class _Clock:
             steps=schedule.steps,
             loss=math.nan if self._loss is None else self._loss,
             validation=self.validation,
-            tokens_per_s=steps_per_s * schedule.batch_tokens,
+            steps_per_s=steps_per_s,
             remaining_s=(schedule.steps - progress.step) / steps_per_s,
             rate=schedule.rate(progress.step),
         )

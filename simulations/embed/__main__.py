@@ -116,7 +116,7 @@ def _say(model: str, layers: int, report: Report) -> None:
     minutes, seconds = divmod(round(report.remaining_s), 60)
     console.print(
         f"{model}  {layers} layers  step {report.step}/{report.steps}  loss {report.loss:.3f}  "
-        f"validation {report.validation:.3f}  rate {report.rate:.2e}  {report.tokens_per_s:.0f} tokens/s  "
+        f"validation {report.validation:.3f}  rate {report.rate:.2e}  {report.steps_per_s:.2f} steps/s  "
         f"{minutes}:{seconds:02} left"
     )
 

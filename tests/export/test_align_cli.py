@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from fleetdraft.common.bundle import BundleManifest
 from fleetdraft.common.errors import ConfigError, UserError
 from fleetdraft.export import cli
+from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.cli import align
 
 HEAVY = ("torch", "transformers", "onnx", "peft")
@@ -59,6 +62,26 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
     assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
     run(cli.bundle, "build", "--drafter", tmp_path / "aligned", "--target", target, "--out", tmp_path / "bundle")
     assert BundleManifest.read(tmp_path / "bundle").targets[0].name == target.name
+
+
+@pytest.mark.slow
+def test_a_killed_pretraining_ends_with_the_weights_of_a_whole_one(text, tmp_path) -> None:
+    """SIGKILL, in a process of its own, between two checkpoints or within one."""
+    words = ["pretrain", "--text", text, "--vocab-size", 512, "--steps", 120, "--save-seconds", 0.1, *SMALL]
+    command = [sys.executable, "-c", "from fleetdraft.export.align.cli import align; align()", *map(str, words)]
+    checkpoint = tmp_path / "parts/training/checkpoint.pt"
+    with subprocess.Popen([*command, "--out", str(tmp_path / "parts")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < Checkpoint(path=checkpoint, job="").step < 120
+    for out in ("parts", "whole"):
+        run(align, *words, "--out", tmp_path / out)
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("parts", "whole")]
+    assert weights[0] == weights[1]
 
 
 def test_prompts_that_were_distilled_from_are_no_measure(tiny_model, tmp_path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,21 @@ def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line, messag
     (tmp_path / "a.jsonl").write_text(f'{{"text": "x"}}\n{line}\n', encoding="utf-8")
     with pytest.raises(UserError, match=rf"a\.jsonl:2: .*{message}"):
         list(documents([tmp_path / "a.jsonl"]))
+
+
+@pytest.mark.skipif(find_spec("datasets") is None, reason="the package datasets is not installed")
+def test_documents_are_read_from_a_saved_data_set(tmp_path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "saved"))
+    assert list(documents([tmp_path / "saved"])) == ["one", "two"]
+
+
+@pytest.mark.skipif(find_spec("datasets") is not None, reason="the package datasets is installed")
+def test_a_saved_data_set_without_the_package_to_read_it_is_told(tmp_path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match="is a saved data set; to read it: pip install datasets"):
+        list(documents([tmp_path]))
 
 
 def test_a_missing_source_is_told(tmp_path) -> None:
