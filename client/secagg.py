@@ -1,6 +1,6 @@
 """The device's part in secure aggregation: four answers, each given once. It knows no transport; see common/secagg.py.
 
-Imported by ``app.py`` only: it needs Flower's cryptography, which the base install does not have.
+Reached through ``app.py`` only: it needs Flower's cryptography, which the base install does not have.
 """
 
 import hashlib
@@ -172,13 +172,26 @@ class SecAggClient:
             key_shares=tuple(keys[peer] for peer in request.dropped),
         )
 
-    def _enter(self, stage: str, session: bytes) -> Secrets:
-        """The secrets for a stage, forgotten before anything else can fail: only success brings the next stage."""
+    def check(self, stage: str, session: bytes) -> None:
+        """Returns if a request for this stage may come now.
+
+        Raises:
+          SecAggError: it is out of turn, or of another session.
+        """
         if session != self.setup.session:
             raise SecAggError("the request is of another session")
         if self.secrets.stage != stage:
             raise SecAggError(f"the request is for stage {stage!r}, expected {self.secrets.stage!r}")
-        secrets, self.secrets = self.secrets, Secrets(stage=DONE)
+
+    def leave(self) -> None:
+        """Forgets all secrets of the round and answers nothing any more."""
+        self.secrets = Secrets(stage=DONE)
+
+    def _enter(self, stage: str, session: bytes) -> Secrets:
+        """The secrets for a stage, forgotten before anything else can fail: only success brings the next stage."""
+        self.check(stage, session)
+        secrets = self.secrets
+        self.leave()
         return secrets
 
     def _check_peers(self, peers: tuple[int, ...], known: Collection[int]) -> None:

@@ -16,6 +16,44 @@ FleetdraftError            anything this project raises on purpose
 └── FleetError             a fleet run that cannot go on: too few devices, or its engine failed
 """
 
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a device's answer does not count, as a code to be counted; the sentence beside it says the rest."""
+
+    SILENT = "silent"
+    """No answer within the time."""
+    LATE = "late"
+    """Enough answers had come before."""
+    DUPLICATE = "duplicate"
+    """The same request was answered before; the first answer counts."""
+    TRANSPORT = "transport"
+    """The transport failed, also when it was tried again."""
+    DEVICE_ERROR = "device-error"
+    """The device answered that it failed."""
+    MALFORMED = "malformed"
+    """No message of ours, or tensors of other names or dtypes."""
+    FINGERPRINT = "wrong-fingerprint"
+    """Another base, layout or release."""
+    STALE = "stale"
+    """From a release that is too far behind."""
+    FROZEN = "frozen"
+    """A factor was trained that this round leaves as it is."""
+    RANK = "rank"
+    """A tensor of another shape."""
+    NOT_FINITE = "not-finite"
+    NORM = "norm"
+    """Larger than the clip allows."""
+    WEIGHT = "weight"
+    """Nothing was learned from, or more than a device can have."""
+    DROPPED_OUT = "dropped-out"
+    """Of secure aggregation; the sentence names the stage."""
+    ABORTED = "aborted"
+    """Secure aggregation ended without a sum."""
+    UNKNOWN = "unknown-device"
+    """It did not say hello, or under a name that is taken."""
+
 
 class FleetdraftError(Exception):
     """Root of the tree."""
@@ -60,7 +98,11 @@ class TrainingError(FleetdraftError):
 
 
 class UpdateRejected(FleetdraftError):
-    """An update that the gate does not let in; the message is the reason."""
+    """An update that the gate does not let in; the message is the reason, ``code`` its kind."""
+
+    def __init__(self, message: str, code: Reason = Reason.MALFORMED) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RegistryError(FleetdraftError):

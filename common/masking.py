@@ -14,6 +14,7 @@ import base64
 from collections.abc import Sequence
 
 import numpy as np
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -56,6 +57,20 @@ def public_of(private: PrivateKey) -> bytes:
     return public_key_to_bytes(private.public_key())
 
 
+def check_public(public: bytes) -> None:
+    """Returns if the bytes are a public key on our curve.
+
+    Raises:
+      SecAggError: they are something else.
+    """
+    try:
+        if bytes_to_public_key(public).curve.name == ec.SECP384R1.name:
+            return
+    except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
+        raise SecAggError(f"not a public key ({type(error).__name__})") from error
+    raise SecAggError(f"a public key of another curve, expected {ec.SECP384R1.name}")
+
+
 def agree(private: PrivateKey, public: bytes) -> bytes:
     """The 32 bytes that only the owners of the two key pairs can compute.
 
@@ -64,7 +79,7 @@ def agree(private: PrivateKey, public: bytes) -> bytes:
     """
     try:
         return base64.urlsafe_b64decode(generate_shared_key(private, bytes_to_public_key(public)))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise SecAggError(f"a peer's public key is unusable ({type(error).__name__})") from error
 
 

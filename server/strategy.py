@@ -1,173 +1,236 @@
-"""Our Flower strategy: sampled rounds with deadlines, a gate before the aggregate, releases in a registry."""
+"""Our rounds on Flower's Grid: devices train, a gate stands before the aggregate, releases go into a registry."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import asdict
 from logging import INFO
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import MessageType
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 from flwr.supercore import log
 
-from ..common.errors import FleetError, UpdateRejected
-from ..common.messages import EvaluateTask, Identity, TrainTask
-from ..common.records import decode_evaluation, decode_update, encode_request, tensor_bytes
-from .aggregation.rules import RULES, WEIGHTS
+from ..common.errors import BudgetSpent, FleetError, RegistryError, UpdateRejected
+from ..common.messages import EvaluateTask
+from ..common.records import encode_request, tensor_bytes
+from .aggregation.aggregate import Aggregate, Carried
+from .async_rounds import AsyncRounds
 from .config import ServerConfig
+from .exchange import Exchange
 from .gate import Gate
+from .intake import measure
 from .mailbox import Mailbox
-from .registry import Registry
+from .privacy.protection import Protection
+from .registry.registry import Registry
 from .report import RoundReport
-from .roster import Roster, answers, content
+from .resumption import Resumption, journal_of, resumption
+from .roster import Nodes, Roster
 from .round import Round
+from .round_journal import Entry, Stage
+from .sync_rounds import SyncRounds, cohort, task_of
 
 OnRound = Callable[[RoundReport], None]
-
-#: A request outlives our waiting a little, so that a late answer finds its question and is dropped in silence.
-_TTL_SLACK_S = 5.0
+OnStop = Callable[[str], None]
 
 
-class FleetStrategy(Strategy):
-    """Flower's round loop with our verbs; ``run`` starts it where the registry left off.
+class FleetStrategy:
+    """The rounds of a federation; ``run`` starts where the last server stopped.
 
     Guarantees:
       - A round ends within ``timeout_s`` (twice that, if it evaluates) whatever devices do: a reply that is an error,
-        malformed, refused by the gate, late or missing costs its sender the round, is reported with the reason, and
+        malformed, refused by the gate, late or missing costs its sender the round, is counted with the reason, and
         disturbs nobody else.
-      - Who is asked depends on the seed, the round and the devices' names only.
-      - A server killed at any moment resumes at the round it was in.
-
-    Releases live in the registry: the ``arrays`` that Flower passes from verb to verb are empty.
+      - Who is asked depends on the seed, the round and the devices' names only; with differential privacy, on a key of
+        the operator instead of the seed.
+      - A run whose privacy budget is spent ends before the round that would exceed it, as if that had been its last.
+      - A server killed at any moment resumes in the round it was in, with every update it had taken in; only devices
+        that had not answered are asked again. Its report may be given to ``on_round`` a second time. Secure
+        aggregation begins anew, since nothing is known before the sum.
     """
 
-    def __init__(self, config: ServerConfig, registry: Registry, on_round: OnRound = lambda report: None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        on_round: OnRound = lambda report: None,
+        on_stop: OnStop = lambda reason: None,
+    ) -> None:
         self._config = config
         self._registry = registry
         self._on_round = on_round
-        self._rule = RULES[config.rule]
+        self._on_stop = on_stop
+        self._protection: Protection
+        self._journal = journal_of(registry)
+        self._settings = _settings(config)
         self._roster = Roster()
-        self._refused: dict[str, str] = {}
-        self._asked: list[tuple[Message, Identity]] = []
-        self._first_round = 1
-        self._round: Round
+        self._refused: dict[str, UpdateRejected] = {}
+        self._tasks: dict[str, int] = {}
 
-    def run(self, grid: Grid, start_round: int | None = None) -> None:
-        """Runs the rounds from ``start_round`` (default: the one after the registry's head) to ``config.rounds``.
+    def next_round(self) -> int:
+        """The number of the round that ``run`` would begin with."""
+        return self._resumption().number
+
+    def run(self, grid: Grid) -> None:
+        """Runs the rounds that are left, up to ``config.rounds``.
 
         Raises:
+          ConfigError: the round in progress was begun with other settings, or differential privacy would not cover the
+            releases that are there.
           FleetError: too few devices joined for any round to succeed, or the run was told to stop.
           RegistryError: the registry cannot be used.
         """
-        self._first_round = self._registry.lineage().round + 1 if start_round is None else start_round
-        left = self._config.rounds - self._first_round + 1
-        if left <= 0:
+        resumed = self._resumption()
+        if resumed.number > self._config.rounds:
             return
+        log(INFO, "%s", self._config)
+        self._protection = Protection(self._config, self._registry)
         mailbox = Mailbox(grid)
         self._gather(mailbox, self._config.expected_clients)
         self._check_joined()
-        self.start(mailbox, ArrayRecord(), num_rounds=left, timeout=self._config.timeout_s)
+        collect = self._collector(mailbox)
+        try:
+            for number in range(resumed.number, self._config.rounds + 1):
+                log(INFO, "[ROUND %s/%s]", number, self._config.rounds)
+                self._gather(mailbox, expected=0)
+                self._play(mailbox, number, resumed.entry if number == resumed.number else None, collect)
+        except BudgetSpent as error:
+            log(INFO, "stopped: budget: %s", error)
+            self._on_stop(f"budget: {error}")
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Opens the round and writes to its sample."""
-        number = self._first_round + server_round - 1
-        self._gather(grid, expected=0)
-        cohort = self._roster.sample(self._config.clients_per_round, np.random.default_rng([self._config.seed, number]))
-        self._round = self._open(number, cohort)
-        task = TrainTask(
-            round=number,
-            seed=self._config.seed,
-            factors=self._rule.factors_in(number),
+    def _resumption(self) -> Resumption:
+        entry = self._journal.load()
+        self._tasks |= entry.tasks if entry else {}
+        return resumption(self._registry, entry, self._settings)
+
+    def _collector(self, grid: Grid) -> Callable[[Round], None]:
+        """What asks devices to train and takes in their updates."""
+        if self._config.asynchronous:
+            return AsyncRounds(self._config, self._roster, self._keep, self._tasks, grid).collect
+        if self._config.secure_aggregation is not None:
+            return lambda opened: self._sum(grid, opened)
+        rounds = SyncRounds(self._config, self._roster, self._draw, self._keep)
+        return lambda opened: rounds.collect(grid, opened)
+
+    def _draw(self, number: int) -> Nodes:
+        if self._config.privacy is not None:
+            return self._protection.draw(self._roster.nodes(), number)
+        return self._roster.sample(self._config.sampled, np.random.default_rng([self._config.seed, number]))
+
+    def _sum(self, grid: Grid, opened: Round) -> None:
+        """Takes in the sum of the cohort's updates, unless it was before a kill."""
+        if opened.report().accepted:
+            return
+        nodes = cohort(opened, self._roster, self._draw)
+        for _, identity in nodes:
+            opened.asked(identity.client, 0)
+        self._keep(opened)
+        self._protection.sum(grid, opened, nodes, task_of(self._config, opened.number))
+        self._keep(opened)
+
+    def _play(self, grid: Grid, number: int, entry: Entry | None, collect: Callable[[Round], None]) -> None:
+        """One round from its sample, or from where it was, to its report."""
+        opened = self._open(number, entry)
+        if entry is None or entry.stage == Stage.TRAINING:
+            self._protection.pay(opened, len(self._roster.nodes()))
+            collect(opened)
+            self._protection.publish(opened)
+        self._keep(opened, Stage.EVALUATING)
+        if self._config.evaluates(number) and not self._judged(entry):
+            self._evaluate(grid, opened)
+            opened.judge(self._registry, self._config.canary)
+        self._on_round(opened.report())
+        self._keep(opened, Stage.CLOSED)
+
+    def _open(self, number: int, entry: Entry | None) -> Round:
+        release, aggregation = self._registry.head(), self._config.aggregation
+        gate = Gate(
+            factors=aggregation.kind.factors_in(number),
             clip_norm=self._config.clip_norm,
-            timeout_s=self._config.timeout_s,
+            mixed_ranks=aggregation.kind.mixed_ranks,
+            behind=self._behind(),
+            max_staleness=self._config.max_staleness,
         )
-        return self._ask(MessageType.TRAIN, task, cohort)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Folds updates in as they arrive, then publishes the new release."""
-        self._sort(
-            replies, lambda records, sender: self._round.take(decode_update(records, sender)), self._round.exclude
-        )
-        self._round.publish(self._registry, self._config.rule, self._config.min_updates)
-        return None, None
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Asks all devices to measure the new release, in the rounds that evaluate."""
-        task = EvaluateTask(round=self._round.number, seed=self._config.seed, timeout_s=self._config.timeout_s)
-        everyone = self._roster.nodes() if self._config.evaluates(self._round.number) else []
-        return self._ask(MessageType.EVALUATE, task, everyone)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Sums the figures and closes the round."""
-        self._sort(
-            replies, lambda records, sender: self._round.measure(decode_evaluation(records, sender)), self._round.miss
-        )
-        self._on_round(self._round.report())
-        return None
-
-    def summary(self) -> None:
-        """Logs the settings."""
-        log(INFO, "%s", self._config)
-
-    def _gather(self, grid: Grid, expected: int) -> None:
-        self._refused |= self._roster.gather(grid, expected, self._config.join_timeout_s)
-
-    def _check_joined(self) -> None:
-        joined = len(self._roster.nodes())
-        if joined < self._config.min_updates:
-            reasons = "; ".join(f"{node}: {reason}" for node, reason in self._refused.items())
-            raise FleetError(
-                f"{joined} devices joined within {self._config.join_timeout_s:g} s, "
-                f"expected at least min_updates = {self._config.min_updates}" + (f" ({reasons})" if reasons else "")
-            )
-
-    def _open(self, number: int, cohort: list[tuple[int, Identity]]) -> Round:
-        release = self._registry.head()
-        gate = Gate(factors=self._rule.factors_in(number), clip_norm=self._config.clip_norm)
         opened = Round(
             number=number,
             release=release,
-            participants=tuple(identity.client for _, identity in cohort),
             gate=gate,
-            aggregate=self._rule.start(release.adapter.layout, number),
-            weigh=WEIGHTS[self._config.weights],
+            aggregate=Aggregate(aggregation, release.adapter, number, self._carried()),
+            wanted=self._config.wanted,
+            repeats=self._config.asynchronous,
         )
+        if entry is not None:
+            self._restore(opened, entry)
         for node, reason in self._refused.items():
             opened.exclude(node, reason)
         self._refused = {}
         return opened
 
-    def _ask(self, kind: str, task: TrainTask | EvaluateTask, nodes: list[tuple[int, Identity]]) -> list[Message]:
-        """One request to each node, all with the same content; remembered, so that silence has a name."""
-        request = encode_request(task, self._round.release)
-        self._round.sent(tensor_bytes(request) * len(nodes))
-        ttl = task.timeout_s + _TTL_SLACK_S
-        self._asked = [
-            (Message(request, node, kind, ttl=ttl, group_id=str(task.round)), identity) for node, identity in nodes
-        ]
-        return [message for message, _ in self._asked]
+    def _restore(self, opened: Round, entry: Entry) -> None:
+        try:
+            opened.restore(entry.report, entry.aggregate if entry.stage == Stage.TRAINING else None)
+        except (KeyError, ValueError) as error:
+            raise RegistryError(f"{self._journal.folder} does not fit the registry: {error}; remove it") from error
+        if self._registry.last_round() == opened.number:
+            opened.published(self._registry.head())
 
-    def _sort(
-        self,
-        replies: Iterable[Message],
-        take: Callable[[RecordDict, Identity], None],
-        drop: Callable[[str, str], None],
-    ) -> None:
-        """Every device that was asked is either taken or, with the reason, dropped."""
-        for identity, reply in answers(replies, self._asked):
-            try:
-                take(self._opened(reply), identity)
-            except UpdateRejected as error:
-                drop(identity.client, str(error))
+    def _judged(self, entry: Entry | None) -> bool:
+        """Whether a round that was begun before has its verdict, so that the registry's head is another release."""
+        released = entry is not None and entry.report.released
+        return entry is not None and released and entry.report.digest != self._registry.lineage().digest
 
-    def _opened(self, reply: Message | None) -> RecordDict:
-        if reply is None:
-            raise UpdateRejected(f"no answer within {self._config.timeout_s:g} s")
-        records = content(reply)
-        self._round.received(tensor_bytes(records))
-        return records
+    def _behind(self) -> dict[str, int]:
+        """Earlier releases and how many releases ago they were; in a synchronous run none may be started from."""
+        if not self._config.asynchronous:
+            return {}
+        return {lineage.digest: ago for ago, lineage in enumerate(reversed(self._registry.history()))}
+
+    def _carried(self) -> Carried:
+        """What the head's round carried on, and what devices have measured with it since."""
+        data = self._registry.carried()
+        carried = Carried.from_bytes(data) if data else Carried()
+        return carried.evaluated(self._registry.evaluation(), self._config.aggregation.balance)
+
+    def _evaluate(self, grid: Grid, opened: Round) -> None:
+        """Sums what the devices measure with the release; whoever has done so before a kill is not asked again."""
+        task = EvaluateTask(round=opened.number, seed=self._config.seed, timeout_s=self._config.timeout_s)
+        request = encode_request(task, opened.release)
+        exchange = Exchange(grid, MessageType.EVALUATE, self._config.retries)
+        for node, identity in self._roster.nodes():
+            if identity.client not in opened.measured:
+                exchange.ask(node, identity, request, task.timeout_s)
+                opened.sent(tensor_bytes(request))
+        for answer in exchange.answers():
+            measure(opened, answer)
+            self._keep(opened, Stage.EVALUATING)
+        opened.retried(exchange.retried)
+
+    def _keep(self, opened: Round, stage: Stage = Stage.TRAINING) -> None:
+        """Writes the round down as it is now."""
+        aggregate = opened.saved() if stage == Stage.TRAINING else None
+        entry = Entry(
+            stage=stage,
+            report=opened.report(),
+            settings=self._settings,
+            tasks=self._tasks,
+            aggregate=aggregate,
+        )
+        self._journal.keep(entry)
+
+    def _gather(self, grid: Grid, expected: int) -> None:
+        self._refused |= self._roster.gather(grid, expected, self._config.join_timeout_s)
+
+    def _check_joined(self) -> None:
+        joined, fewest = len(self._roster.nodes()), self._config.aggregation.min_updates
+        if joined < fewest:
+            reasons = "; ".join(f"{node}: {reason}" for node, reason in self._refused.items())
+            raise FleetError(
+                f"{joined} devices joined within {self._config.join_timeout_s:g} s, "
+                f"expected at least min_updates = {fewest}" + (f" ({reasons})" if reasons else "")
+            )
+
+
+def _settings(config: ServerConfig) -> dict[str, Any]:
+    """What a round in progress depends on."""
+    tables = {"privacy": config.privacy, "secure_aggregation": config.secure_aggregation}
+    nested = {name: asdict(table) if table else None for name, table in tables.items()}
+    return asdict(config.aggregation) | {"mode": config.mode} | nested

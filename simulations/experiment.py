@@ -1,68 +1,19 @@
 """An experiment as data: which clients, models, learning and federation. Its files are read through ``toml.py``."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..client.decoding.options import Options
-from ..client.decoding.sampling import Sampling
-from ..client.learning.learner import LearnerConfig
-from ..client.learning.trainer import AdamWConfig
+from ..client.settings import GenerationTable, LearningTable
 from ..common.errors import ConfigError
-from ..common.objective import Objective
+from ..common.toml import parse, read_toml
+from ..server.aggregation.aggregate import AggregationConfig
+from ..server.aggregation.family_balance import BalanceConfig
+from ..server.aggregation.server_optimizer import OptimizerConfig
 from ..server.config import ServerConfig
+from ..server.privacy.config import LEAST_CLIENTS, PrivacyConfig, SecAggConfig
+from ..server.registry.canary import CanaryConfig
 from .faults import FAULTS
-from .toml import parse, read_toml
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationTable:
-    """``[generation]``: how clients generate, while they learn and when they are measured."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_new_tokens: int = 48
-    draft_tokens: int = 4
-
-    def options(self, seed: int) -> Options:
-        sampling = Sampling(**{name.name: getattr(self, name.name) for name in fields(Sampling)})
-        return Options(sampling=sampling, max_new_tokens=self.max_new_tokens, draft_tokens=self.draft_tokens, seed=seed)
-
-    def __post_init__(self) -> None:
-        self.options(seed=0)  # checks every field
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningTable:
-    """``[learning]``: what a client does with its prompts in a round."""
-
-    prompts_per_round: int = 16
-    every_prompts: int = LearnerConfig().every_prompts
-    steps: int = LearnerConfig().steps
-    batch_size: int = LearnerConfig().batch_size
-    replay_capacity: int = LearnerConfig().replay_capacity
-    learning_rate: float = AdamWConfig().learning_rate
-    weight_decay: float = AdamWConfig().weight_decay
-    ngram_weight: float = Objective().ngram_weight
-    divergence: str = Objective().divergence
-
-    def __post_init__(self) -> None:
-        if self.prompts_per_round < 1:
-            raise ConfigError(f"prompts_per_round is {self.prompts_per_round}, expected at least 1")
-        self.config()  # checks the other fields
-
-    def config(self) -> LearnerConfig:
-        return LearnerConfig(
-            every_prompts=self.every_prompts,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            replay_capacity=self.replay_capacity,
-            objective=Objective(ngram_weight=self.ngram_weight, divergence=self.divergence),
-            optimizer=AdamWConfig(learning_rate=self.learning_rate, weight_decay=self.weight_decay),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +21,61 @@ class FederationTable:
     """``[federation]``: how the server runs rounds."""
 
     rounds: int = 3
-    rule: str = "fedit"
-    weights: str = "tokens"
+    rule: str = AggregationConfig().rule
+    weights: str = AggregationConfig().weights
+    byzantine: float = AggregationConfig().byzantine
+    min_updates: int = AggregationConfig().min_updates
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """``[federation.balance]``: how much each target family counts."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """``[federation.optimizer]``: what the server makes of an aggregated update."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """``[federation.canary]``: which releases are blocked after an evaluation."""
+    mode: str = "sync"
+    clients_per_round: int = 0
+    """0: all."""
+    over_selection: float = 0.0
+    buffer_size: int = 10
+    max_staleness: int = 4
+    retries: int = 2
     timeout_s: float = 120.0
-    min_updates: int = 1
     clip_norm: float = 20.0
+    evaluate_every: int = 0
+    privacy: PrivacyConfig | None = None
+    """``[federation.privacy]``: differential privacy; without the table there is none."""
+    secure_aggregation: SecAggConfig | None = None
+    """``[federation.secure_aggregation]``, which may be empty: the server sees sums alone."""
 
     def config(self, seed: int, clients: int) -> ServerConfig:
         """The server's own settings for ``clients`` devices."""
-        return ServerConfig(**vars(self), seed=seed, expected_clients=clients)
+        return ServerConfig(
+            rounds=self.rounds,
+            seed=seed,
+            aggregation=self.aggregation(),
+            mode=self.mode,
+            clients_per_round=self.clients_per_round or None,
+            over_selection=self.over_selection,
+            buffer_size=self.buffer_size,
+            max_staleness=self.max_staleness,
+            retries=self.retries,
+            clip_norm=self.clip_norm,
+            timeout_s=self.timeout_s,
+            expected_clients=clients,
+            evaluate_every=self.evaluate_every,
+            canary=self.canary,
+            privacy=self.privacy,
+            secure_aggregation=self.secure_aggregation,
+        )
+
+    def aggregation(self) -> AggregationConfig:
+        return AggregationConfig(
+            rule=self.rule,
+            weights=self.weights,
+            byzantine=self.byzantine,
+            balance=self.balance,
+            optimizer=self.optimizer,
+            min_updates=self.min_updates,
+        )
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
@@ -140,6 +137,9 @@ class Experiment:
             raise ConfigError(
                 f"min_updates is {self.federation.min_updates}, expected at most the {len(names)} clients"
             )
+        if self.federation.secure_aggregation is not None and len(names) < LEAST_CLIENTS:
+            raise ConfigError(f"clients are {len(names)}, expected at least {LEAST_CLIENTS} for secure aggregation")
+        self.federation.config(self.seed, len(names))  # what depends on the number of clients
         if self.widen_to < 0:
             raise ConfigError(f"widen_to is {self.widen_to}, expected a hidden size, or 0 for none")
 

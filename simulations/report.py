@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..common.files import write_atomic, write_json
 from ..server.report import RoundReport
-from . import page, plots
+from . import page, plots, privacy_section
 from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
 
 
@@ -44,7 +44,8 @@ def print_table(results: FleetResults, console: Console) -> None:
         table.add_section()
     console.print(table)
     explained = [WIDENING] if any(row.widened for row in results.families) else []
-    for line in (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes):
+    remarks = (*explained, *results.warnings(), *_exclusions(results.rounds), *results.notes)
+    for line in (*privacy_section.lines(results), *remarks):
         console.print(line, highlight=False, markup=False)
 
 
@@ -59,11 +60,12 @@ def _sections(results: FleetResults) -> Iterable[str]:
     if any(row.widened for row in results.families):
         yield f'<p class="hint">{escape(WIDENING)}</p>'
     yield page.lines("warnings", results.warnings())
-    yield page.lines("notes", results.notes)
+    yield page.lines("notes", (*privacy_section.lines(results), *results.notes))
     if results.families:
         yield from _families(results.families)
     if results.rounds:
         yield from _rounds(results.rounds)
+        yield from privacy_section.section(results.rounds)
     if results.clients:
         yield from _clients(results)
     yield from _settings(results)
@@ -159,16 +161,49 @@ def _speed_cells(target: FamilyRow | WidenedTarget) -> tuple[str, ...]:
 
 def _rounds(rounds: Sequence[RoundReport]) -> Iterable[str]:
     yield page.heading("Rounds", "What the clients measured on their own prompts while they trained.")
-    yield page.figure(plots.acceptance_by_round(rounds), "Acceptance rate per round, one line per target vocabulary.")
+    if any(r.families for r in rounds):
+        caption = "Acceptance rate per round, one line per target vocabulary."
+        yield page.figure(plots.acceptance_by_round(rounds), caption)
+    columns = ["round", "time", "updates aggregated", "started earlier", "asked again", "uploaded", "did not count"]
     cells = [
-        (str(r.round), f"{r.seconds:.1f} s", str(len(r.accepted)), str(len(r.excluded)), _size(r.bytes_up))
+        (
+            str(r.round),
+            f"{r.seconds:.1f} s",
+            str(len(r.accepted)),
+            str(r.stale),
+            str(r.retried),
+            _size(r.bytes_up),
+            "\n".join(f"{count} {code}" for code, count in r.counts.items()) or "–",
+        )
         for r in rounds
     ]
-    yield page.table(["round", "time", "updates aggregated", "updates excluded", "uploaded"], cells, text_columns=1)
-    excluded = [(str(r.round), name, reason) for r in rounds for name, reason in r.excluded.items()]
+    yield page.table(columns, cells, text_columns=1)
+    yield from _families_by_round(rounds)
+    excluded = [
+        (str(r.round), name, str(r.codes.get(name, "")), reason) for r in rounds for name, reason in r.excluded.items()
+    ]
     if excluded:
-        yield page.heading("Excluded updates", "Kept out of the aggregate by the gate; the round went on without them.")
-        yield page.table(["round", "client", "reason"], excluded, text_columns=3)
+        yield page.heading("Excluded updates", "Kept out of the aggregate; the round went on without them.")
+        yield page.table(["round", "client", "code", "reason"], excluded, text_columns=4)
+
+
+def _families_by_round(rounds: Sequence[RoundReport]) -> Iterable[str]:
+    yield page.heading(
+        "Families by round",
+        "Acceptance rate per target vocabulary: of the new release on held-out prompts in rounds with an evaluation, "
+        "else of what the devices drafted while they trained. One drafter for all is as good as its worst family.",
+    )
+    families = sorted({family for r in rounds for family in r.figures})
+    cells = [
+        (
+            str(r.round),
+            "held-out prompts" if r.evaluation else "while training",
+            r.worst_family or "–",
+            *(f"{r.figures[name].draft_acceptance_rate:.3f}" if name in r.figures else "–" for name in families),
+        )
+        for r in rounds
+    ]
+    yield page.table(["round", "measured", "worst family", *families], cells, text_columns=3)
 
 
 def _clients(results: FleetResults) -> Iterable[str]:

@@ -118,6 +118,8 @@ class FleetResults:
     families: tuple[FamilyRow, ...]
     clients: tuple[ClientRow, ...]
     notes: tuple[str, ...] = ()
+    stopped: str = ""
+    """Why the rounds ended before the last one that was asked for, e.g. ``budget: …``; empty if they did not."""
 
     def worst_client(self, family: str | None = None) -> ClientRow | None:
         """The client that gained least, of one family or of all; None where nobody was measured."""
@@ -134,8 +136,8 @@ class FleetResults:
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``report.json`` (schema 1)."""
-        families = [row.to_json() for row in self.families]
-        return {"schema": SCHEMA} | asdict(self) | {"families": families, "warnings": list(self.warnings())}
+        rows = {"families": [row.to_json() for row in self.families], "rounds": [row.to_json() for row in self.rounds]}
+        return {"schema": SCHEMA} | asdict(self) | rows | {"warnings": list(self.warnings())}
 
 
 def _clients(count: int) -> str:

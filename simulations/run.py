@@ -2,18 +2,19 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ..client.app import make_client_app
 from ..client.prompts import check_lengths, read_prompts
 from ..common.files import read_json, write_json
 from ..common.progress import progress
-from ..server.app import make_server_app
-from ..server.registry import Registry
+from ..server.app import make_server_app, next_round
+from ..server.registry.registry import Registry
 from ..server.report import RoundReport
 from .cohort import Cohort, open_bundle
 from .evaluation import AFTER, BEFORE, HeldOut
@@ -63,10 +64,10 @@ class Run:
         """Does the rounds that are left, measures, and returns what there is to report."""
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         bundle = open_bundle(self.experiment.bundle)
-        registry = Registry(self.folder / "registry", bundle.manifest.layout, bundle.base)
-        registry.begin(bundle.adapter())
-        self._federate(registry)
-        adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
+        with Registry(self.folder / "registry", bundle.manifest.layout, bundle.base) as registry:
+            registry.begin(bundle.adapter())
+            stopped = self._federate(registry)
+            adapters = {BEFORE: registry.read(registry.history()[0]).adapter, AFTER: registry.head().adapter}
         threads = min(self.experiment.measure_threads, os.cpu_count() or 1)
         held_out = HeldOut(experiment=self.experiment, bundle=bundle, adapters=adapters, threads=threads)
         families, clients = held_out.rows()
@@ -79,14 +80,16 @@ class Run:
             rounds=self._reports(),
             families=families,
             clients=clients,
+            stopped=stopped,
         )
 
-    def _federate(self, registry: Registry) -> None:
+    def _federate(self, registry: Registry) -> str:
+        """Does the rounds that are left; returns why it ended before the last, if it did."""
         experiment, cohort = self.experiment, Cohort(experiment=self.experiment)
         config = experiment.federation.config(experiment.seed, len(experiment.clients))
-        left = config.rounds - registry.lineage().round
+        left, stops = config.rounds - next_round(config, registry) + 1, list[str]()
         with progress("federation", max(left, 0)) as advance:
-            server = make_server_app(config, registry, lambda report: self._record(report, advance))
+            server = make_server_app(config, registry, lambda report: self._record(report, advance), stops.append)
             client = make_client_app(device_for=cohort.device, identity_for=cohort.identity)
             if left > 0:
                 run_fleet(
@@ -97,10 +100,13 @@ class Run:
                     folder=self.folder / "logs",
                 )
 
+        return "; ".join(stops)
+
     def _record(self, report: RoundReport, advance: Callable[[str], None]) -> None:
         write_json(self.folder / "rounds" / f"{report.round:04d}.json", report.to_json())
         excluded = f", {len(report.excluded)} excluded" if report.excluded else ""
-        advance(f"round {report.round}: {len(report.accepted)} updates{excluded}")
+        spent = f", epsilon {report.privacy.epsilon:.3g}" if report.privacy else ""
+        advance(f"round {report.round}: {len(report.accepted)} updates{excluded}{spent}")
 
     def _reports(self) -> tuple[RoundReport, ...]:
         files = sorted((self.folder / "rounds").glob("*.json"))
@@ -109,7 +115,15 @@ class Run:
 
 def _settings(experiment: Experiment) -> dict[str, str | int | float | bool]:
     """The experiment's settings, flat, for the report."""
-    tables = {"generation": experiment.generation, "learning": experiment.learning, "federation": experiment.federation}
-    nested = {f"{table}.{key}": value for table, config in tables.items() for key, value in vars(config).items()}
+    tables = {name: asdict(experiment)[name] for name in ("generation", "learning", "federation")}
+    nested = dict(_flat("", tables))
     names = ("seed", "workers", "held_out_prompts", "measure_threads", "widen_to")
     return {"clients": len(experiment.clients)} | {name: getattr(experiment, name) for name in names} | nested
+
+
+def _flat(prefix: str, table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.directory_lock import DirectoryLock
 from ...common.errors import ConfigError, ModelError, UserError
 from . import state_file as file
-from .directory_lock import DirectoryLock
 
 COUNTERS = "counters/"
 """By convention: blobs ``counters/<target>`` are JSON objects as of ``DraftCounters.to_json``."""

@@ -5,21 +5,24 @@ release it makes a round repeatable to the last bit.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError, RegistryError, UpdateRejected
-from ...common.lora import LoraAdapter
+from ...common.errors import ConfigError, Reason, RegistryError, UpdateRejected
+from ...common.lora import Arrays, LoraAdapter
 from ...common.messages import Update
 from ...common.metrics import DraftCounters
 from .family_balance import BalanceConfig, FamilyMeans
 from .fed_svd import rebased
 from .rules import RULES, WEIGHTS, Accumulator, Rule, Terms
+from .saved import Saved
 from .server_optimizer import OptimizerConfig, OptimizerState
+
+NoisyMean = Callable[[Mapping[str, NDArray[np.float64]]], Arrays]
 
 #: The most that one update may weigh, by tokens or by examples.
 MAX_WEIGHT = 1e7
@@ -39,8 +42,6 @@ class AggregationConfig:
     """Share of a round's updates that may be arbitrary, rounded up; for the rules that withstand some."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    secure_aggregation: bool = False
-    """Whether the server is to see sums alone."""
     min_updates: int = 1
     """With fewer valid updates a round keeps the old release."""
 
@@ -59,11 +60,6 @@ class AggregationConfig:
         return RULES[self.rule]
 
     def _check_pairs(self) -> None:
-        if self.secure_aggregation and not self.kind.sum_only:
-            allowed = ", ".join(name for name, rule in RULES.items() if rule.sum_only)
-            raise ConfigError(
-                f"rule is {self.rule!r}, which needs every update, expected with secure aggregation one of {allowed}"
-            )
         if not self.kind.weighs:
             reason = f"since {self.rule} gives every update one vote"
             _check("weights", self.weights, self.weights == "equal", f"'equal', {reason}")
@@ -119,8 +115,8 @@ class Aggregate:
         )
         self._accumulator: Accumulator = config.kind.begin(terms, round)
 
-    def add(self, update: Update) -> None:
-        """Takes in an update that the gate let pass.
+    def add(self, update: Update, discount: float = 1.0) -> None:
+        """Takes in an update that the gate let pass; ``discount`` multiplies its weight.
 
         Raises:
           UpdateRejected: its weight is none; nothing has changed.
@@ -128,9 +124,9 @@ class Aggregate:
         weight = WEIGHTS[self._config.weights](update)
         if not 0 < weight <= MAX_WEIGHT:
             raise UpdateRejected(
-                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {MAX_WEIGHT:g}"
+                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {MAX_WEIGHT:g}", Reason.WEIGHT
             )
-        self._accumulator.add(update.delta, weight, update.family)
+        self._accumulator.add(update.delta, weight * discount, update.family)
 
     def add_sum(self, total: Mapping[str, NDArray[np.float64]], weight: float, family: str) -> None:
         """Takes in ``sum(w * delta)`` and ``sum(w)`` of some devices of ``family``, as secure aggregation gives them.
@@ -138,27 +134,46 @@ class Aggregate:
         Raises:
           ConfigError: the rule needs every update.
         """
-        if not isinstance(self._accumulator, FamilyMeans):
-            raise ConfigError(f"rule is {self._config.rule!r}, which needs every update, expected one that needs sums")
-        self._accumulator.add_sum(total, weight, family)
+        self._means().add_sum(total, weight, family)
 
     def merge(self, other: Self) -> None:
         """Takes in all that ``other``, begun alike, took in."""
         self._accumulator.merge(other._accumulator)
 
-    def close(self) -> tuple[LoraAdapter, Carried]:
+    def saved(self) -> Saved:
+        """All that was taken in; ``restore`` on a fresh aggregate begun alike brings it back to the last bit."""
+        return self._accumulator.saved()
+
+    def restore(self, saved: Saved) -> None:
+        """See ``saved``.
+
+        Raises:
+          KeyError, ValueError: it is of another rule or layout.
+        """
+        self._accumulator.restore(saved)
+
+    def close(self, noisy_mean: NoisyMean | None = None) -> tuple[LoraAdapter, Carried]:
         """The next adapter, and what the server carries on.
+
+        Args:
+          noisy_mean: makes of the updates' sum what may be released of it; without, their mean is.
 
         Raises:
           ZeroDivisionError: nothing was added.
           FleetError: too few updates for the rule's condition.
         """
-        step, moments = self._config.optimizer.step(self._accumulator.result(), self._carried.moments)
+        mean = self._accumulator.result() if noisy_mean is None else noisy_mean(self._means().total())
+        step, moments = self._config.optimizer.step(mean, self._carried.moments)
         adapter = self._adapter.plus(step)
         if self._config.kind.rebases:
             change = rebased(adapter)
             adapter, moments = change.adapter, moments.rebased(change.basis)
         return adapter, replace(self._carried, moments=moments)
+
+    def _means(self) -> FamilyMeans:
+        if not isinstance(self._accumulator, FamilyMeans):
+            raise ConfigError(f"rule is {self._config.rule!r}, which needs every update, expected one that needs sums")
+        return self._accumulator
 
 
 def _check(name: str, value: object, holds: bool, expectation: str) -> None:

@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .saved import Saved
 from .vector import Packing, Shapes, Vector
 
 #: Numbers worked on at once: a block of columns of all updates.
@@ -55,6 +56,23 @@ class Cohort:
     def merge(self, other: Self) -> None:
         """Takes in all that ``other`` took in."""
         self._votes += other._votes
+
+    def saved(self) -> Saved:
+        """The votes in the order in which they came in."""
+        about = [{"weight": vote.weight, "family": vote.family} for vote in self._votes]
+        return Saved(about={"votes": about}, arrays={str(place): vote.vector for place, vote in enumerate(self._votes)})
+
+    def restore(self, saved: Saved) -> None:
+        """Takes in what ``saved`` gave.
+
+        Raises:
+          KeyError, ValueError: of other shapes.
+        """
+        for place, about in enumerate(saved.about["votes"]):
+            vector = saved.arrays[str(place)]
+            if vector.shape != (self.packing.size,) or vector.dtype != np.float32:
+                raise ValueError(f"a vote has shape {vector.shape}, expected {(self.packing.size,)}")
+            self._votes.append(Vote(vector=vector, **about))
 
     def votes(self) -> list[Vote]:
         """All updates in an order that their content decides."""

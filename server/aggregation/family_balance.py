@@ -16,6 +16,7 @@ from ...common.errors import ConfigError
 from ...common.lora import Arrays
 from ...common.metrics import DraftCounters
 from .mean import WeightedMean
+from .saved import Saved
 from .vector import Packing, Shapes
 
 Priorities = Mapping[str, float]
@@ -104,6 +105,17 @@ class FamilyMeans:
         for family, mean in other._means.items():
             self._mean(family).merge(mean)
 
+    def saved(self) -> Saved:
+        """See ``Accumulator``."""
+        means = {family: mean.saved() for family, mean in self._means.items()}
+        about = {"families": {family: about for family, (about, _) in means.items()}}
+        return Saved(about=about, arrays={family: sums for family, (_, sums) in means.items()})
+
+    def restore(self, saved: Saved) -> None:
+        """See ``Accumulator``."""
+        for family, about in saved.about["families"].items():
+            self._mean(family).restore(about, saved.arrays[family])
+
     def result(self) -> Arrays:
         """The balanced mean, float32.
 
@@ -116,6 +128,16 @@ class FamilyMeans:
         shares = self.balance.shares(totals, self.priorities)
         parts = (share * self._means[name].mean() for name, share in shares.items())
         return Packing(self.shapes).unpack(np.sum(list(parts), axis=0))
+
+    def total(self) -> dict[str, NDArray[np.float64]]:
+        """The sum of all updates, each times its weight, where families make no difference.
+
+        Raises:
+          ConfigError: they do, so that the result is no multiple of one sum.
+        """
+        if not self.balance.pooled:
+            raise ConfigError("families are balanced, expected exponent 1 and worst_family_rate 0 for one sum of all")
+        return self._mean("").total()
 
     def _mean(self, family: str) -> WeightedMean:
         name = "" if self.balance.pooled else family

@@ -74,6 +74,26 @@ class WeightedMean:
         self._low += other._low
         self._weight += other._weight
 
+    def saved(self) -> tuple[dict[str, Any], _Sum]:
+        """Plain values, and the sums as an array of their own (2, size); ``restore`` on an empty mean brings all back.
+
+        The grid comes back as well, so that what is added later is summed as if nothing had happened in between.
+        """
+        self._flush()
+        about = {"bound": self._bound, "grid": self._grid, "weight": list(self._weight.as_integer_ratio())}
+        return about, np.stack([self._high, self._low])
+
+    def restore(self, about: Mapping[str, Any], sums: NDArray[Any]) -> None:
+        """See ``saved``.
+
+        Raises:
+          KeyError, ValueError: of other shapes.
+        """
+        if sums.shape != (2, self._packing.size) or sums.dtype != np.float64:
+            raise ValueError(f"sums have shape {sums.shape}, expected {(2, self._packing.size)}")
+        self._bound, self._grid, self._weight = about["bound"], about["grid"], Fraction(*about["weight"])
+        self._high, self._low = sums.copy()
+
     def mean(self) -> _Sum:
         """The mean as one vector, before it is rounded to float32."""
         self._flush()
@@ -81,6 +101,12 @@ class WeightedMean:
         if not weight:
             raise ZeroDivisionError("mean of no updates")
         return (self._high + self._low) / weight
+
+    def total(self) -> dict[str, _Sum]:
+        """``sum(w * delta)`` tensor by tensor, in float64; zeros where nothing was added."""
+        self._flush()
+        vector = self._high + self._low
+        return {name: self._packing.tensor(vector, name) for name in self._packing.shapes}
 
     def result(self) -> Arrays:
         """The mean, float32."""

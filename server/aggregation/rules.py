@@ -12,13 +12,13 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError
 from ...common.lora import Arrays, LoraAdapter, LoraLayout
 from ...common.messages import Update
 from .cohort import Cohort, Vote
 from .family_balance import BalanceConfig, FamilyMeans, Priorities, balanced_weights
 from .mixed_rank import mean_product
 from .robust import krum, median, multi_krum, tolerated, trimmed_mean
+from .saved import Saved
 from .vector import Packing, Vector
 
 FactorsIn = Callable[[int], tuple[str, ...]]
@@ -36,6 +36,16 @@ class Accumulator(Protocol):
 
     def result(self) -> Arrays:
         """The aggregated update, float32."""
+
+    def saved(self) -> Saved:
+        """All that was taken in, for another process to ``restore`` into an empty one of the same rule and shapes."""
+
+    def restore(self, saved: Saved) -> None:
+        """See ``saved``.
+
+        Raises:
+          KeyError, ValueError: it is of another rule or of other shapes.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +74,10 @@ class SumOnly:
     weighs = True
     mixed_ranks = False
 
-    def start(self, layout: LoraLayout, round: int) -> Accumulator:
-        """An empty mean over the tensors that are trained in ``round``, all families alike."""
-        return FamilyMeans(shapes=trained_shapes(layout, self.factors_in(round)))
+    @property
+    def takes_stale(self) -> bool:
+        """Whether an update still means the same beside a later release: same factors, same basis."""
+        return not self.rebases and self.factors_in(1) == self.factors_in(2)
 
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty aggregate over the tensors that are trained in ``round``."""
@@ -97,10 +108,7 @@ class Collective:
     mixed_ranks: bool = False
     spare: int | None = None
     sum_only = False
-
-    def start(self, layout: LoraLayout, round: int) -> Accumulator:
-        """Not to be had without the release: see ``begin``."""
-        raise ConfigError("rule needs every update of a round, expected one that needs their sum; see RULES")
+    takes_stale = False
 
     def begin(self, terms: Terms, round: int) -> Accumulator:
         """An empty cohort of updates of the tensors that are trained in ``round``."""

@@ -8,7 +8,7 @@ zeros all the time. It is a promise to devices about readers of releases.
   losses, a round that was given up for want of updates.
 * It needs every device's part bounded by itself alone: clipped as a whole, weight 1, in a sum that is divided by a
   number fixed beforehand. A device that drops out or is refused by the gate counts as zeros, which the bound allows;
-  so drop-outs cost accuracy, not privacy, as long as they do not make room for others (``check_proved``).
+  so drop-outs cost accuracy, not privacy, as long as they do not make room for others (``config.Conditions``).
 """
 
 import math
@@ -174,7 +174,7 @@ class Budget:
           BudgetSpent: that would be more than the budget.
           ConfigError: ``delta`` is not below one in the population, or see ``Ledger.plus``.
         """
-        self._check_delta(charge)
+        check_delta(self.delta, charge.population)
         after = ledger.plus(charge)
         if (epsilon := after.epsilon(self.delta)) > self.epsilon:
             raise BudgetSpent(
@@ -188,7 +188,7 @@ class Budget:
 
         May take half a minute: by bisection, first with a rough bound, then with the exact accountant from there.
         """
-        self._check_delta(charge)
+        check_delta(self.delta, charge.population)
 
         def within(epsilon: Callable[[_Charges, float], float], multiplier: float) -> bool:
             return epsilon(((replace(charge, noise_multiplier=multiplier), rounds),), self.delta) <= self.epsilon
@@ -196,40 +196,18 @@ class Budget:
         rough = _least(lambda multiplier: within(_rough_epsilon, multiplier), 1.0)
         return rough if charge.sampling == "fixed" else _least(lambda multiplier: within(_epsilon, multiplier), rough)
 
-    def _check_delta(self, charge: Charge) -> None:
-        if self.delta * charge.population >= 1:
-            raise ConfigError(
-                f"delta is {self.delta:g}, expected less than 1 / {charge.population}: "
-                "otherwise to publish one device's update whole would be allowed"
-            )
 
-
-def check_proved(
-    *, weights: str, sum_only: bool, sampling: str, secret_draw: bool, closes_early: bool, buffered: bool
-) -> None:
-    """Returns if a run with these settings is within what the analysis proves; otherwise it gets no ε.
-
-    Args:
-      weights: how updates are weighted.
-      sum_only: whether the rule sees nothing but the sum.
-      sampling: see ``Charge``.
-      secret_draw: devices are drawn with a key that only the operator has (``draw.py``), not with a public seed.
-      closes_early: a round takes the first so many answers, as with over-selection, instead of all up to a deadline.
-      buffered: releases are made of whichever updates have arrived, as in asynchronous mode.
+def check_delta(delta: float, population: int) -> None:
+    """Returns if ``delta`` is small enough for so many devices.
 
     Raises:
-      ConfigError: the first reason why not.
+      ConfigError: to publish one device's update whole would be allowed.
     """
-    reasons = (
-        (weights != "equal", f"weights is {weights!r}, expected 'equal': others depend on what other devices sent"),
-        (not sum_only, "the rule is collective, expected a sum-only one: the noise is meant for a sum"),
-        (sampling != "all" and not secret_draw, "devices are drawn with a public seed, expected a secret key"),
-        (closes_early, "a round closes at the first answers, expected at a deadline: a fast device displaces another"),
-        (buffered, "updates are buffered, expected rounds: a device's update decides which release another's is in"),
-    )
-    for applies, reason in reasons:
-        if applies:
-            raise ConfigError(f"differential privacy is not proved here: {reason}")
+    if delta * population >= 1:
+        raise ConfigError(
+            f"delta is {delta:g}, expected less than 1 / {population}: "
+            "otherwise to publish one device's update whole would be allowed"
+        )
 
 
 def _least(fits: Callable[[float], bool], start: float) -> float:

@@ -3,7 +3,10 @@
 import hmac
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 
+from ...common.errors import RegistryError
+from ...common.files import write_atomic
 from .accounting import Charge
 
 KEY_BYTES = 32
@@ -12,6 +15,25 @@ KEY_BYTES = 32
 def new_key() -> bytes:
     """The secret of a run's draws. It stays with the operator, and a resumed run draws with it as before."""
     return secrets.token_bytes(KEY_BYTES)
+
+
+def kept_key(path: Path) -> bytes:
+    """The key in a file that only its owner may read; the first call makes it.
+
+    Raises:
+      RegistryError: the file cannot be used.
+    """
+    try:
+        if not path.exists():
+            write_atomic(path, new_key(), mode=0o600)
+        key = path.read_bytes()
+    except OSError as error:
+        raise RegistryError(f"the key of the draws cannot be used: {path}: {error.strerror or error}") from error
+    if len(key) != KEY_BYTES:
+        raise RegistryError(
+            f"the key of the draws has {len(key)} bytes, expected {KEY_BYTES}; remove {path} for a new one"
+        )
+    return key
 
 
 def drawn(clients: Iterable[str], charge: Charge, *, round: int, key: bytes) -> list[str]:

@@ -3,14 +3,13 @@
 import hashlib
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import ConfigError, SecAggError, UpdateRejected
 from ...common.fixed_point import FixedPoint
-from ...common.masking import agree, mask, position, private_key, public_of, recover
+from ...common.masking import agree, check_public, mask, position, private_key, public_of, recover
 from ...common.secagg import (
     Inbox,
     MaskedInput,
@@ -23,29 +22,7 @@ from ...common.secagg import (
     ring,
     sign,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SecAggConfig:
-    """How many devices guard each secret.
-
-    More neighbours cost each device time and bytes in proportion; a higher threshold hides updates from larger groups
-    but ends the round at fewer drop-outs.
-
-    Raises:
-      ConfigError: a field is out of range.
-    """
-
-    neighbours: int = 32
-    """Even; a cohort that is smaller is joined all with all."""
-    threshold: float = 0.55
-    """Share of the neighbours that must answer to the end: above one half, see common/secagg.py."""
-
-    def __post_init__(self) -> None:
-        if self.neighbours < 2 or self.neighbours % 2:
-            raise ConfigError(f"neighbours is {self.neighbours}, expected an even number >= 2")
-        if not 0.5 < self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}, expected a share of the neighbours above 0.5, at most 1")
+from .config import LEAST_CLIENTS, SecAggConfig
 
 
 class SecAggServer:
@@ -65,12 +42,15 @@ class SecAggServer:
       rng: decides who are neighbours.
 
     Raises:
-      ConfigError: too few clients for the settings.
+      SecAggError: too few clients for any sum to hide one of them.
+      ConfigError: more clients than the encoding is for.
     """
 
     def __init__(
         self, config: SecAggConfig, *, clients: int, encoding: FixedPoint, session: bytes, rng: np.random.Generator
     ) -> None:
+        if clients < LEAST_CLIENTS:
+            raise SecAggError(f"{clients} devices take part in secure aggregation, expected at least {LEAST_CLIENTS}")
         self._encoding = encoding
         self._session = session
         self._neighbours = ring(clients, config.neighbours, rng)
@@ -100,6 +80,11 @@ class SecAggServer:
             k for known in self._joined.values() for k in (known.channel, known.masking)
         }:
             raise UpdateRejected("a public key is the same as another client's")
+        try:
+            check_public(keys.channel)
+            check_public(keys.masking)
+        except SecAggError as error:  # its neighbours would all stumble over it
+            raise UpdateRejected(str(error)) from error
         self._joined[client] = keys
 
     def peer_keys(self) -> dict[int, PeerKeys]:

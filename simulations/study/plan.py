@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from ...client.decoding.options import Options
 from ...common.errors import ConfigError
-from ..toml import parse, parse_each, read_toml
+from ...common.toml import parse, parse_each, read_toml
 from .method import Method, learner_config, options, slug
 from .sources import TaskTable
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..toml import read_toml
+from ...common.toml import read_toml
 
 _FILE = Path(__file__).with_name("published.toml")
 _NAMES = ("target", "method")

@@ -1,13 +1,26 @@
-"""A two-layer decoder's LoRA layout and updates that fit it."""
+"""A two-layer decoder's LoRA layout, updates that fit it, and a small fleet."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 
-from fleetdraft.common.lora import LoraLayout
-from fleetdraft.common.messages import Release, Update
+from fleetdraft.client.app import make_client_app
+from fleetdraft.client.device import TableDevice
+from fleetdraft.common.lora import Arrays, LoraLayout
+from fleetdraft.common.messages import Identity, Release, Update
+from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.shape import DecoderShape
+from fleetdraft.server.registry.registry import Registry
+
+# Tests are no packages; this lets them import what several of them share.
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "client")]
+
+from local_grid import begun
 
 
 @pytest.fixture(scope="session")
@@ -36,5 +49,41 @@ def update_of(release: Release) -> Callable[..., Update]:
             "release": release.adapter.digest, "delta": delta, "weight": 1.0,
         }  # fmt: skip
         return Update(**(sound | changes))
+
+    return make
+
+
+@pytest.fixture
+def identity(monkeypatch) -> None:
+    """Messages take their sender from here; Flower's runtimes set it before a ServerApp starts."""
+    for name in ("task_id", "run_id", "node_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+
+
+@pytest.fixture
+def registry(tmp_path, layout) -> Registry:
+    return begun(tmp_path, layout)
+
+
+@pytest.fixture
+def app_of(layout) -> Callable[..., ClientApp]:
+    def make(
+        client: str,
+        value: float = 0.01,
+        weight: float = 1.0,
+        family: str = "spm",
+        accepted: int = 4,
+        change: Arrays | None = None,
+    ) -> ClientApp:
+        device = TableDevice(
+            client=client,
+            family=family,
+            weight=weight,
+            change=change or {name: np.full(shape, value, np.float32) for name, shape in layout.shapes.items()},
+            counters=DraftCounters(drafted=10, accepted=accepted),
+        )
+        return make_client_app(
+            device_for=lambda context: device, identity_for=lambda context: Identity(client=client, family=family)
+        )
 
     return make

@@ -2,17 +2,21 @@
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fleetdraft.common.errors import ConfigError, RegistryError, UpdateRejected
-from fleetdraft.common.messages import Release, Update
+from fleetdraft.common.messages import Release, TrainCounters, Update
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.aggregation.aggregate import Aggregate, AggregationConfig, Carried
 from fleetdraft.server.aggregation.family_balance import BalanceConfig
 from fleetdraft.server.aggregation.rules import RULES
 from fleetdraft.server.aggregation.server_optimizer import OPTIMIZERS, OptimizerConfig
+from fleetdraft.server.report import RoundReport
+from fleetdraft.server.round_journal import Entry, RoundJournal, Stage
 
 UpdateOf = Callable[..., Update]
 
@@ -119,17 +123,6 @@ def test_an_update_from_no_example_is_rejected_and_changes_nothing(release: Rele
     )
 
 
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.sum_only])
-def test_secure_aggregation_with_a_collective_rule_is_an_error_when_configured(rule: str) -> None:
-    with pytest.raises(ConfigError, match=f"^rule is '{rule}', which needs every update, expected with secure [^\n]*$"):
-        config_of(rule, secure_aggregation=True)
-
-
-@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.sum_only])
-def test_secure_aggregation_goes_with_every_rule_that_needs_sums(rule: str) -> None:
-    assert config_of(rule, secure_aggregation=True).kind.sum_only
-
-
 @pytest.mark.parametrize(("rule", "byzantine", "fewest"), [("krum", 0.2, 7), ("median", 0.2, 3), ("krum", 0.4, 19)])
 def test_a_round_that_a_robust_rule_cannot_close_is_an_error_when_configured(
     rule: str, byzantine: float, fewest: int
@@ -199,3 +192,44 @@ def test_priorities_are_carried_through_bytes() -> None:
 def test_torn_bytes_are_an_error(data: bytes) -> None:
     with pytest.raises(RegistryError, match="cannot be read"):
         Carried.from_bytes(data)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+@pytest.mark.parametrize("rule", RULES)
+def test_an_aggregate_that_was_on_disk_in_between_ends_as_one_that_was_not(
+    rule: str, exponent: float, release: Release, update_of: UpdateOf, tmp_path: Path
+) -> None:
+    """To the last bit, also where what comes later is far larger than what came before."""
+    balance = BalanceConfig(exponent=exponent if RULES[rule].weighs else 1.0)
+    config = config_of(rule, balance=balance)
+    found = updates(rule, update_of, count=11)
+    found += [replace(update, delta={n: 1e4 * v for n, v in update.delta.items()}) for update in found[:3]]
+    whole, split = (Aggregate(config, release.adapter, 1, Carried()) for _ in range(2))
+    for place, update in enumerate(found):
+        whole.add(update)
+        split.add(update)
+        if place % 5 == 0:
+            RoundJournal(tmp_path).keep(
+                Entry(stage=Stage.TRAINING, report=REPORT, settings={}, aggregate=split.saved())
+            )
+            kept = RoundJournal(tmp_path).load()
+            assert kept is not None
+            assert kept.aggregate is not None
+            split = Aggregate(config, release.adapter, 1, Carried())
+            split.restore(kept.aggregate)
+    assert split.close()[0].digest == whole.close()[0].digest
+
+
+@pytest.mark.parametrize("rule", ["fedit", "median"])
+def test_an_aggregate_of_other_shapes_is_refused(rule: str, release: Release, update_of: UpdateOf) -> None:
+    smaller = replace(release.adapter.layout, rank=1).initial(0)
+    aggregate = Aggregate(config_of(rule), release.adapter, 1, Carried())
+    aggregate.add(update_of())
+    with pytest.raises(ValueError, match="expected"):
+        Aggregate(config_of(rule), smaller, 1, Carried()).restore(aggregate.saved())
+
+
+REPORT = RoundReport(
+    round=1, participants=(), accepted=(), excluded={}, release=0, digest="0", released=False, seconds=0.0,
+    bytes_up=0, bytes_down=0, families={}, training=TrainCounters(),
+)  # fmt: skip

@@ -1,5 +1,7 @@
 """The gate lets sound updates through and names what is wrong with the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,3 +82,45 @@ def test_a_frozen_factor_must_not_change(update_of, release) -> None:
     gate.check(update_of(factors="B"), release)
     with pytest.raises(UpdateRejected, match=r"lora\.0\.q_proj\.A is frozen in this round"):
         gate.check(update_of(factors="AB"), release)
+
+
+def test_a_smaller_rank_passes_only_where_ranks_are_mixed_and_all_tensors_agree(update_of, release) -> None:
+    def of_rank(rank: int) -> dict[str, np.ndarray]:
+        shapes = replace(release.adapter.layout, rank=rank).shapes
+        return {name: np.full(shape, 0.01, np.float32) for name, shape in shapes.items()}
+
+    mixed = Gate(factors=("A", "B"), clip_norm=10.0, mixed_ranks=True)
+    mixed.check(update_of(delta=of_rank(1)), release)
+    mixed.check(update_of(delta=of_rank(2)), release)
+    for gate, delta in (
+        (GATE, of_rank(1)),
+        (mixed, of_rank(3)),
+        (mixed, of_rank(0)),
+        (mixed, of_rank(1) | {NAME: np.zeros((2, 8), np.float32)}),
+        (mixed, of_rank(1) | {NAME: np.zeros((), np.float32)}),
+    ):
+        with pytest.raises(UpdateRejected, match="has shape"):
+            gate.check(update_of(delta=delta), release)
+
+
+@pytest.mark.parametrize(("value", "passes"), [(1e-30, True), (1e30, False)])
+def test_values_whose_squares_no_float32_holds_are_judged_all_the_same(update_of, release, value, passes) -> None:
+    update = update_of(delta={**update_of(0.0).delta, NAME: np.full((2, 8), value, np.float32)})
+    if passes:
+        GATE.check(update, release)
+    else:
+        with pytest.raises(UpdateRejected, match=r"norm is 4e\+30, expected at most 10"):
+            GATE.check(update, release)
+
+
+@pytest.mark.parametrize("excess", [0.9e-3, 1.1e-3])
+def test_the_bound_holds_to_more_digits_than_float32_sums_have(update_of, release, excess) -> None:
+    rng = np.random.default_rng(0)
+    delta = {name: rng.standard_normal(value.shape, np.float32) for name, value in update_of().delta.items()}
+    factor = np.float32(GATE.clip_norm * (1 + excess) / l2_norm(delta))
+    update = update_of(delta={name: factor * value for name, value in delta.items()})
+    if excess < 1e-3:
+        GATE.check(update, release)
+    else:
+        with pytest.raises(UpdateRejected, match=r"norm is 10\.011"):
+            GATE.check(update, release)

@@ -9,7 +9,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from fleetdraft.common.errors import BudgetSpent, ConfigError
-from fleetdraft.server.privacy.accounting import Budget, Charge, Ledger, check_proved
+from fleetdraft.server.privacy.accounting import Budget, Charge, Ledger
 
 DELTA = 1e-6
 
@@ -87,36 +87,6 @@ def test_the_same_noise_on_the_mean_costs_a_large_fleet_less() -> None:
     large = small.at_fleet_size(cohort=2000, population=400_000)
     assert large.charges == ((charge("poisson", 100.0, cohort=2000, population=400_000), 5),)
     assert large.epsilon(DELTA) < 0.01 < 5 < small.epsilon(DELTA)
-
-
-PROVED = {
-    "weights": "equal",
-    "sum_only": True,
-    "sampling": "poisson",
-    "secret_draw": True,
-    "closes_early": False,
-    "buffered": False,
-}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"weights": "tokens"}, "weights is 'tokens', expected 'equal'"),
-        ({"sum_only": False}, "collective"),
-        ({"secret_draw": False}, "public seed"),
-        ({"closes_early": True}, "first answers"),
-        ({"buffered": True}, "buffered"),
-    ],
-)
-def test_no_epsilon_where_the_analysis_does_not_apply(change, reason) -> None:
-    check_proved(**PROVED)
-    with pytest.raises(ConfigError, match=f"not proved here: .*{reason}"):
-        check_proved(**(PROVED | change))
-
-
-def test_without_a_draw_no_secret_is_needed() -> None:
-    check_proved(**(PROVED | {"sampling": "all", "secret_draw": False}))
 
 
 def test_different_neighbours_do_not_add_up() -> None:

@@ -1,119 +1,27 @@
 """Rounds over an in-memory Grid that runs real ClientApps: whatever a device does, the round ends and says so."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from local_grid import LocalGrid, answering, begun, play
 
 from fleetdraft.client.app import make_client_app
 from fleetdraft.client.device import TableDevice
 from fleetdraft.common.errors import FleetError, PromptsError, TrainingError
-from fleetdraft.common.messages import Identity
+from fleetdraft.common.messages import Evaluation, Identity
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.server.app import make_server_app
+from fleetdraft.server.aggregation.aggregate import Carried
+from fleetdraft.server.aggregation.family_balance import BalanceConfig
+from fleetdraft.server.aggregation.server_optimizer import OptimizerConfig
 from fleetdraft.server.config import ServerConfig
 from fleetdraft.server.mailbox import Mailbox
-from fleetdraft.server.registry import Registry
 from fleetdraft.server.strategy import FleetStrategy
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-#: A ClientApp, or what stands in for one; no message means that the node never answers.
-App = Callable[[Message, Context], Message | None]
-
-
-class LocalGrid(Grid):
-    """Delivers at once, in this process, to one ``App`` a node."""
-
-    def __init__(self, apps: dict[int, App]) -> None:
-        self.apps = apps
-        self.asked: list[int] = []
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run) -> None: ...
-
-    @property
-    def run(self): ...
-
-    def create_message(self, *args, **kwargs): ...
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.apps)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        return [self._deliver(message) for message in messages]
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError("the strategy waits through its mailbox")
-
-    def _deliver(self, message: Message) -> str:
-        node = message.metadata.dst_node_id
-        if message.metadata.message_type == "train":
-            self.asked.append(node)
-        message_id = f"{time.monotonic_ns()}-{node}"
-        message.metadata.__dict__["_message_id"] = message_id
-        reply = self.apps[node](message, a_context())
-        if reply is not None:
-            self._replies[message_id] = reply
-        return message_id
-
-
-def a_context() -> Context:
-    return Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
-
-
-@pytest.fixture(autouse=True)
-def identity(monkeypatch) -> None:
-    """Messages take their sender from here; Flower's runtimes set it before a ServerApp starts."""
-    for name in ("task_id", "run_id", "node_id"):
-        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
-
-
-@pytest.fixture
-def registry(tmp_path, layout) -> Registry:
-    registry = Registry(tmp_path, layout, "base")
-    registry.begin(layout.initial(seed=0))
-    return registry
-
-
-@pytest.fixture
-def app_of(layout) -> Callable[..., ClientApp]:
-    def make(client: str, value: float = 0.01, weight: float = 1.0, family: str = "spm") -> ClientApp:
-        device = TableDevice(
-            client=client,
-            family=family,
-            weight=weight,
-            change={name: np.full(shape, value, np.float32) for name, shape in layout.shapes.items()},
-            counters=DraftCounters(drafted=10, accepted=4),
-        )
-        return make_client_app(
-            device_for=lambda context: device, identity_for=lambda context: Identity(client=client, family=family)
-        )
-
-    return make
-
-
-def answering(app: App, kind: str, reply: Callable[[Message], Message | None]) -> App:
-    """``app``, but with another answer to messages of one kind."""
-    return lambda message, context: reply(message) if message.metadata.message_type == kind else app(message, context)
-
-
-def play(registry: Registry, apps: list[App], **settings):
-    """Runs rounds over ``apps`` and returns their reports and the grid."""
-    reports, grid = [], LocalGrid(dict(enumerate(apps, start=100)))
-    defaults = {"rounds": 1, "timeout_s": 1.0, "join_timeout_s": 1.0, "expected_clients": len(apps)}
-    app = make_server_app(ServerConfig(**(defaults | settings)), registry, reports.append)
-    app(grid, a_context())
-    return reports, grid
+pytestmark = [pytest.mark.usefixtures("identity"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 def test_the_release_is_the_weighted_mean(registry, app_of) -> None:
@@ -136,6 +44,35 @@ def test_ffa_lora_leaves_a_untouched(registry, app_of) -> None:
     play(registry, [app_of("ann")], rule="ffa-lora")
     moved = registry.head().adapter.minus(before)
     assert {name[-1] for name, value in moved.items() if value.any()} == {"B"}
+
+
+def test_a_killed_servers_optimiser_and_priorities_go_on_as_if_nothing_had_happened(tmp_path, layout, app_of) -> None:
+    """Momentum and the families' priorities are kept with the release that they belong to."""
+    settings = {
+        "optimizer": OptimizerConfig(name="fedavgm"),
+        "balance": BalanceConfig(worst_family_rate=1.0),
+        "evaluate_every": 1,
+    }
+    apps = [app_of("ann", 0.01), app_of("cyd", 0.03, family="bpe", accepted=9)]
+    whole, parts, plain = (begun(tmp_path / name, layout) for name in ("whole", "parts", "plain"))
+    play(whole, apps, rounds=3, **settings)
+    for rounds in (1, 2, 3):
+        play(parts, apps, rounds=rounds, **settings)
+    play(plain, apps, rounds=3, evaluate_every=1)
+    assert whole.head().adapter.digest == parts.head().adapter.digest != plain.head().adapter.digest
+    priorities = Carried.from_bytes(whole.carried()).priorities
+    assert priorities["spm"] > 1 > priorities["bpe"]
+
+
+def test_devices_of_a_smaller_rank_take_part_where_the_rule_allows_it(registry, layout, app_of) -> None:
+    def small(value: float) -> dict[str, np.ndarray]:
+        return {name: np.full(shape, value, np.float32) for name, shape in replace(layout, rank=1).shapes.items()}
+
+    apps = [app_of("ann"), app_of("bob", change=small(0.02))]
+    (fedit,), _ = play(registry, apps)
+    (flexlora,), _ = play(registry, apps, rule="flexlora", rounds=2)
+    assert (fedit.accepted, fedit.excluded.keys()) == (("ann",), {"bob"})
+    assert flexlora.accepted == ("ann", "bob")
 
 
 def test_counters_add_up_by_family(registry, app_of) -> None:
@@ -242,8 +179,7 @@ def test_a_resumed_run_does_only_what_is_left(registry, app_of) -> None:
 
 def test_the_sample_depends_on_seed_round_and_names_only(tmp_path, layout, app_of) -> None:
     def sampled(names: str, folder: str, seed: int = 1) -> list[tuple[str, ...]]:
-        registry = Registry(tmp_path / folder, layout, "base")
-        registry.begin(layout.initial(seed=0))
+        registry = begun(tmp_path / folder, layout)
         reports, _ = play(registry, [app_of(name) for name in names], rounds=4, clients_per_round=2, seed=seed)
         return [report.participants for report in reports]
 
@@ -303,3 +239,34 @@ def test_a_stopped_run_raises_at_its_next_poll(registry, app_of) -> None:
 def test_no_request_goes_out_without_a_deadline(app_of) -> None:
     with pytest.raises(FleetError, match="timeout"):
         Mailbox(LocalGrid({})).send_and_receive([])
+
+
+def test_a_release_that_devices_accept_less_is_blocked_and_the_next_round_starts_before_it(registry, layout) -> None:
+    """Acceptance falls as soon as the adapter differs from the first one, so every release is blocked."""
+    app = make_client_app(
+        device_for=lambda context: Worsening(layout), identity_for=lambda c: Identity(client="ann", family="spm")
+    )
+    registry.evaluated(Worsening(layout).figures(0.5))
+    reports, _ = play(registry, [app], rounds=2, evaluate_every=1)
+    assert [(report.release, report.released) for report in reports] == [(0, True), (0, True)]
+    assert (registry.head().number, registry.promoted().number, registry.last_round()) == (0, 0, 2)
+    resumed, _ = play(registry, [app], rounds=3, evaluate_every=1)
+    assert [report.round for report in resumed] == [3]
+
+
+class Worsening:
+    """A device whose target accepts half of what it did once the adapter changes anything."""
+
+    def __init__(self, layout) -> None:
+        self._change = {name: np.full(shape, 0.01, np.float32) for name, shape in layout.shapes.items()}
+
+    def train(self, task, release):
+        return TableDevice(client="ann", family="spm", weight=1.0, change=self._change).train(task, release)
+
+    def evaluate(self, task, release) -> Evaluation:
+        counters = self.figures(0.5 if release.adapter.changes_nothing else 0.25)["spm"]
+        return Evaluation(client="ann", family="spm", counters=counters)
+
+    @staticmethod
+    def figures(rate: float) -> dict[str, DraftCounters]:
+        return {"spm": DraftCounters(drafted=4000, accepted=int(4000 * rate), blocks=1000)}

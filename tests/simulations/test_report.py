@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from fleetdraft.common.errors import Reason
 from fleetdraft.common.messages import TrainCounters
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.report import RoundReport
@@ -54,13 +55,15 @@ def client(name: str, family: str, before: float, after: float) -> ClientRow:
     return ClientRow(client=name, family=family, task="json", acceptance_before=before, acceptance_after=after)
 
 
-def round_report(number: int, excluded: dict[str, str]) -> RoundReport:
+def round_report(number: int, excluded: dict[str, str], code: Reason = Reason.NOT_FINITE) -> RoundReport:
     counters = DraftCounters(drafted=8, accepted=2, blocks=4)
     return RoundReport(
         round=number,
         participants=("a", "b", "c"),
         accepted=tuple(name for name in "abc" if name not in excluded),
         excluded=excluded,
+        codes=dict.fromkeys(excluded, code),
+        counts={code: len(excluded)} if excluded else {},
         release=number,
         digest="0" * 64,
         released=True,
@@ -137,6 +140,30 @@ def test_the_worst_client_is_the_one_that_gained_least():
     assert RESULTS.worst_client().client == "c"
     assert RESULTS.worst_client("unigram").client == "a"
     assert RESULTS.worst_client("unknown") is None
+
+
+def test_each_round_names_the_family_that_is_served_worst():
+    while_training = round_report(1, {})
+    measured = replace(
+        while_training,
+        families={"unigram": DraftCounters(drafted=8, accepted=1), "bbpe": DraftCounters(drafted=8, accepted=7)},
+        evaluation={"unigram": DraftCounters(drafted=8, accepted=6), "bbpe": DraftCounters(drafted=8, accepted=3)},
+    )
+    assert measured.worst_family == "bbpe"
+    assert replace(measured, evaluation={}).worst_family == "unigram"
+    assert replace(measured, evaluation={}, families={"unigram": DraftCounters()}).worst_family is None
+    assert RoundReport.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+    page = Page(to_html(replace(RESULTS, rounds=(measured,)))).text
+    assert "held-out promptsbbpe0.3750.750" in page.replace("\n", "")
+
+
+def test_each_exclusion_is_shown_with_its_code_and_counted_by_it(tmp_path):
+    write_report(RESULTS, tmp_path)
+    _, second = json.loads((tmp_path / "report.json").read_text())["rounds"]
+    assert (second["codes"], second["counts"]) == ({"c": "not-finite"}, {"not-finite": 1})
+    text = Page(to_html(RESULTS)).text.replace("\n", "")
+    assert "1 not-finite" in text
+    assert "2cnot-finitetensor q is not finite" in text
 
 
 def test_nothing_to_warn_of_gives_no_warnings():

@@ -100,8 +100,8 @@ def test_defaults_hold_for_each_method_that_does_not_say_otherwise(tmp_path: Pat
     [
         ("train_promts = 3\n" + WHOLE, "unknown key 'train_promts'; did you mean 'train_prompts'"),
         (WHOLE.replace("[3, 4]", "[3, -4]"), "seeds holds -4"),
-        (WHOLE.replace("[3, 4]", '[3, "x"]'), "seeds 2 is 'x', expected int"),
-        (WHOLE.replace("[3, 4]", "3"), "seeds is 3, expected an array"),
+        (WHOLE.replace("[3, 4]", '[3, "x"]'), 'seeds 2 is "x", expected a whole number'),
+        (WHOLE.replace("[3, 4]", "3"), "seeds is 3, expected a list in brackets"),
         (WHOLE.replace('"table"', '"chart"'), "kind is 'chart', expected one of table"),
         (WHOLE.replace("online", "on"), r"\[\[methods\]\] 3: paths is 'on', expected one of"),
         (
@@ -126,7 +126,7 @@ def test_defaults_hold_for_each_method_that_does_not_say_otherwise(tmp_path: Pat
         (WHOLE + "widen_to = 3\n", "unknown key 'widen_to'"),
         ("widen_to = 9\n" + WHOLE, "widen_to is 9, expected a hidden size where speed is measured"),
         (WHOLE + "[[", "is not valid TOML"),
-        ("methods = 3\n" + HEAD + TARGET + TASK, r"methods is int, expected \[\[methods\]\] tables"),
+        ("methods = 3\n" + HEAD + TARGET + TASK, r"methods is 3, expected \[\[methods\]\] tables"),
         (HEAD + TARGET + TASK, "key 'methods' is missing"),
     ],
 )

@@ -6,7 +6,7 @@ import os
 import weakref
 from pathlib import Path
 
-from ...common.errors import UserError
+from .errors import UserError
 
 _held: "weakref.WeakSet[DirectoryLock]" = weakref.WeakSet()
 
