@@ -1,6 +1,7 @@
 """``fleetdraft align``: from raw text to a bundle by the commands alone, and what they refuse."""
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fleetdraft.common.bundle import BundleManifest
@@ -16,6 +18,7 @@ from fleetdraft.common.errors import ConfigError, UserError
 from fleetdraft.export import cli
 from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.cli import align
+from fleetdraft.export.align.packed_rows import PackedRows
 
 HEAVY = ("torch", "transformers", "onnx", "peft")
 STORIES = [
@@ -62,6 +65,23 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
     assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
     run(cli.bundle, "build", "--drafter", tmp_path / "aligned", "--target", target, "--out", tmp_path / "bundle")
     assert BundleManifest.read(tmp_path / "bundle").targets[0].name == target.name
+
+
+def test_an_interrupted_command_ends_with_130_and_goes_on(text, tmp_path, monkeypatch) -> None:
+    words = ["pretrain", "--text", text, "--out", tmp_path / "drafter", "--vocab-size", 512, "--steps", 4, *SMALL]
+    chosen = PackedRows.chosen
+
+    def interrupted(self: PackedRows, first: int, count: int) -> torch.Tensor:
+        if first == 2 * count:
+            os.kill(os.getpid(), signal.SIGINT)
+        return chosen(self, first, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedRows, "chosen", interrupted)
+        result = CliRunner().invoke(align, list(map(str, words)))
+    assert result.exit_code == 130
+    assert "stopped at step 3 of 4; the same command goes on" in result.stderr
+    assert json.loads(run(align, *words))["steps"] == 4
 
 
 @pytest.mark.slow
