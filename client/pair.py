@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..common.lora import LoraAdapter
-from .decoding.context import Spelling
+from ..common.spelling import Spelling
 from .decoding.generation import Generator
 from .decoding.steps import DrafterSide
 from .learning.learner import LearnerConfig, OnlineLearner

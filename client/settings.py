@@ -3,10 +3,10 @@
 from dataclasses import dataclass, fields
 
 from ..common.errors import ConfigError
+from ..common.objective import Objective
 from .decoding.options import Options
 from .decoding.sampling import Sampling
 from .learning.learner import LearnerConfig
-from .learning.objective import Objective
 from .learning.trainer import AdamWConfig
 
 

@@ -58,8 +58,8 @@ def parts_of(folder: Path, files: list[Path]) -> set[str]:
 
 
 def test_contributing_describes_each_package_and_each_room(files):
-    inits = [path for path in files if path.match("client/*/__init__.py") or path.match("server/*/__init__.py")]
-    rooms = {f"{path.parent}/" for path in inits}
+    patterns = [f"{folder}/*/__init__.py" for folder in ("client", "export", "server")]
+    rooms = {f"{path.parent}/" for path in files if any(path.match(pattern) for pattern in patterns)}
     assert {name for name in headings() if name.split("/")[0] in PACKAGES} == {f"{name}/" for name in PACKAGES} | rooms
 
 

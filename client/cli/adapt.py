@@ -11,11 +11,11 @@ from ...common.errors import ConfigError
 from ...common.files import check_file, check_replaceable
 from ...common.lora import ABOUT, LoraAdapter
 from ...common.metrics import DraftCounters
+from ...common.objective import Objective
 from ...common.progress import progress
 from ..decoding.options import Options
 from ..guarding.trial import Tally, chance_of_fewer
 from ..learning.learner import LearnerConfig
-from ..learning.objective import Objective
 from ..learning.schedule import SCHEDULES, Schedule
 from ..learning.teacher import Projection
 from ..online.adaptation import adapt_online

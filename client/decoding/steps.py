@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...common.spelling import Spelling
 from ..pacing.outcome import BlockCost, Outcome
 from ..pacing.pace import Pace
 from ..runtimes.decoder import Decoder, Logits
 from ..spelling.paths import DraftPaths
 from .block import Draft, Verdict, draft_block, verify_block
 from .chooser import Chooser, RandomChooser
-from .context import DraftContext, Spelling
+from .context import DraftContext
 from .continuation import Continuation
 from .options import Options
 from .sampling import most_likely, target_weights

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from ...common.errors import ConfigError, ModelError, TrainingError
 from ...common.lora import LoraAdapter
 from ...common.messages import TrainCounters, l2_norm
+from ...common.objective import Objective
 from ...common.shape import PROJECTIONS as ADAPTED
 from ..decoding.emission import emissions
 from ..pacing.outcome import Outcome
 from .learner_state import Point
 from .lesson import Lesson
 from .lesson_writer import POSITIONS, LessonWriter, Positions, Writing
-from .objective import Objective
 from .replay import Replay, ReplayChange, ReplayConfig
 from .schedule import PLANS, SCHEDULES, Schedule
 from .teacher import PROJECTIONS, Projection

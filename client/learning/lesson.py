@@ -1,8 +1,8 @@
 """What one generated text teaches the drafter: its context, with the target's judgement beside each row.
 
-A lesson is the drafter's context of the text (``context.py``). A row that teaches carries the target's distribution
-over the next drafter token (``teacher.py``): the K largest, the rest as tail mass. Where the emitted token is an n-gram
-of drafter tokens, the rows along its path carry that path as labels.
+A lesson is the drafter's context of the text (``common/spelling.py``). A row that teaches carries the target's
+distribution over the next drafter token (``teacher.py``): the K largest, the rest as tail mass. Where the emitted token
+is an n-gram of drafter tokens, the rows along its path carry that path as labels.
 
 Truncation to K makes a divergence one over K + 1 outcomes: what the teacher says *within* the tail is lost, and by the
 log-sum inequality forward and reverse KL are lower bounds of the full ones. The likelihood of labels loses nothing.

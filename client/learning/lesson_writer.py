@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..decoding.context import Spelling
+from ...common.spelling import Spelling
 from ..decoding.emission import Emission
 from ..runtimes.decoder import Logits
 from ..spelling.trie import ROOT, Trie

@@ -18,9 +18,9 @@ from safetensors.numpy import load, save
 from ...common.errors import ConfigError, ModelError
 from ...common.lora import Arrays, LoraAdapter
 from ...common.messages import clipped
+from ...common.objective import Objective
 from ..runtimes.onnx_session import BoundWeights, open_session
 from .lesson import Lesson
-from .objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from math import inf, isfinite
 import numpy as np
 
 from ...common.lora import LoraAdapter, LoraLayout
+from ...common.objective import Objective
 from ..guarding.personal import PersonalAdapter, Rebased, TwoAdapters, rebase
 from ..learning.lesson import Lesson
-from ..learning.objective import Objective
 from ..pair import Pair
 from ..runtimes.onnx_decoder import OnnxDecoder
 

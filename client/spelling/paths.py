@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Protocol
 
+from ...common.speller import Speller
 from ...common.vocabulary import Vocabulary
-from .speller import Speller
 from .trie import Trie
 
 

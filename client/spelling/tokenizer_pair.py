@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ...common.errors import ConfigError
+from ...common.speller import Speller
 from .ngrams import NgramCache, NgramConfig
 from .paths import DirectPaths, DraftPaths, FullPaths
-from .speller import Speller
 from .text import TextCodec
 from .trie import Trie
 from .trie_cache import cached_trie

@@ -17,8 +17,8 @@ from safetensors.numpy import load, save
 
 from ...common.errors import ModelError
 from ...common.files import write_atomic
+from ...common.speller import Encode, canonical_paths
 from ...common.vocabulary import Vocabulary
-from .speller import Encode, canonical_paths
 from .trie import Trie
 
 #: Goes up when the rules of ``Speller`` or the arrays of ``Trie`` change.

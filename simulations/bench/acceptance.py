@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ...client.bundle import Bundle
 from ...client.decoding.chooser import RandomChooser
-from ...client.decoding.context import DraftContext, Spelling
+from ...client.decoding.context import DraftContext
 from ...client.decoding.law import Law
 from ...client.decoding.sampling import Probabilities, Sampling, distribution, target_probabilities, target_weights
 from ...client.pair import Pair
@@ -38,6 +38,7 @@ from ...client.spelling.trie import Trie
 from ...common.embedded import EMBEDDED
 from ...common.errors import PromptsError
 from ...common.progress import progress
+from ...common.spelling import Spelling
 from ...common.vocabulary import Vocabulary
 from .table import Row, print_rows, run, write_rows
 

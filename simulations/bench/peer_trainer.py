@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ...client.learning.lesson import Lesson
-from ...client.learning.objective import Objective
+from ...common.objective import Objective
 from ...export.torch_losses import hybrid_loss
 from .curriculum import Curriculum
 from .worker import Work

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ...client.learning.lesson import Lesson
-from ...client.learning.objective import Objective
 from ...client.learning.trainer import AdamW, AdamWConfig, TrainStep
 from ...client.runtimes.onnx_session import bind_weights
 from ...common.fusion import fused, train_tensors
 from ...common.lora import LoraAdapter, LoraLayout
+from ...common.objective import Objective
 from ...common.shape import DecoderShape
 from ...common.weights import read_stored
 from .curriculum import Curriculum

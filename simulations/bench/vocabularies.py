@@ -15,12 +15,12 @@ from typing import Annotated
 import psutil
 import typer
 
-from ...client.spelling.speller import canonical_paths
 from ...client.spelling.text import TextCodec
 from ...client.spelling.trie import Trie
 from ...client.spelling.trie_cache import cached_trie, read_trie
 from ...common.errors import ConfigError
 from ...common.files import check_file
+from ...common.speller import canonical_paths
 from .table import Row, print_rows, run, write_rows
 
 PROGRAM = "python -m fleetdraft.simulations.bench.vocabularies"

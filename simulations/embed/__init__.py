@@ -6,11 +6,10 @@ trained on that text, and four small Llama-type models (three targets, one draft
     corpus.py  <-  sources.py                     which text belongs to whom
     prompts.py                                    what each user would type
     vocabularies.py                               the three tokenizers
-    shapes.py  <-  schedule.py                    the four models and how long each is trained, in one table
-    pretrain.py  <-  batches.py, likelihood.py,   the training loop
-        checkpoints.py, attention.py
+    shapes.py                                     the four models and how long each is trained, in one table
+    pretrain.py  <-  batches.py                   the training, on the loop of export/align
     run.py  <-  deepen.py, record.py              one model, from the corpus to its folder
-    __main__.py  <-  allocator.py                 the command line
+    __main__.py                                   the command line
 
 It does not know how the models are later exported, served or adapted.
 """

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from ...common.errors import UserError
 from ...common.files import write_json
-from .allocator import keep_freed_memory
+from ...export.align.allocator import keep_freed_memory
+from ...export.align.errors import Stopped
+from ...export.align.training import Report
 from .corpus import NOBODY, USERS, Corpus, load_corpus
-from .errors import Stopped
-from .pretrain import Report
 from .prompts import write_prompts
 from .run import Run, execute, train_tokenizers
 from .shapes import MODELS, ModelName
@@ -108,15 +108,15 @@ def _train(corpus: Corpus, work: Path, model: ModelName, seed: int, steps: int |
     keep_freed_memory()
     plan = MODELS[model] if steps is None else MODELS[model].shortened(steps)
     run = Run(model=model, plan=plan, corpus=corpus, work=work, seed=seed)
-    record = execute(run, lambda report: _say(model, report))
+    record = execute(run, lambda layers, report: _say(model, layers, report))
     console.print_json(json.dumps(dataclasses.asdict(record)))
 
 
-def _say(model: str, report: Report) -> None:
+def _say(model: str, layers: int, report: Report) -> None:
     minutes, seconds = divmod(round(report.remaining_s), 60)
     console.print(
-        f"{model}  {report.layers} layers  step {report.step}/{report.steps}  loss {report.loss:.3f}  "
-        f"validation {report.validation:.3f}  rate {report.rate:.2e}  {report.tokens_per_s:.0f} tokens/s  "
+        f"{model}  {layers} layers  step {report.step}/{report.steps}  loss {report.loss:.3f}  "
+        f"validation {report.validation:.3f}  rate {report.rate:.2e}  {report.steps_per_s:.2f} steps/s  "
         f"{minutes}:{seconds:02} left"
     )
 

@@ -9,10 +9,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from ...export.align.rows import NOTHING
 
 PIECE_CHARACTERS = (400, 2000)
 """A document is cut at line ends into pieces of about this size, each encoded on its own.
@@ -20,15 +23,8 @@ PIECE_CHARACTERS = (400, 2000)
 A prompt starts in the middle of a file behind the token that begins a text; so do most pieces.
 """
 
-IGNORED = -100
-"""The label of a position that is not learned, as `torch.nn.functional.cross_entropy` has it."""
 
-NOTHING = -1
-"""Fills a row behind its last id."""
-
-
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The place of the next batch: an epoch, and the first row in it."""
 
     epoch: int = 0
@@ -105,15 +101,3 @@ def cut(text: str, rng: random.Random) -> list[str]:
             piece, limit = "", rng.randint(*PIECE_CHARACTERS)
         piece += line
     return [*pieces, piece]
-
-
-def inputs_and_labels(rows: Tensor, bos_id: int | None) -> tuple[Tensor, Tensor]:
-    """Splits rows into what the model sees and what it should say next, both int64 (rows, row_tokens).
-
-    The token that begins a text is never a label: a model should not say it, and where pieces begin is chance.
-    """
-    inputs, labels = rows[:, :-1].clamp(min=0), rows[:, 1:]
-    unlearned = labels == NOTHING
-    if bos_id is not None:
-        unlearned |= labels == bos_id
-    return inputs, labels.masked_fill(unlearned, IGNORED)

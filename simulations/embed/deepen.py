@@ -12,7 +12,7 @@ import copy
 import torch
 from transformers import LlamaForCausalLM
 
-from . import attention
+from ...export.align import attention
 
 
 @torch.no_grad()

@@ -1,15 +1,12 @@
 """The errors of this package, as a branch of the project's tree; each message is one line that names the likely cause.
 
-FleetdraftError
-├── UserError
-│   ├── SourcesMissing     the standard library has no readable sources
-│   ├── PromptsShort       a user's text has too few prompts
-│   ├── OutOfOrder         a command needs the output of an earlier one
-│   └── CheckpointForeign  a checkpoint was written by another job
-└── Stopped                a run was told to stop, and has saved where it is
+UserError
+├── SourcesMissing     the standard library has no readable sources
+├── PromptsShort       a user's text has too few prompts
+└── OutOfOrder         a command needs the output of an earlier one
 """
 
-from ...common.errors import FleetdraftError, UserError
+from ...common.errors import UserError
 
 
 class SourcesMissing(UserError):
@@ -22,11 +19,3 @@ class PromptsShort(UserError):
 
 class OutOfOrder(UserError):
     """A command needs the output of an earlier command."""
-
-
-class CheckpointForeign(UserError):
-    """A checkpoint was written by a job with other settings or another corpus."""
-
-
-class Stopped(FleetdraftError):
-    """A run was told to stop before its last step, and has saved where it is."""

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...common.files import read_json, write_json
-from .shapes import ModelName, Shape
+from ...export.align.model import Shape
+from .shapes import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,22 +8,26 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from ...export.align.checkpoints import Checkpoint, Progress
+from ...export.align.errors import Stopped
+from ...export.align.likelihood import Likelihood
+from ...export.align.tokenizer_kinds import write_tokenizer
+from ...export.align.training import Report, Watch
 from .batches import Reader
-from .checkpoints import Checkpoint, Progress
 from .corpus import NOBODY, USERS, Corpus
 from .deepen import deepen
-from .errors import OutOfOrder, Stopped
-from .likelihood import Likelihood, measure
-from .pretrain import Report, Watch, build, train
+from .errors import OutOfOrder
+from .pretrain import build, measure, train
 from .record import Record, Validation, write_record
 from .shapes import ModelName, Plan, Stage
-from .vocabularies import VOCABULARIES, write_tokenizer
+from .vocabularies import VOCABULARIES
 
 GLIMPSE_CHARACTERS = 1500
 GLIMPSE_STRIDE = 4
@@ -54,10 +58,10 @@ def train_tokenizers(corpus: Corpus, work: Path) -> None:
     """Trains the three tokenizers on what a target reads and writes them below `tokenizers/`."""
     texts = [d.text for d in corpus.read_by("target")]
     for name, vocabulary in VOCABULARIES.items():
-        write_tokenizer(vocabulary.train(texts, vocabulary.size), vocabulary, work / "tokenizers" / name)
+        write_tokenizer(vocabulary.kind.train(texts, vocabulary.size), vocabulary.kind, work / "tokenizers" / name)
 
 
-def execute(run: Run, report: Callable[[Report], None]) -> Record:
+def execute(run: Run, report: Callable[[int, Report], None]) -> Record:
     """Trains one model; writes its folder and its record, which it returns.
 
     Raises:
@@ -71,7 +75,7 @@ def execute(run: Run, report: Callable[[Report], None]) -> Record:
     progress = Progress()
     for stage in run.plan.stages:
         model = deepen(model, stage.layers)
-        watch = Watch(validate=_validator(model, glimpse), report=report)
+        watch = Watch(validate=_validator(model, glimpse), report=partial(report, stage.layers))
         progress = train(model, reader, stage.schedule, run.checkpoint(stage), watch, replace(progress, step=0))
         if progress.step < stage.schedule.steps:
             raise Stopped(
@@ -86,13 +90,13 @@ def open_reader(run: Run, texts: Sequence[str]) -> Reader:
     Raises:
       OutOfOrder: the tokenizer has not been trained.
     """
-    tokenizer, vocabulary = read_tokenizer(run), VOCABULARIES[run.plan.vocabulary]
+    tokenizer, kind = read_tokenizer(run), VOCABULARIES[run.plan.vocabulary].kind
     ids = tokenizer.get_vocab()
     return Reader(
         tokenizer=tokenizer,
         texts=texts,
-        bos_id=ids[vocabulary.bos] if vocabulary.bos else None,
-        eos_id=ids[vocabulary.eos],
+        bos_id=ids[kind.bos] if kind.bos else None,
+        eos_id=ids[kind.eos],
         row_tokens=run.plan.stages[0].schedule.row_tokens,
         seed=run.seed,
     )
@@ -120,7 +124,7 @@ def write_model(model: LlamaForCausalLM, run: Run) -> None:
     """Writes weights, configuration and tokenizer, as `from_pretrained` reads them."""
     folder = run.work / run.model
     model.save_pretrained(folder)
-    write_tokenizer(read_tokenizer(run), VOCABULARIES[run.plan.vocabulary], folder)
+    write_tokenizer(read_tokenizer(run), VOCABULARIES[run.plan.vocabulary].kind, folder)
 
 
 def _validator(model: LlamaForCausalLM, glimpse: Reader) -> Callable[[], float]:

@@ -10,35 +10,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from ...export.align.model import Shape
+from ...export.align.schedule import Schedule
 from .corpus import Role
-from .schedule import Schedule
 from .vocabularies import VocabularyName
 
 ModelName = Literal["spm", "bpe3", "bpe1", "drafter"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The sizes of one Llama-type decoder."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-
-    def __post_init__(self) -> None:
-        for field, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{field} is {value}, must be at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads is {self.num_attention_heads}, must be a multiple of "
-                f"num_key_value_heads, which is {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}, must be even: rotary positions turn pairs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from ...client.decoding.options import MAX_DRAFT_TOKENS, Options
 from ...client.decoding.sampling import Sampling
 from ...client.learning.learner import LearnerConfig
-from ...client.learning.objective import Objective
 from ...client.learning.schedule import PLANS, Schedule
 from ...client.learning.teacher import PROJECTIONS, Projection
 from ...client.learning.trainer import AdamWConfig
@@ -14,6 +13,7 @@ from ...client.pacing.controllers import CONTROLLERS
 from ...client.spelling.tokenizer_pair import PathKind, path_kind
 from ...common.errors import ConfigError
 from ...common.losses import DIVERGENCES
+from ...common.objective import Objective
 
 _CHOICES = {
     "divergence": DIVERGENCES,

@@ -20,8 +20,8 @@ from fleetdraft.client.decoding.processors import History, LogitsProcessor, Proc
 from fleetdraft.client.decoding.sampling import Sampling, Weights, target_probabilities
 from fleetdraft.client.pacing.boundary import Boundary, StopRule, always
 from fleetdraft.client.runtimes.decoder import TableDecoder
-from fleetdraft.client.spelling.speller import canonical_paths
 from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.common.speller import canonical_paths
 from fleetdraft.common.vocabulary import Vocabulary
 
 Context = tuple[int, ...]

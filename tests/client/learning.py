@@ -10,11 +10,11 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.learning.learner import LearnerConfig, OnlineLearner, Step
 from fleetdraft.client.learning.lesson import Lesson
-from fleetdraft.client.learning.objective import Objective
 from fleetdraft.client.learning.replay import ReplayChange
 from fleetdraft.client.learning.trainer import Gradient, TrainStep
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.common.objective import Objective
 
 CONFIG = LearnerConfig(every_prompts=4, steps=3)
 IDLE = replace(CONFIG, schedule="idle", steps=4, batch_size=2)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fleetdraft.client.spelling.coverage import Coverage, coverage
 from fleetdraft.client.spelling.ngrams import NgramCache
 from fleetdraft.client.spelling.paths import DirectPaths, FullPaths
-from fleetdraft.client.spelling.speller import Speller, canonical_paths
 from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.common.speller import Speller, canonical_paths
 from fleetdraft.common.vocabulary import Vocabulary
 
 DRAFTER = Vocabulary(token_bytes=(b"a", b"b", b"c", b""), eos=(3,))

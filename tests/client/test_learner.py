@@ -13,12 +13,12 @@ from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.learning import learner as learner_module
 from fleetdraft.client.learning.learner import LearnerConfig, OnlineLearner
 from fleetdraft.client.learning.lesson import Lesson
-from fleetdraft.client.learning.objective import Objective
 from fleetdraft.client.learning.trainer import Gradient, TrainStep
 from fleetdraft.client.online.adaptation import adapt_online
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.common.errors import ConfigError, TrainingError
+from fleetdraft.common.objective import Objective
 
 OPTIONS = Options(max_new_tokens=24)
 

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fleetdraft.client.decoding.context import Spelling
 from fleetdraft.client.decoding.emission import Emission, emissions
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.learning.lesson import Lesson
@@ -17,6 +16,7 @@ from fleetdraft.client.pacing.pace import BlockCost
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.common.spelling import Spelling
 from fleetdraft.common.vocabulary import Vocabulary
 
 TARGETS = ["spm", "bpe3", "bpe1"]

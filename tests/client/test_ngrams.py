@@ -17,8 +17,8 @@ from fleetdraft.client.decoding.sampling import Sampling, target_probabilities
 from fleetdraft.client.runtimes.decoder import TableDecoder
 from fleetdraft.client.spelling.ngrams import NgramCache, NgramConfig
 from fleetdraft.client.spelling.paths import DirectPaths
-from fleetdraft.client.spelling.speller import Speller
 from fleetdraft.common.errors import ConfigError, FingerprintError, ModelError, UserError
+from fleetdraft.common.speller import Speller
 from fleetdraft.common.vocabulary import Vocabulary
 
 DRAFTER = Vocabulary(token_bytes=(b"a", b"b", b"c", b""), eos=(3,), fingerprint="drafter")

@@ -3,8 +3,8 @@
 import pytest
 
 from fleetdraft.client.spelling.paths import DirectPaths, DraftPaths, FullPaths
-from fleetdraft.client.spelling.speller import Speller
 from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.common.speller import Speller
 from fleetdraft.common.vocabulary import Vocabulary
 
 #: The drafter spells "ab" by one token or by two; its tokenizer chooses two.

@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from fleetdraft.client.spelling.coverage import coverage
 from fleetdraft.client.spelling.paths import FullPaths
-from fleetdraft.client.spelling.speller import canonical_paths
 from fleetdraft.client.spelling.text import TextCodec, Utf8Stream
 from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.errors import ModelError
+from fleetdraft.common.speller import canonical_paths
 from fleetdraft.common.vocabulary import Vocabulary
 
 WIDTHS = {

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetdraft.client.decoding.context import Spelling
 from fleetdraft.client.decoding.emission import Emission
 from fleetdraft.client.decoding.law import Law
 from fleetdraft.client.learning.lesson import Lesson
@@ -17,6 +16,7 @@ from fleetdraft.client.learning.teacher import PathTree, Projection, View
 from fleetdraft.client.runtimes.decoder import TableDecoder
 from fleetdraft.client.runtimes.rows import Rows
 from fleetdraft.client.spelling.trie import ROOT, Trie
+from fleetdraft.common.spelling import Spelling
 from fleetdraft.common.vocabulary import Vocabulary
 
 BEGIN, WIDTH, DEPTH = 0, 4, 3

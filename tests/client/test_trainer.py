@@ -9,13 +9,13 @@ from onnx import TensorProto
 from safetensors.numpy import load, save
 
 from fleetdraft.client.learning.lesson import Lesson
-from fleetdraft.client.learning.objective import Objective
 from fleetdraft.client.learning.trainer import AdamW, AdamWConfig, TrainStep, collate
 from fleetdraft.client.runtimes.onnx_session import bind_weights
 from fleetdraft.common.errors import ConfigError, ModelError
 from fleetdraft.common.fusion import fused, train_tensors
 from fleetdraft.common.lora import Arrays, LoraLayout
 from fleetdraft.common.losses import DIVERGENCES
+from fleetdraft.common.objective import Objective
 from fleetdraft.common.shape import DecoderShape
 from fleetdraft.export.nodes import Nodes
 from fleetdraft.export.train_graph import train_graph

@@ -10,16 +10,16 @@ import pytest
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.chooser import enumerate_outcomes
-from fleetdraft.client.decoding.context import Spelling
 from fleetdraft.client.decoding.law import Law
 from fleetdraft.client.decoding.sampling import Probabilities, Sampling, distribution
 from fleetdraft.client.decoding.walk import walk
 from fleetdraft.client.runtimes.decoder import Decoder, TableDecoder
 from fleetdraft.client.runtimes.rows import Rows
-from fleetdraft.client.spelling.speller import canonical_paths
 from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import PromptsError
+from fleetdraft.common.speller import canonical_paths
+from fleetdraft.common.spelling import Spelling
 from fleetdraft.common.vocabulary import Vocabulary
 from fleetdraft.simulations.bench import acceptance
 from fleetdraft.simulations.bench.table import run

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from fleetdraft.export.align.tokenizer_kinds import write_tokenizer
 from fleetdraft.simulations.embed.corpus import NOBODY, USERS, Corpus, divide, load_corpus, owner_of
 from fleetdraft.simulations.embed.errors import SourcesMissing
 from fleetdraft.simulations.embed.prompts import (
@@ -19,7 +20,7 @@ from fleetdraft.simulations.embed.prompts import (
     user_prompts,
 )
 from fleetdraft.simulations.embed.sources import Source, read_sources, stdlib_root
-from fleetdraft.simulations.embed.vocabularies import VOCABULARIES, VocabularyName, write_tokenizer
+from fleetdraft.simulations.embed.vocabularies import VOCABULARIES, VocabularyName
 
 AWKWARD = (
     "def f(self, n=1234567):\n\n    return n  # ünïcode, 漢字, \U0001f600\n",
@@ -55,7 +56,7 @@ def prompts(user: str) -> tuple[Prompt, ...]:
 
 @cache
 def tiny_tokenizer(name: VocabularyName) -> Tokenizer:
-    return VOCABULARIES[name].train([d.text for d in corpus().of_user("logging", held_out=False)], 600)
+    return VOCABULARIES[name].kind.train([d.text for d in corpus().of_user("logging", held_out=False)], 600)
 
 
 def test_the_corpus_does_not_depend_on_the_order_of_the_sources() -> None:
@@ -172,6 +173,6 @@ def test_a_token_has_at_most_its_familys_number_of_digits(name: VocabularyName, 
 
 
 def test_a_written_tokenizer_is_the_trained_one(tmp_path: Path) -> None:
-    write_tokenizer(tiny_tokenizer("spm"), VOCABULARIES["spm"], tmp_path)
+    write_tokenizer(tiny_tokenizer("spm"), VOCABULARIES["spm"].kind, tmp_path)
     read = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert read.encode(AWKWARD[0]).ids == tiny_tokenizer("spm").encode(AWKWARD[0]).ids

@@ -12,16 +12,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from fleetdraft.simulations.embed import attention
-from fleetdraft.simulations.embed.batches import IGNORED, NOTHING, Cursor, Reader, cut, inputs_and_labels
-from fleetdraft.simulations.embed.checkpoints import Checkpoint, Progress
+from fleetdraft.export.align import attention
+from fleetdraft.export.align.checkpoints import Checkpoint, Progress
+from fleetdraft.export.align.errors import CheckpointForeign
+from fleetdraft.export.align.likelihood import CrossEntropy, Likelihood
+from fleetdraft.export.align.model import Shape
+from fleetdraft.export.align.rows import IGNORED, NOTHING, inputs_and_labels
+from fleetdraft.export.align.schedule import Schedule
+from fleetdraft.export.align.tokenizer_kinds import train_llama3
+from fleetdraft.export.align.training import Watch
+from fleetdraft.simulations.embed.batches import Cursor, Reader, cut
 from fleetdraft.simulations.embed.deepen import deepen, kept_positions
-from fleetdraft.simulations.embed.errors import CheckpointForeign
-from fleetdraft.simulations.embed.likelihood import CrossEntropy, Likelihood
-from fleetdraft.simulations.embed.pretrain import Watch, build, train
-from fleetdraft.simulations.embed.schedule import Schedule
-from fleetdraft.simulations.embed.shapes import MODELS, Shape
-from fleetdraft.simulations.embed.vocabularies import train_llama3
+from fleetdraft.simulations.embed.pretrain import build, train
+from fleetdraft.simulations.embed.shapes import MODELS
 
 TEXTS = [f"def f{n}(x):\n    return x + {n}\n\n\n" * (n + 9) for n in range(12)]
 SHAPE = Shape(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...common.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -30,9 +32,11 @@ class Schedule:
     def __post_init__(self) -> None:
         for field in ("steps", "batch_rows", "row_tokens", "warmup_steps"):
             if (value := getattr(self, field)) < 1:
-                raise ValueError(f"{field} is {value}, must be at least 1")
+                raise ConfigError(f"{field} is {value}, expected at least 1")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor is {self.floor}, expected 0 to 1")
         if not 0 < self.peak_rate < 1:
-            raise ValueError(f"peak_rate is {self.peak_rate}, must be between 0 and 1")
+            raise ConfigError(f"peak_rate is {self.peak_rate}, expected a number above 0 and below 1")
 
     def rate(self, step: int) -> float:
         """Returns the learning rate of a step, the first being 0."""

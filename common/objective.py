@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.errors import ConfigError
-from ...common.losses import DIVERGENCES
+from .errors import ConfigError
+from .losses import DIVERGENCES
 
 _SAMPLED = "tvd++sampled"
 

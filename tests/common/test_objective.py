@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.learning.objective import Objective
 from fleetdraft.common.errors import ConfigError
 from fleetdraft.common.losses import DIVERGENCES
+from fleetdraft.common.objective import Objective
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)

@@ -6,6 +6,7 @@ It does not know how the model was trained.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from .batches import IGNORED, Reader, inputs_and_labels
-
-BATCH_ROWS = 16
+from .rows import IGNORED, inputs_and_labels
 
 SMALLEST = 1e-30
 """Below any probability that matters; keeps a logarithm finite."""
@@ -73,7 +72,7 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         """Returns (probabilities - one-hot labels) / count, for the labels that are not ignored."""
         probabilities, labels, learned = ctx.saved_tensors
-        minus_one = torch.full((len(labels), 1), -1.0)
+        minus_one = torch.full((len(labels), 1), -1.0, device=labels.device)
         gradient = probabilities.scatter_add(1, labels.clamp(min=0).unsqueeze(1), minus_one)
         return gradient.mul_((learned * slope / learned.sum()).unsqueeze(1)), None
 
@@ -86,13 +85,22 @@ def mean_loss(model: LlamaForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor
 
 
 @torch.inference_mode()
-def measure(model: LlamaForCausalLM, reader: Reader) -> Likelihood:
-    """Sums the loss over all of a reader's texts."""
+def summed_loss(model: LlamaForCausalLM, batches: Iterable[Tensor], bos_id: int | None) -> tuple[float, int]:
+    """Sums the loss over rows of ids.
+
+    Args:
+      batches: int64 (rows, row_tokens + 1) each.
+      bos_id: as in `inputs_and_labels`.
+
+    Returns:
+      nats, and the tokens that they are of.
+    """
     nats, tokens = 0.0, 0
     with torch.compiler.set_stance("force_eager"):
-        for rows in reader.whole().split(BATCH_ROWS):
-            inputs, labels = inputs_and_labels(rows, reader.bos_id)
+        for rows in batches:
+            inputs, labels = inputs_and_labels(rows.to(model.device), bos_id)
             learned = int((labels != IGNORED).sum())
-            nats += mean_loss(model, inputs, labels).item() * learned
-            tokens += learned
-    return Likelihood(nats=nats, tokens=tokens, size_bytes=sum(len(text.encode()) for text in reader.texts))
+            if learned:
+                nats += mean_loss(model, inputs, labels).item() * learned
+                tokens += learned
+    return nats, tokens

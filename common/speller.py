@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ...common.vocabulary import Vocabulary
+from .vocabulary import Vocabulary
 
 Encode = Callable[[str], list[int]]
 

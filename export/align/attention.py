@@ -1,7 +1,8 @@
 """Causal attention as two batched products, which on a CPU trains short rows three times as fast as PyTorch's own.
 
 Measured on one thread (EPYC with bfloat16, 8 rows of 256 tokens, 4 heads of 32): 4.6 ms forward and backward, where
-`scaled_dot_product_attention` takes 15.2 ms. It does not know masks: every row is one unpadded text.
+`scaled_dot_product_attention` takes 15.2 ms. It does not know masks: a row is a text, with padding
+behind it at most, whose outputs are of no use.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def attend(
       query: (rows, heads, tokens, head size).
       key: (rows, key heads, tokens, head size).
       value: as `key`.
-      attention_mask: must be what an unpadded causal row needs; it is not read.
+      attention_mask: must be what a causal row without padding before it needs; it is not read.
       scaling: the factor of the scores.
 
     Returns:
@@ -35,7 +36,7 @@ def attend(
     rows, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1).flatten(0, 1) for x in (key, value))
-    future = torch.full((tokens, tokens), FAR_BELOW, dtype=query.dtype).triu(1)
+    future = torch.full((tokens, tokens), FAR_BELOW, dtype=query.dtype, device=query.device).triu(1)
     scores = torch.baddbmm(future, query.flatten(0, 1), key.transpose(1, 2), alpha=scaling)
     mixed = torch.bmm(scores.softmax(-1).to(value.dtype), value)
     return mixed.view(rows, heads, tokens, size).transpose(1, 2).contiguous(), None

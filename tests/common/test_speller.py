@@ -2,8 +2,8 @@
 
 import pytest
 
-from fleetdraft.client.spelling.speller import Speller, canonical_paths
 from fleetdraft.client.spelling.trie import Trie
+from fleetdraft.common.speller import Speller, canonical_paths
 from fleetdraft.common.vocabulary import Vocabulary
 
 

@@ -6,7 +6,7 @@ It does not know what a step does.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .batches import Cursor
 from .errors import CheckpointForeign
+
+Place = tuple[int, ...]
+"""Where the next batch is, in numbers that whoever makes the batches understands; empty at the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Progress:
     """How far a run is: steps done, the next batch, and the seconds of wall clock spent so far."""
 
     step: int = 0
-    cursor: Cursor = field(default_factory=Cursor)
+    place: Place = ()
     wall_s: float = 0.0
 
 
@@ -39,13 +41,17 @@ class Checkpoint:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "job": self.job,
-            "progress": asdict(progress),
+            "progress": {"step": progress.step, "place": list(progress.place), "wall_s": progress.wall_s},
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_of_devices": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
+        with partial.open("wb") as handle:
+            torch.save(state, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
         os.replace(partial, self.path)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, start: Progress) -> Progress:
@@ -56,15 +62,24 @@ class Checkpoint:
         """
         if not self.path.exists():
             return start
-        state: dict[str, Any] = torch.load(self.path, weights_only=True)
+        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
         if state["job"] != self.job:
             raise CheckpointForeign(f"{self.path} is of another job, delete it to start afresh: {state['job']}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         random_state: Tensor = state["random"]
         torch.set_rng_state(random_state)
+        if torch.cuda.is_available() and len(state["random_of_devices"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["random_of_devices"])
         progress = state["progress"]
-        return Progress(step=progress["step"], cursor=Cursor(**progress["cursor"]), wall_s=progress["wall_s"])
+        return Progress(step=progress["step"], place=tuple(progress["place"]), wall_s=progress["wall_s"])
+
+    @property
+    def step(self) -> int:
+        """The step that a run would go on from, 0 without a file."""
+        if not self.path.exists():
+            return 0
+        return int(torch.load(self.path, weights_only=True, map_location="cpu", mmap=True)["progress"]["step"])
 
     def discard(self) -> None:
         """Removes the file, once the run's result is written."""

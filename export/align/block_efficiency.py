@@ -1,0 +1,81 @@
+"""Block efficiency of a drafter, by decoding: a bundle is built of it and ``fleetdraft eval`` is run on that.
+
+The command is run as a user would run it, in a process of its own: what is measured is what will be deployed, in the
+runtime of the devices, and this folder need not know how devices decode.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ...common.errors import ConfigError, FleetdraftError
+from ...common.files import read_json
+from ..bundle import BundleRecipe, build_bundle
+
+_RUN = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
+
+
+class Measure(Protocol):
+    """How good a drafter is for each of its targets."""
+
+    def __call__(self, drafter: Path) -> Mapping[str, float]:
+        """By name, what is to be made large; the mean over names decides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockEfficiency:
+    """Mean target tokens emitted by a call of the target (ALGORITHMS §0), by target and task of held-out prompts.
+
+    targets: model directories. prompts: JSONL of ``{"prompt": …, "task": …}`` that nothing was trained on.
+    draft_tokens: gamma.
+    """
+
+    targets: tuple[Path, ...]
+    prompts: Path
+    max_new_tokens: int = 48
+    draft_tokens: int = 4
+    temperature: float = 0.0
+    seed: int = 0
+    timeout_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ConfigError("targets is empty, expected at least one to decode with")
+        if not self.prompts.is_file():
+            raise ConfigError(f"prompts is {self.prompts}, expected a file of held-out prompts")
+
+    def __call__(self, drafter: Path) -> dict[str, float]:
+        """Builds the bundle, decodes the prompts, and forgets both.
+
+        Raises:
+          FleetdraftError: the decoding failed, with its last line.
+          ModelError: the drafter or a target is no model that a bundle can be built of.
+        """
+        with tempfile.TemporaryDirectory(prefix="fleetdraft-measure-") as folder:
+            bundle, found = Path(folder, "bundle"), Path(folder, "eval.json")
+            build_bundle(drafter, self.targets, bundle, BundleRecipe(rank=1, alpha=1.0))
+            self._evaluate(bundle, found)
+            rows: list[dict[str, Any]] = read_json(found)["results"]
+        return {f"{row['target']}/{row['task']}": float(row["mean_acceptance_length"]) for row in rows}
+
+    def _evaluate(self, bundle: Path, found: Path) -> None:
+        targets = [word for target in self.targets for word in ("--target", str(target.resolve()))]
+        options = {
+            "--bundle": bundle,
+            "--prompts": self.prompts,
+            "--max-new-tokens": self.max_new_tokens,
+            "--draft-tokens": self.draft_tokens,
+            "--temperature": self.temperature,
+            "--seed": self.seed,
+            "--json": found,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        command = [sys.executable, "-c", _RUN, "eval", *words, *targets]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout_s, check=False)
+        if ran.returncode:
+            last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise FleetdraftError(f"measuring block efficiency failed with exit code {ran.returncode}: {last}")

@@ -1,0 +1,130 @@
+"""``fleetdraft align``: from raw text to a bundle by the commands alone, and what they refuse."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fleetdraft.common.bundle import BundleManifest
+from fleetdraft.common.errors import ConfigError, UserError
+from fleetdraft.export import cli
+from fleetdraft.export.align.checkpoints import Checkpoint
+from fleetdraft.export.align.cli import align
+from fleetdraft.export.align.packed_rows import PackedRows
+
+HEAVY = ("torch", "transformers", "onnx", "peft")
+STORIES = [
+    f"The {n}th fox saw {n * 7} hens, and ran to the {'red' if n % 2 else 'green'} barn.\n\n" for n in range(300)
+]
+SMALL = shlex.split("--layers 1 --hidden 16 --intermediate 24 --heads 2 --context 64 --row-tokens 16 --threads 1")
+QUICK = shlex.split("--steps 4 --eval-steps 4 --row-tokens 16 --warmup-steps 1 --max-new-tokens 6 --threads 1")
+
+
+def run(app, *words: object) -> str:
+    """What a command prints on stdout."""
+    result = CliRunner().invoke(app, list(map(str, words)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text("".join(STORIES), encoding="utf-8")
+    return path
+
+
+def prompts(path: Path, stories: list[str]) -> Path:
+    path.write_text("\n".join(json.dumps({"prompt": story[:16], "task": "stories"}) for story in stories))
+    return path
+
+
+def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
+    target = tiny_model(num_hidden_layers=1)
+    run(align, "pretrain", "--text", text, "--out", tmp_path / "drafter", "--vocab-size", 512, "--steps", 4, *SMALL)
+    train, unseen = prompts(tmp_path / "train.jsonl", STORIES[:4]), prompts(tmp_path / "unseen.jsonl", STORIES[50:52])
+    distilled = json.loads(
+        run(align, "distill", "--prompts", train, "--target", target, "--out", tmp_path / "answers",
+            "--max-new-tokens", 6, "--threads", 1)
+    )  # fmt: skip
+    assert distilled["targets"][target.name]["answered_prompts"] == 4
+    tuned = json.loads(
+        run(align, "finetune", "--drafter", tmp_path / "drafter", "--answers", tmp_path / "answers", "--target", target,
+            "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
+            "--kl-steps", 2, "--lora-rank", 2, *QUICK)
+    )  # fmt: skip
+    assert tuned["objective"]["divergence"] == "tvd++"
+    assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
+    run(cli.bundle, "build", "--drafter", tmp_path / "aligned", "--target", target, "--out", tmp_path / "bundle")
+    assert BundleManifest.read(tmp_path / "bundle").targets[0].name == target.name
+
+
+def test_an_interrupted_command_ends_with_130_and_goes_on(text, tmp_path, monkeypatch) -> None:
+    words = ["pretrain", "--text", text, "--out", tmp_path / "drafter", "--vocab-size", 512, "--steps", 4, *SMALL]
+    chosen = PackedRows.chosen
+
+    def interrupted(self: PackedRows, first: int, count: int) -> torch.Tensor:
+        if first == 2 * count:
+            os.kill(os.getpid(), signal.SIGINT)
+        return chosen(self, first, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedRows, "chosen", interrupted)
+        result = CliRunner().invoke(align, list(map(str, words)))
+    assert result.exit_code == 130
+    assert "stopped at step 3 of 4; the same command goes on" in result.stderr
+    assert json.loads(run(align, *words))["steps"] == 4
+
+
+@pytest.mark.slow
+def test_a_killed_pretraining_ends_with_the_weights_of_a_whole_one(text, tmp_path) -> None:
+    """SIGKILL, in a process of its own, between two checkpoints or within one."""
+    words = ["pretrain", "--text", text, "--vocab-size", 512, "--steps", 120, "--save-seconds", 0.1, *SMALL]
+    command = [sys.executable, "-c", "from fleetdraft.export.align.cli import align; align()", *map(str, words)]
+    checkpoint = tmp_path / "parts/training/checkpoint.pt"
+    with subprocess.Popen([*command, "--out", str(tmp_path / "parts")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not checkpoint.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < Checkpoint(path=checkpoint, job="").step < 120
+    for out in ("parts", "whole"):
+        run(align, *words, "--out", tmp_path / out)
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("parts", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_prompts_that_were_distilled_from_are_no_measure(tiny_model, tmp_path) -> None:
+    target = tiny_model(num_hidden_layers=1)
+    train = prompts(tmp_path / "train.jsonl", STORIES[:2])
+    run(align, "distill", "--prompts", train, "--target", target, "--out", tmp_path / "answers", "--max-new-tokens", 4)
+    with pytest.raises(UserError, match="2 of 2 held-out prompts were distilled from"):
+        run(align, "finetune", "--drafter", target, "--answers", tmp_path / "answers", "--target", target,
+            "--prompts", train, "--out", tmp_path / "aligned", *QUICK)  # fmt: skip
+
+
+def test_a_setting_out_of_range_is_told(text, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="steps is 0, expected at least 1"):
+        run(align, "pretrain", "--text", text, "--out", tmp_path / "drafter", "--steps", 0, *SMALL)
+    with pytest.raises(ConfigError, match="divergence is 'kl', expected one of forward-kl"):
+        run(align, "finetune", "--drafter", tmp_path, "--answers", tmp_path, "--target", tmp_path, "--prompts", text,
+            "--out", tmp_path / "aligned", "--divergence", "kl")  # fmt: skip
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from fleetdraft.export.align.cli import align\n"
+        "for words in (['--help'], ['finetune', '--help']): assert CliRunner().invoke(align, words).exit_code == 0\n"
+        f"sys.exit(','.join(name for name in {HEAVY!r} if name in sys.modules) or 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
