@@ -38,8 +38,8 @@ from .timings import Timings
 
 _SHIFT_RATE, _PLACE_RATE, _SHIFT_KEPT = 0.2, 0.4, 0.5
 """Steps of the shift by one verdict, for all places and for the verdict's own; what of it the next text begins with."""
-_UNHEARD_KEPT = 15 / 16
-"""What a block without a verdict leaves of the shift: nothing would ever be proposed that could prove it wrong."""
+_SILENT_BLOCKS = 8
+"""Blocks without a proposal before one is made whatever the rule says: else nothing would prove a shift wrong."""
 _SUREST = 4.0
 """The head's logit counts up to here: beyond, a shift would come too late."""
 _MOST_AHEAD = 8
@@ -113,11 +113,13 @@ class CostAware:
         return most
 
     def needs_look(self, survival: float, proposed: int) -> bool:
-        """Before it is looked at, the probability may be anything from 0 to 1, each number alike."""
+        """What the look may bring: with the usual acceptance, or with one that may be any number from 0 to 1."""
         if not self._measured:
             return True
-        cost = self._rate * (self._timings.position_s + self._scoring_s(proposed, 1))
-        return max(0.0, survival - cost) ** 2 >= 2 * survival * self._rate * self._timings.draft_token_s
+        look = self._rate * self._timings.draft_token_s
+        cost = self._rate * (self._timings.position_s + self._scoring_s(proposed, 1)) - look
+        usual = survival * self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS) - cost
+        return max(usual, max(0.0, survival - cost) ** 2 / (2 * survival)) >= look
 
     @property
     def _measured(self) -> bool:
@@ -192,11 +194,12 @@ class HeadPace:
     def __init__(self, learner: Head, rule: StopScore, trains: bool = True, single: Head | None = None) -> None:
         self.learner, self._rule, self._trains, self._single = learner, rule, trains, single
         self._told, self._survival, self._untrained = list[_Guess](), 1.0, 0
-        self._shift, self._of_place = 0.0, [0.0, 0.0]
+        self._shift, self._of_place, self._silent = 0.0, [0.0, 0.0], 0
 
     def begin(self) -> None:
         """A text may be of another kind than the one before."""
-        self._fade(_SHIFT_KEPT)
+        self._shift *= _SHIFT_KEPT
+        self._of_place = [_SHIFT_KEPT * shift for shift in self._of_place]
 
     def budget(self, most: int) -> int:
         self._told, self._survival = [], 1.0
@@ -211,14 +214,15 @@ class HeadPace:
             guess = max(guess, self._guess(self._single, boundary, seen, 1), key=lambda guess: guess.gain)
         self._told.append(guess)
         self._survival *= guess.acceptance
-        return guess.limit if guess.gain >= 0 else 0
+        return guess.limit if guess.gain >= 0 or self._silent >= _SILENT_BLOCKS and not boundary.proposed else 0
 
     def note(self, outcome: Outcome) -> None:
         self._rule.note(outcome)
         labels = outcome.acceptance.tolist()
         for place, guess in enumerate(self._told):
             guess.head.observe([guess.seen], labels[place : place + 1])
-        self._learn_text(labels) if labels else self._fade(_UNHEARD_KEPT)
+        self._learn_text(labels)
+        self._silent = 0 if labels else self._silent + len(self._told)
         self._untrained += len(self._told)
         if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
@@ -233,10 +237,6 @@ class HeadPace:
         hoped = _probability(logit + head.doubt(seen))
         gain = self._rule.gain(self._survival, hoped, proposed, boundary.left, limit)
         return _Guess(head=head, limit=limit, seen=seen, acceptance=_probability(logit), gain=gain)
-
-    def _fade(self, kept: float) -> None:
-        self._shift *= kept
-        self._of_place = [kept * shift for shift in self._of_place]
 
     def _learn_text(self, labels: list[float]) -> None:
         """A step down the gradient of the heads' loss for each verdict."""

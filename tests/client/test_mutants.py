@@ -10,13 +10,14 @@ from dataclasses import replace
 import enumeration
 import numpy as np
 import pytest
-from enumeration import EXACT, VOCABULARIES, World, distance, named_world, random_table
+from enumeration import EXACT, VOCABULARIES, World, distance, limits_by_prefix, named_world, random_table
 
 from fleetdraft.client.decoding import block, walk
 from fleetdraft.client.decoding.block import Position
 from fleetdraft.client.decoding.chooser import Chooser
 from fleetdraft.client.decoding.law import Law
 from fleetdraft.client.decoding.sampling import Sampling, Weights
+from fleetdraft.client.pacing.boundary import Boundary, LimitRule
 from fleetdraft.client.spelling.trie import ROOT, Trie
 
 VISIBLE = 1e-3
@@ -298,3 +299,77 @@ def test_mutant_is_caught(worlds: list[World], mutate: Patch, monkeypatch: pytes
         assert "asked to accept with probability" in str(error)
     else:
         assert found > VISIBLE
+
+
+# --- limits of positions --------------------------------------------------------------------------------------
+
+
+def roots_shared_whatever_the_budget_where_r_is_asked_for(patch: pytest.MonkeyPatch) -> None:
+    """What replaces a refused token is weighed by the roots that the position before had seen for its own limit."""
+    shipped = Law.following
+
+    def mutant(self: Law, node: int, budget: int) -> Law:
+        behind = shipped(self, node, budget)
+        if self.trie.goes_on(ROOT, self._left(node)) and self.trie.target[node] >= 0:
+            wrong = self.roots(node)
+            behind.probability = lambda target: wrong_probability(behind, wrong, target)  # type: ignore[method-assign]
+        return behind
+
+    def wrong_probability(law: Law, roots: Weights, target: int) -> float:
+        right, node = Law.probability(law, target), law.trie.node(target)
+        if not right:
+            return 0.0
+        token = law.trie.token(law.trie.branch(node)[0])
+        return right / law.roots(ROOT).probability(token) * (roots.probability(token) if token < len(roots.values) else 0.0)
+
+    patch.setattr(Law, "following", mutant)
+
+
+def limit_in_the_walk_only(patch: pytest.MonkeyPatch) -> None:
+    """r is that of all that the block has left, whatever the position may use."""
+    shipped = Law.within
+
+    def mutant(self: Law, budget: int) -> Law:
+        limited = shipped(self, budget)
+        if limited is not self:
+            limited.probability = self.probability  # type: ignore[method-assign]
+        return limited
+
+    patch.setattr(Law, "within", mutant)
+
+
+def limit_by_the_token_of_the_position_itself(patch: pytest.MonkeyPatch) -> None:
+    """A position whose proposal is long is proposed again with a limit: its law is a mixture that r does not know."""
+    shipped = block.walk
+
+    def mutant(law: Law, chooser: Chooser) -> walk.Walk:
+        done = shipped(law, chooser)
+        return done if done.depth == 1 else shipped(law.within(1), chooser) if law.within(1).possible else done
+
+    patch.setattr(block, "walk", mutant)
+
+
+def one_then_all(boundary: Boundary) -> int:
+    return boundary.left if boundary.proposed else min(2, boundary.left)
+
+
+LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(4))]
+LIMITED_MUTANTS: list[Patch] = [
+    roots_shared_whatever_the_budget_where_r_is_asked_for,
+    limit_in_the_walk_only,
+    limit_by_the_token_of_the_position_itself,
+]
+
+
+def limited(worlds: list[World]) -> list[World]:
+    return [replace(world, limit=limit) for world in worlds for limit in LIMITS]
+
+
+def test_the_shipped_law_passes_under_limits(worlds: list[World]) -> None:
+    assert max(distances(limited(worlds))) <= EXACT
+
+
+@pytest.mark.parametrize("mutate", LIMITED_MUTANTS, ids=lambda mutate: mutate.__name__)
+def test_mutant_is_caught_under_limits(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    assert max(distances(limited(worlds))) > VISIBLE
