@@ -57,7 +57,7 @@ class Controllers:
 
     @property
     def head(self) -> Head:
-        """The head of ``head`` without a limit; assign another to go on with that one, before its pace is first asked for."""
+        """The head of ``head`` without a limit; assign another to go on with it, before its pace is first asked for."""
         return self._head_of("head")
 
     @head.setter

@@ -214,7 +214,8 @@ class HeadPace:
             guess = max(guess, self._guess(self._single, boundary, seen, 1), key=lambda guess: guess.gain)
         self._told.append(guess)
         self._survival *= guess.acceptance
-        return guess.limit if guess.gain >= 0 or self._silent >= _SILENT_BLOCKS and not boundary.proposed else 0
+        tries = self._silent >= _SILENT_BLOCKS and not boundary.proposed
+        return guess.limit if tries or guess.gain >= 0 else 0
 
     def note(self, outcome: Outcome) -> None:
         self._rule.note(outcome)

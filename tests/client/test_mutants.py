@@ -320,7 +320,11 @@ def roots_shared_whatever_the_budget_where_r_is_asked_for(patch: pytest.MonkeyPa
         if not right:
             return 0.0
         token = law.trie.token(law.trie.branch(node)[0])
-        return right / law.roots(ROOT).probability(token) * (roots.probability(token) if token < len(roots.values) else 0.0)
+        return (
+            right
+            / law.roots(ROOT).probability(token)
+            * (roots.probability(token) if token < len(roots.values) else 0.0)
+        )
 
     patch.setattr(Law, "following", mutant)
 
