@@ -1,7 +1,8 @@
 """How many tokens the next block may draft, and when it stops earlier. It knows counts, states and seconds, no law.
 
 The law of what is emitted is exact for any budget that is fixed before a block's first draw, and for any limits of its
-positions that look at what is drawn already (``boundary.py``); both may depend on all that came before, the clock included.
+positions that look at what is drawn already (``boundary.py``); both may depend on all that came before, the clock
+included.
 """
 
 from typing import Protocol

@@ -48,6 +48,14 @@ def test_the_shipped_law_passes_where_its_mutants_fail(worlds: list[World]) -> N
     assert max(distances(worlds)) <= EXACT
 
 
+def shows(worlds: list[World]) -> bool:
+    """Whether some law is another; the enumeration refuses a coin above one, which would pass as a negative mass."""
+    try:
+        return max(distances(worlds)) > VISIBLE
+    except ValueError as error:
+        return "asked to accept with probability" in str(error)
+
+
 Patch = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -293,12 +301,7 @@ MUTANTS: list[Patch] = [
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_mutant_is_caught(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    try:
-        found = max(distances(worlds))
-    except ValueError as error:  # the enumeration refuses a coin above one, which would pass as a negative mass
-        assert "asked to accept with probability" in str(error)
-    else:
-        assert found > VISIBLE
+    assert shows(worlds)
 
 
 # --- limits of positions --------------------------------------------------------------------------------------
@@ -357,7 +360,7 @@ def one_then_all(boundary: Boundary) -> int:
     return boundary.left if boundary.proposed else min(2, boundary.left)
 
 
-LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(4))]
+LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(2))]
 LIMITED_MUTANTS: list[Patch] = [
     roots_shared_whatever_the_budget_where_r_is_asked_for,
     limit_in_the_walk_only,
@@ -376,4 +379,4 @@ def test_the_shipped_law_passes_under_limits(worlds: list[World]) -> None:
 @pytest.mark.parametrize("mutate", LIMITED_MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_mutant_is_caught_under_limits(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    assert max(distances(limited(worlds))) > VISIBLE
+    assert shows(limited(worlds))

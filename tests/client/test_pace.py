@@ -123,6 +123,19 @@ def test_head_learns_within_a_text_what_its_states_do_not_tell() -> None:
     assert np.mean(drafted[False]) < 1
 
 
+def test_a_position_is_limited_where_only_the_short_token_is_accepted() -> None:
+    """Without a limit nothing is accepted, with one nearly everything."""
+    pace = HeadPace(LogisticHead(len(STATE)), CostAware(), single=LogisticHead(len(STATE)))
+    device, rng, limits = Device(acceptance=0.0), np.random.default_rng(0), []
+    for _ in range(200):
+        pace.begin()
+        pace.budget(8)
+        limits.append(pace.limit(boundary(0)))
+        block = replace(device, acceptance=0.9 if limits[-1] == 1 else 0.0).block(min(limits[-1], 1), rng)
+        pace.note(outcome_of(block))
+    assert limits[100:].count(1) > 80
+
+
 # --- heads of the two controllers ---------------------------------------------------------------------------------
 
 HEADS = ("head", "threshold")
