@@ -345,17 +345,6 @@ def limit_in_the_walk_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Law, "within", mutant)
 
 
-def limit_by_the_token_of_the_position_itself(patch: pytest.MonkeyPatch) -> None:
-    """A position whose proposal is long is proposed again with a limit: its law is a mixture that r does not know."""
-    shipped = block.walk
-
-    def mutant(law: Law, chooser: Chooser) -> walk.Walk:
-        done = shipped(law, chooser)
-        return done if done.depth == 1 else shipped(law.within(1), chooser) if law.within(1).possible else done
-
-    patch.setattr(block, "walk", mutant)
-
-
 def one_then_all(boundary: Boundary) -> int:
     return boundary.left if boundary.proposed else min(2, boundary.left)
 
@@ -364,7 +353,6 @@ LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(2))]
 LIMITED_MUTANTS: list[Patch] = [
     roots_shared_whatever_the_budget_where_r_is_asked_for,
     limit_in_the_walk_only,
-    limit_by_the_token_of_the_position_itself,
 ]
 
 
