@@ -55,20 +55,6 @@ class Controllers:
             self._paces[name] = CONTROLLERS[checked_controller(name)](self)
         return self._paces[name]
 
-    @property
-    def head(self) -> Head:
-        """The head of ``head`` without a limit; assign another to go on with it, before its pace is first asked for."""
-        return self._head_of("head")
-
-    @head.setter
-    def head(self, head: Head) -> None:
-        self._heads["head"] = head
-
-    @property
-    def head_in_use(self) -> Head | None:
-        """``head``, if it was asked for or given."""
-        return self._heads.get("head")
-
     def train(self) -> None:
         """Trains the heads whose paces were asked for; nothing where there are none. For a learner's schedule."""
         for name in self._paces.keys() & _HEADS_OF.keys():
@@ -93,7 +79,7 @@ class Controllers:
 
     def cost_aware(self) -> Pace:
         """``head``."""
-        return StopLoss(HeadPace(self.head, CostAware(), self.trains_head, self._head_of("single")))
+        return StopLoss(HeadPace(self._head_of("head"), CostAware(), self.trains_head, self._head_of("single")))
 
     def threshold(self) -> Pace:
         """``threshold``, with the paper's head and its weight."""
