@@ -1,13 +1,13 @@
 """Public tasks' original files as prompts: each data set's form, its files, and its split. It knows no model.
 
-| task       | files in its directory                      | trained on                     | unseen                        |
-|------------|---------------------------------------------|--------------------------------|-------------------------------|
-| gsm8k      | train.jsonl, test.jsonl                     | train.jsonl                    | test.jsonl                    |
-| mbpp       | mbpp.jsonl                                  | tasks 601 and up               | tasks 11 to 510, as published |
-| humaneval  | HumanEval.jsonl or HumanEval.jsonl.gz       | none                           | all                           |
-| alpaca     | alpaca_data.json or alpaca_data_subset.json | instructions without an input  | the last 400 of these         |
-| xsum       | test.jsonl                                  | the first 780 documents        | documents 801 and up          |
-| spec-bench | question.jsonl                              | none                           | each question's first turn    |
+| task       | files in its directory                      | trained on                    | unseen               |
+|------------|---------------------------------------------|-------------------------------|----------------------|
+| gsm8k      | train.jsonl, test.jsonl                     | train.jsonl                   | test.jsonl           |
+| mbpp       | mbpp.jsonl                                  | tasks 601 and up              | tasks 11 to 510      |
+| humaneval  | HumanEval.jsonl or HumanEval.jsonl.gz       | none                          | all                  |
+| alpaca     | alpaca_data.json or alpaca_data_subset.json | instructions without an input | the last 400 of them |
+| xsum       | test.jsonl                                  | the first 780 documents       | documents 801 and up |
+| spec-bench | question.jsonl                              | none                          | all first turns      |
 
 Spec-Bench is six tasks, ``spec-bench/translation`` and so on; the eight categories of MT-bench are one of them, as in
 Spec-Bench's own tables. A change here changes every figure.

@@ -1,4 +1,4 @@
-"""The machine that figures come from: tokens per second mean nothing without it. It measures nothing."""
+"""The machine that figures come from: tokens per second mean nothing without it. It knows no figure."""
 
 import os
 import platform
@@ -18,6 +18,16 @@ class Machine:
     @classmethod
     def here(cls, threads: int) -> "Machine":
         return cls(cpu=_cpu_name(), cores=os.cpu_count() or 1, threads=threads)
+
+
+def peak_rss_bytes() -> int | None:
+    """The most memory that this process had resident; None where the system does not tell.
+
+    Not ``ru_maxrss``: it survives exec, so that a child would begin with the size of the one who started it.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _cpu_name() -> str:
