@@ -1,6 +1,7 @@
 """fleetdraft eval."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -153,20 +154,25 @@ def evaluate(
 
 
 def _show(findings: Findings, console: Console) -> None:
-    """Two lines for each row: figures, and below them their intervals."""
-    table = Table(title="target alone and drafted, same prompts, in turns", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("target\ntask, temp.", "method"):
+    """A table for each target, with two lines for each row: figures, and below them their intervals."""
+    for target in dict.fromkeys(row.target for row in findings.rows):
+        console.print(_table(target, [row for row in findings.rows if row.target == target]))
+    for line in (*findings.inexact, *findings.notes):
+        console.print(line, highlight=False, markup=False)
+
+
+def _table(target: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("task\ntemperature", "method"):
         table.add_column(heading, overflow="fold")
     for heading in ("acceptance\n95 %", "length\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
         table.add_column(heading, justify="right", no_wrap=True)
     place = ""
-    for row in findings.rows:
-        here = f"{row.target}\n{row.task}, {row.temperature:g}"
+    for row in rows:
+        here = f"{row.task}\n{row.temperature:g}"
         table.add_row(*map(Text, ("" if here == place else here, row.method.name, *_figures(row))))
         place = here
-    console.print(table)
-    for line in (*findings.inexact, *findings.notes):
-        console.print(line, highlight=False, markup=False)
+    return table
 
 
 def _figures(row: Row) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ class EvaluationRun:
         if self.folder is not None:
             known = (self.folder / ASKED).exists()
             asked = self.evaluation.settings() | {"adapters": adapters}
-            claim(self.folder, ASKED, asked, what="evaluation", resume=known)
+            claim(self.folder, ASKED, asked, what="measurement", resume=known)
 
     def _check_prompts(self) -> None:
         """Before anything is measured; of targets on other runtimes, when they are opened."""
