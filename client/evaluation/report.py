@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from ...common.document import Document, Part
@@ -88,12 +89,13 @@ def _about(findings: Findings) -> str:
     return (
         f"{asked['max_new_tokens']} tokens a text at most, {asked['repeats']} repeat"
         f"{'' if asked['repeats'] == 1 else 's'}, seed {asked['seed']}. {machine.cpu}, {machine.cores} cores, "
-        f"{machine.threads} thread{'' if machine.threads == 1 else 's'} of the target. {findings.started}."
+        f"{machine.threads} thread{'' if machine.threads == 1 else 's'} of the target. "
+        f"{datetime.fromisoformat(findings.started):%d %B %Y, %H:%M} UTC."
     )
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = ["Acceptance depends on the seed alone; speed on what else the machine does."]
+    notes = ["Acceptance does not depend on the machine; speed depends on what else it does."]
     if min(len(row.prompts) for row in rows) < _FEW:
         notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
@@ -190,8 +192,8 @@ def _exactness(rows: Sequence[Row]) -> Part:
     return Part(
         title="Exactness",
         hint="At temperature 0, texts that equal the target's own, and those that part at two logits that are tied. "
-        "Above it, how likely tokens as uneven in the target's own law are; 0.5 as good as 0.05, below "
-        f"{ALARM:g} for the number of tests an alarm.",
+        "Above it, the probability that text of the target's own law lies as unevenly in that law: any value is fine, "
+        f"unless it is below {ALARM:g} over the number of such tests.",
         columns=(*_PLACE, "exact"),
         rows=[(*_place(row), row.exactness) for row in rows],
         text_columns=len(_PLACE) + 1,
