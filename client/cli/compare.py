@@ -1,6 +1,6 @@
 """fleetdraft compare."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +9,7 @@ from rich.console import Console
 
 from ...common.errors import ConfigError, FleetdraftError
 from ...common.files import check_file, write_json
-from ..evaluation import comparison
-from ..evaluation.comparison import Change, Comparison
+from ..evaluation.comparison import Change, Comparison, Evaluated, compare_rows, paired_methods, unlike
 from .options import SeedOption
 
 _FIGURES = {
@@ -57,12 +56,13 @@ def compare(
     """
     check_file(json_file)
     figures = [_figure(name) for name in fail_if_worse or []]
-    ours, theirs = comparison.read_rows(before), comparison.read_rows(after)
-    methods = comparison.paired_methods(ours, theirs, method or [])
-    found = comparison.compare(ours, theirs, methods, seed)
+    ours, theirs = Evaluated.read(before), Evaluated.read(after)
+    methods = paired_methods(ours.rows, theirs.rows, method or [])
+    found, differ = compare_rows(ours.rows, theirs.rows, methods, seed), unlike(ours, theirs)
     if json_file is not None:
-        write_json(json_file, {"before": str(before), "after": str(after), "seed": seed} | found.to_json())
-    _show(found, Console())
+        named = {"before": str(before), "after": str(after), "seed": seed, "unlike": differ}
+        write_json(json_file, found.to_json() | named)
+    _show(found, differ, Console())
     if worse := found.worse(figures):
         raise FleetdraftError(f"worse in {len(worse)} of {len(found.cells)} cells: {worse[0]}")
 
@@ -73,14 +73,14 @@ def _figure(name: str) -> str:
     return _FIGURES[name]
 
 
-def _show(found: Comparison, console: Console) -> None:
+def _show(found: Comparison, differ: Sequence[str], console: Console) -> None:
     for cell in found.cells:
         methods = cell.before if cell.before == cell.after else f"{cell.before} -> {cell.after}"
         place = f"{cell.target}, {cell.task}, temperature {cell.temperature:g}, {methods}: {cell.prompts} prompts"
         console.print(place, style="bold", highlight=False, markup=False)
         for change in cell.changes:
             console.print(_line(change), highlight=False, markup=False, soft_wrap=True)
-    for line in (*_remarks(found), *(f"not compared: {line}" for line in found.unmatched)):
+    for line in (*differ, *_remarks(found), *(f"not compared: {line}" for line in found.unmatched)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from .row import FIGURES, SCHEMA, Row
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
+_SETTINGS = ("max_new_tokens", "sampling", "seed", "threads", "runtime")
 _LEAST = 6
 """Prompts that an interval needs: of fewer, all differ to the same side by chance in more than one of 20 cases."""
 
@@ -84,26 +85,41 @@ class Comparison:
         }
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of an evaluation's JSON.
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation as it was written. settings: how texts were written, and on which machine."""
 
-    Raises:
-      UserError: it is none, or of another schema.
-    """
-    value = read_json(path)
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{path}: schema is {schema!r}, expected {SCHEMA}, as 'fleetdraft eval --json' writes it")
-    try:
-        rows = [Row.from_json(row) for row in value["results"]]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no evaluation: {error!r}") from error
-    if not rows or not all(row.prompts for row in rows):
-        raise UserError(f"{path} holds no results")
-    return rows
+    rows: Sequence[Row]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Evaluated":
+        """Reads an evaluation's JSON.
+
+        Raises:
+          UserError: it is none, or of another schema.
+        """
+        value = read_json(path)
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SCHEMA:
+            raise UserError(f"{path}: schema is {schema!r}, expected {SCHEMA}, as 'fleetdraft eval --json' writes it")
+        try:
+            rows = [Row.from_json(row) for row in value["results"]]
+            settings = {name: value["settings"][name] for name in _SETTINGS} | {"cpu": value["machine"]["cpu"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no evaluation: {error!r}") from error
+        if not rows or not all(row.prompts for row in rows):
+            raise UserError(f"{path} holds no results")
+        return cls(rows=rows, settings=settings)
 
 
-def compare(before: Sequence[Row], after: Sequence[Row], methods: Mapping[str, str], seed: int = 0) -> Comparison:
+def unlike(before: Evaluated, after: Evaluated) -> list[str]:
+    """A line for each setting in which they differ, so that their figures may differ for no other reason."""
+    pairs = ((name, value, after.settings[name]) for name, value in before.settings.items())
+    return [f"{name} is {ours} in A and {theirs} in B" for name, ours, theirs in pairs if ours != theirs]
+
+
+def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[str, str], seed: int = 0) -> Comparison:
     """Compares the rows that belong together.
 
     Args:

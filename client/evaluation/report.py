@@ -95,7 +95,7 @@ def _about(findings: Findings) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = ["Acceptance does not depend on the machine; speed depends on what else it does."]
+    notes = ["Acceptance does not depend on how fast the machine is; speed depends on what else it does."]
     if min(len(row.prompts) for row in rows) < _FEW:
         notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):

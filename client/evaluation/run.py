@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
 
-from ...common.errors import ConfigError
+from ...common.errors import ConfigError, UserError
 from ...common.files import read_json, write_json
 from ...common.folder import claim, locked
 from ..bundle import Bundle
@@ -125,4 +125,7 @@ class EvaluationRun:
         path = self._path(target, temperature, task)
         if self.folder is None or not path.is_file():
             return None
-        return [Row.from_json(value) for value in read_json(path)]
+        try:
+            return [Row.from_json(value) for value in read_json(path)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}); delete it, and it is measured again") from error

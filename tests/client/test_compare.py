@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetdraft.client.evaluation.comparison import compare, paired_methods, read_rows
+from fleetdraft.client.evaluation.comparison import Evaluated, compare_rows, paired_methods
 from fleetdraft.client.evaluation.method import Method
 from fleetdraft.client.evaluation.positions import Positions
 from fleetdraft.client.evaluation.row import PromptCounts, Row
@@ -42,7 +42,7 @@ NOISE = [int(n) for n in RNG.integers(-2, 3, size=40)]
 
 
 def verdicts(before: Row, after: Row) -> dict[str, str]:
-    [cell] = compare([before], [after], SAME).cells
+    [cell] = compare_rows([before], [after], SAME).cells
     return {change.figure: change.verdict for change in cell.changes}
 
 
@@ -59,18 +59,18 @@ def test_noise_shows_no_difference() -> None:
 
 def test_pairing_sees_a_small_gain_that_unlike_prompts_would_hide() -> None:
     """Every prompt gains one; prompts differ by ten. In another order, so that nothing hangs on it."""
-    [cell] = compare([row(MANY)], [row([count + 1 for count in MANY])], SAME).cells
+    [cell] = compare_rows([row(MANY)], [row([count + 1 for count in MANY])], SAME).cells
     low, high = cell.changes[0].bounds or (0.0, 0.0)
     assert low == pytest.approx(1 / 20)
     assert high == pytest.approx(1 / 20)
     mixed = row([count + 1 for count in MANY])
     shuffled = Row(**{**vars(row(MANY)), "prompts": tuple(reversed(mixed.prompts))})
-    assert compare([row(MANY)], [shuffled], SAME) == compare([row(MANY)], [mixed], SAME)
+    assert compare_rows([row(MANY)], [shuffled], SAME) == compare_rows([row(MANY)], [mixed], SAME)
 
 
 def test_differences_are_of_the_whole_and_the_interval_holds_them() -> None:
     more = [min(20, count + 2 * (number % 3)) for number, count in enumerate(MANY)]
-    [cell] = compare([row(MANY)], [row(more)], SAME).cells
+    [cell] = compare_rows([row(MANY)], [row(more)], SAME).cells
     acceptance = cell.changes[0]
     assert acceptance.before == pytest.approx(sum(MANY) / 800)
     assert acceptance.after == pytest.approx(sum(more) / 800)
@@ -80,12 +80,12 @@ def test_differences_are_of_the_whole_and_the_interval_holds_them() -> None:
 
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others() -> None:
     pair = [row(MANY)], [row([count + number % 5 for number, count in enumerate(MANY)])]
-    assert compare(*pair, SAME, seed=1) == compare(*pair, SAME, seed=1)
-    assert compare(*pair, SAME, seed=1) != compare(*pair, SAME, seed=2)
+    assert compare_rows(*pair, SAME, seed=1) == compare_rows(*pair, SAME, seed=1)
+    assert compare_rows(*pair, SAME, seed=1) != compare_rows(*pair, SAME, seed=2)
 
 
 def test_prompts_that_only_one_has_are_counted_and_left_out() -> None:
-    [cell] = compare([row(MANY)], [row(MANY, first=10)], SAME).cells
+    [cell] = compare_rows([row(MANY)], [row(MANY, first=10)], SAME).cells
     assert (cell.prompts, cell.left_out) == (30, 20)
     assert cell.changes[0].before == pytest.approx(sum(MANY[10:]) / 600)
 
@@ -98,7 +98,7 @@ def test_few_prompts_show_nothing() -> None:
 def test_cells_that_only_one_has_are_listed() -> None:
     ours = [row(MANY), row(MANY, task="code"), row(MANY, temperature=1.0), row(MANY, target="small")]
     theirs = [row(MANY), row(MANY, task="news"), row(MANY, first=99, temperature=1.0), row(MANY, method="other")]
-    found = compare(ours, theirs, SAME)
+    found = compare_rows(ours, theirs, SAME)
     assert [cell.task for cell in found.cells] == ["math"]
     assert found.unmatched == (
         "large, code, temperature 0, none is in the first only",
@@ -122,8 +122,15 @@ def test_methods_pair_by_name_or_as_the_only_ones_or_as_given() -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def written(path: Path, *rows: Row) -> str:
-    path.write_text(json.dumps({"schema": 2, "results": [each.to_json() for each in rows]}))
+def whole(*rows: Row, **settings: Any) -> dict[str, Any]:
+    """The content of an evaluation's file."""
+    asked = {"max_new_tokens": 20, "sampling": {}, "seed": 0, "threads": 1, "runtime": None} | settings
+    results = [each.to_json() for each in rows]
+    return {"schema": 2, "settings": asked, "machine": {"cpu": "a processor"}, "results": results}
+
+
+def written(path: Path, *rows: Row, **settings: Any) -> str:
+    path.write_text(json.dumps(whole(*rows, **settings)))
     return str(path)
 
 
@@ -181,8 +188,8 @@ def test_bad_input_exits_2_with_one_line(
     for name, value in {
         "old": {"schema": 1, "results": []},
         "list": [],
-        "damaged": {"schema": 2, "results": [damaged]},
-        "empty": {"schema": 2, "results": []},
+        "damaged": whole() | {"results": [damaged]},
+        "empty": whole(),
     }.items():
         Path(f"{name}.json").write_text(json.dumps(value))
     words, message = WRONG[case]
@@ -194,4 +201,14 @@ def test_bad_input_exits_2_with_one_line(
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     rows = [row(MANY), row(MANY, method="other")]
-    assert read_rows(Path(written(tmp_path / "a.json", *rows))) == rows
+    assert Evaluated.read(Path(written(tmp_path / "a.json", *rows))).rows == rows
+
+
+def test_settings_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = written(tmp_path / "a.json", row(MANY))
+    assert main(["compare", before, written(tmp_path / "b.json", row(MANY), seed=1, threads=2)]) == 0
+    told = capsys.readouterr().out
+    assert "seed is 0 in A and 1 in B" in told
+    assert "threads is 1 in A and 2 in B" in told
+    assert main(["compare", before, before]) == 0
+    assert " in A and " not in capsys.readouterr().out

@@ -187,6 +187,15 @@ def test_a_folder_of_other_settings_is_refused(
         assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
 
 
+def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
+    assert main(words) == 0
+    cell = min((tmp_path / "o" / "cells").iterdir())
+    cell.write_text('[{"target": "spm"}]')
+    assert main(words) == 2
+    assert f"{cell} is damaged (KeyError('greedy_identical')); delete it" in capsys.readouterr().err
+
+
 class Page(HTMLParser):
     """Which tags are open, and what could load something."""
 
