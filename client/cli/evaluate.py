@@ -114,12 +114,13 @@ def evaluate(
 
     Examples:
 
-      fleetdraft eval --prompts test.jsonl --adapter my-adapter --json after.json
+      fleetdraft eval --prompts test.jsonl --adapter mine --json after.json
 
-      fleetdraft eval --task gsm8k=data/gsm8k --task humaneval=HumanEval.jsonl --limit 50 --out evaluation
+      fleetdraft eval --task gsm8k=data/gsm8k --limit 50 --repeats 3 --out gsm8k
 
-      fleetdraft eval --prompts test.jsonl --temperature 0 --temperature 1 --method direct:paths=direct
-      --method "mine:adapter=my-adapter,controller=head,draft-tokens=8" --repeats 3
+      fleetdraft eval --prompts p.jsonl --method direct:paths=direct --out both
+
+      fleetdraft eval --prompts p.jsonl --method long:adapter=mine,draft-tokens=8
     """
     check_file(json_file)
     shared = Method(paths=paths, controller=controller, draft_tokens=draft_tokens)
