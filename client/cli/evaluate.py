@@ -120,7 +120,7 @@ def evaluate(
 
       fleetdraft eval --prompts p.jsonl --method direct:paths=direct --out both
 
-      fleetdraft eval --prompts p.jsonl --method long:adapter=mine,draft-tokens=8
+      fleetdraft eval --prompts p.jsonl --method long:draft-tokens=8
     """
     check_file(json_file)
     shared = Method(paths=paths, controller=controller, draft_tokens=draft_tokens)
