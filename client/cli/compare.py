@@ -77,7 +77,7 @@ def _show(found: Comparison, differ: Sequence[str], console: Console) -> None:
     for cell in found.cells:
         methods = cell.before if cell.before == cell.after else f"{cell.before} -> {cell.after}"
         place = f"{cell.target}, {cell.task}, temperature {cell.temperature:g}, {methods}: {cell.prompts} prompts"
-        console.print(place, style="bold", highlight=False, markup=False)
+        console.print(place, style="bold", highlight=False, markup=False, soft_wrap=True)
         for change in cell.changes:
             console.print(_line(change), highlight=False, markup=False, soft_wrap=True)
     for line in (*differ, *_remarks(found), *(f"not compared: {line}" for line in found.unmatched)):
