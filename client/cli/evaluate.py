@@ -164,7 +164,7 @@ def _show(findings: Findings, console: Console) -> None:
 
 def _table(target: str, rows: Sequence[Row]) -> Table:
     table = Table(title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("task\ntemperature", "method"):
+    for heading in ("task\ntemp.", "method"):
         table.add_column(heading, overflow="fold")
     for heading in ("acceptance\n95 %", "length\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
         table.add_column(heading, justify="right", no_wrap=True)
