@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..folder import claim, locked
-from ..results import Machine
+from ...common.folder import claim, locked
+from ...common.machine import Machine
 from .federation import FederationStudy, SeededArm, all_seeded
 from .federation_arm import FederationBench, FederationResult
 from .federation_findings import FederationFindings

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..folder import claim, locked, withdraw
-from ..results import Machine
+from ...common.folder import claim, locked, withdraw
+from ...common.machine import Machine
 from .arm import Arm, ArmResult, arms
 from .findings import Findings
 from .kept import KeptArms
