@@ -113,7 +113,7 @@ def draft_block(
 
 def _boundary(law: Law, positions: Sequence[Position], rows: Rows) -> Boundary:
     proposed = tuple(p.walk.target for p in positions)
-    return Boundary(proposed=proposed, start=law.start, left=law.budget, rows=rows)
+    return Boundary(proposed=proposed, start=law.start, left=law.budget, least=law.trie.shortest, rows=rows)
 
 
 class TargetRows(Protocol):

@@ -15,13 +15,14 @@ from ..runtimes.rows import Rows
 class Boundary:
     """Where a draft may end.
 
-    proposed: target tokens so far. start: their drafter tokens. left: of the block's budget. rows: the drafter's, in
-    this block.
+    proposed: target tokens so far. start: their drafter tokens. left: of the block's budget. least: the fewest that
+    complete a target token. rows: the drafter's, in this block.
     """
 
     proposed: tuple[int, ...]
     start: tuple[int, ...]
     left: int
+    least: int
     rows: Rows
 
     @property

@@ -2,6 +2,7 @@
 
 import io
 import json
+import tokenize
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,20 @@ from numpy.typing import NDArray
 from ...common.errors import ConfigError, FingerprintError, ModelError
 
 Arrays = dict[str, NDArray[Any]]
+
+#: What NumPy, zipfile and whoever makes a head of it raise at damaged bytes.
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    ConfigError,
+)
 
 
 def head_bytes(about: Mapping[str, Any], **arrays: NDArray[Any]) -> bytes:
@@ -41,7 +56,7 @@ def head_read(data: bytes, format: object, hidden_size: int) -> Iterator[tuple[d
                 f"the acceptance head is for a drafter of hidden size {about['hidden_size']}, expected {hidden_size}"
             )
         yield about, arrays
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile, ConfigError) as error:
+    except _DAMAGE as error:
         raise ModelError(f"not an acceptance head, or torn ({error}); delete it, and a new one is learned") from error
 
 
@@ -49,8 +64,10 @@ def fill(own: NDArray[Any], name: str, arrays: Arrays) -> None:
     """Copies an array that was read into the one of that name.
 
     Raises:
-      ValueError: it has another shape.
+      ValueError: it has another shape, or values that are not finite.
     """
     if arrays[name].shape != own.shape:
         raise ValueError(f"{name} has shape {arrays[name].shape}, expected {own.shape}")
+    if not np.isfinite(arrays[name]).all():
+        raise ValueError(f"{name} has values that are not finite")
     own[:] = arrays[name]

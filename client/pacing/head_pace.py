@@ -12,11 +12,12 @@ The first is that of SpecDec++, its thresholds 0.3 and 0.7 by task. The second i
 tokens in T seconds a block, the rate E N / E T is largest where a proposal is made iff its tokens exceed the rate times
 its seconds (the reward-renewal argument; the rate found is what the next blocks are held against).
 
-A proposal may use all drafter tokens that are left, or be limited to one: where the drafter would go on to a longer
-target token that is hardly ever accepted, the short one costs less and may be. Each is another law, of which another
-head learns; the one that promises more is proposed. Of what is never proposed nothing is learned, so a proposal counts
-by the upper side of what is believed of it, one standard deviation of its logit above the mean (an upper confidence
-bound: Filippi et al. 2010, *Parametric bandits: the generalized linear case*); with verdicts the two meet.
+A proposal may use all drafter tokens that are left, or be limited to as few as complete any target token, one as a
+rule: where the drafter would go on to a longer target token that is hardly ever accepted, the short one costs less and
+may be. Each is another law, of which another head learns; the one that promises more is proposed. Of what is never
+proposed nothing is learned, so a proposal counts by the upper side of what is believed of it, one standard deviation of
+its logit above the mean (an upper confidence bound: Filippi et al. 2010, *Parametric bandits: the generalized linear
+case*); with verdicts the two meet.
 
 Beside what a head says there is a shift of its logit, learned within the text by the loss of the head's training, in
 part for all proposals and in part for the first of a block and for those behind it: what kind of text it is shows
@@ -99,11 +100,10 @@ class CostAware:
         self._tokens, self._seconds = Mean(), Mean()
 
     def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
-        times, most, tokens, saved = self._timings, -math.inf, 0.0, 0.0
         if not self._measured:
             return math.inf
-        if limit == 1:
-            saved = times.position_s - times.draft_token_s
+        times, most, tokens = self._timings, -math.inf, 0.0
+        saved = max(0.0, times.position_s - limit * times.draft_token_s)
         deeper = self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS)
         for n in range(1, 1 + min(_MOST_AHEAD, max(1, int(left / times.tokens_per_position)))):
             survival *= acceptance if n == 1 else deeper
@@ -188,11 +188,12 @@ class HeadPace:
       learner: the head of proposals without a limit.
       rule: what ends a block.
       trains: whether to train the heads between blocks; else somebody else does.
-      single: the head of proposals of one drafter token; without it there are no limits.
+      single: the head of proposals of as few drafter tokens as can be; without it there are no limits.
     """
 
     def __init__(self, learner: Head, rule: StopScore, trains: bool = True, single: Head | None = None) -> None:
-        self.learner, self._rule, self._trains, self._single = learner, rule, trains, single
+        self._learner, self._rule, self._trains, self._single = learner, rule, trains, single
+        self._heads = (learner,) if single is None else (learner, single)
         self._told, self._survival, self._untrained = list[_Guess](), 1.0, 0
         self._shift, self._of_place, self._silent = 0.0, [0.0, 0.0], 0
 
@@ -208,10 +209,9 @@ class HeadPace:
     def limit(self, boundary: Boundary) -> int:
         if boundary.proposed and not self._rule.needs_look(self._survival, len(boundary.proposed)):
             return 0
-        seen = self.learner.see(boundary)
-        guess = self._guess(self.learner, boundary, seen, boundary.left)
-        if self._single is not None and boundary.left > 1:
-            guess = max(guess, self._guess(self._single, boundary, seen, 1), key=lambda guess: guess.gain)
+        seen = self._learner.see(boundary)
+        guesses = (self._guess(head, boundary, seen, limit) for head, limit in self._laws(boundary))
+        guess = max(guesses, key=lambda guess: guess.gain)
         self._told.append(guess)
         self._survival *= guess.acceptance
         tries = self._silent >= _SILENT_BLOCKS and not boundary.proposed
@@ -221,15 +221,24 @@ class HeadPace:
         self._rule.note(outcome)
         labels = outcome.acceptance.tolist()
         for place, guess in enumerate(self._told):
-            guess.head.observe([guess.seen], labels[place : place + 1])
+            for head in self._heads:  # one that was not followed has no verdict, and grows less sure
+                head.observe([guess.seen], labels[place : place + 1] if head is guess.head else ())
         self._learn_text(labels)
-        self._silent = 0 if labels else self._silent + len(self._told)
+        self._silent = 0 if labels else self._silent + bool(self._told)
         self._untrained += len(self._told)
+        self._told = []  # a block by the target alone may follow, which asks for no budget
         if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
-            for head in (self.learner, self._single):
-                if head is not None:
-                    head.train()
+            for head in self._heads:
+                head.train()
+
+    def _laws(self, boundary: Boundary) -> list[tuple[Head, int]]:
+        """The limits that a position may have, each with the head that learns of it."""
+        if self._single is None:
+            return [(self._learner, boundary.left)]
+        if boundary.left <= boundary.least:
+            return [(self._single, boundary.left)]
+        return [(self._learner, boundary.left), (self._single, boundary.least)]
 
     def _guess(self, head: Head, boundary: Boundary, seen: Seen, limit: int) -> _Guess:
         """What a head says, shifted by what this text showed."""

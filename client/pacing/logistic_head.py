@@ -39,7 +39,10 @@ _SUREST = 0.02
 """Least s: a verdict against all expectation must not throw the weights far."""
 _RELAX_ROWS = 16
 """Boundaries between two relaxations, each of which passes over all of C."""
+_MOST_PASSED = 10**6
+"""Boundaries that wait for a relaxation, at most, in what is read: by then everything was forgotten."""
 _PROJECTION_SEED = 0
+_PRIOR_LOGIT = math.log(PRIOR / (1 - PRIOR))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class LogisticConfig:
     """What is believed of the weights before anything was seen, and how long verdicts count.
 
     state_variance, sureness_variance, constant_variance: of the weights of the state, of the row's largest log
-    probability, and of the constant. forgetting: share of C that relaxes with a boundary. pending: verdicts that wait
+    probability, and of the constant. forgetting: share of w and C that relaxes with a boundary. pending: verdicts that wait
     for ``train`` at most, the oldest are dropped.
     """
 
@@ -87,7 +90,7 @@ class LogisticHead:
         width, c = min(hidden_size, WIDEST), self._config
         self._variances = np.array([c.state_variance] * width + [c.sureness_variance, c.constant_variance])
         self._weights, self._covariance = np.zeros(width + 2), np.diag(self._variances)
-        self._weights[-1] = math.log(PRIOR / (1 - PRIOR))
+        self._weights[-1] = _PRIOR_LOGIT
         self.seen = 0
         """Verdicts learned so far."""
         self._pending = deque[tuple[Doubles, float]](maxlen=self._config.pending)
@@ -141,7 +144,9 @@ class LogisticHead:
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     def _relax(self, share: float) -> None:
-        """Symmetric again, too: rounding would make it grow apart."""
+        """Mean and covariance; the latter symmetric again, too: rounding would make it grow apart."""
+        self._weights *= 1 - share
+        self._weights[-1] += share * _PRIOR_LOGIT
         self._covariance = (1 - share) / 2 * (self._covariance + self._covariance.T)
         self._covariance[np.diag_indices(len(self._variances))] += share * self._variances
 
@@ -177,9 +182,12 @@ class LogisticHead:
             head = cls(hidden_size, LogisticConfig(**about["config"]))
             fill(head._weights, "weights", arrays)
             fill(head._covariance, "covariance", arrays)
+            inputs, labels = np.zeros((len(arrays["labels"]), len(head._weights))), np.zeros(len(arrays["labels"]))
+            fill(inputs, "inputs", arrays)
+            fill(labels, "labels", arrays)
             head.seen = int(about["seen"])
-            head.observe(list(arrays["inputs"]), arrays["labels"].tolist())
-            head._passed = int(about.get("passed", 0))  # an older state does not say
+            head.observe(list(inputs), labels.tolist())
+            head._passed = min(int(about.get("passed", 0)), _MOST_PASSED)  # an older state does not say
         return head
 
 

@@ -88,6 +88,12 @@ class Trie:
         first = self._first[node]
         return first < self._first[node + 1] and self._height[first] < budget
 
+    @property
+    def shortest(self) -> int:
+        """Drafter tokens of the target token that takes fewest; 0 where none has a path."""
+        first = self._first[ROOT]
+        return self._height[first] + 1 if first < self._first[ROOT + 1] else 0
+
     def root(self, token: int) -> int:
         """The root's child by a drafter token, ``ROOT`` where it has none."""
         return self._root[token]

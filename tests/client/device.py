@@ -31,7 +31,7 @@ def boundary(proposed: int, state: np.ndarray = STATE, budget: int = 8) -> Bound
     start = (0,) * proposed
     rows = Rows(TableDecoder({(): (0.0,)}), np.zeros(1, np.float32))
     rows._rows[start], rows._hidden[start] = np.zeros(1, np.float32), state
-    return Boundary(proposed=start, start=start, left=budget - proposed, rows=rows)
+    return Boundary(proposed=start, start=start, left=budget - proposed, least=1, rows=rows)
 
 
 @dataclass(frozen=True)

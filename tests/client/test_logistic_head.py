@@ -22,7 +22,7 @@ def at(state: np.ndarray, row: tuple[float, ...] = (0.0, 0.0)) -> Boundary:
     """A boundary with this state and this row of the drafter."""
     rows = Rows(TableDecoder({(): row}), np.array(row, np.float32))
     rows._hidden[()] = state.astype(np.float32)
-    return Boundary(proposed=(), start=(), left=8, rows=rows)
+    return Boundary(proposed=(), start=(), left=8, least=1, rows=rows)
 
 
 def learned(count: int, config: LogisticConfig = FOR_EVER, size: int = SIZE) -> LogisticHead:

@@ -345,11 +345,11 @@ def limit_in_the_walk_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Law, "within", mutant)
 
 
-def one_then_all(boundary: Boundary) -> int:
+def two_then_all(boundary: Boundary) -> int:
     return boundary.left if boundary.proposed else min(2, boundary.left)
 
 
-LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(2))]
+LIMITS: list[LimitRule] = [two_then_all, *map(limits_by_prefix, range(2))]
 LIMITED_MUTANTS: list[Patch] = [
     roots_shared_whatever_the_budget_where_r_is_asked_for,
     limit_in_the_walk_only,
