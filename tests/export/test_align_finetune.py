@@ -1,8 +1,10 @@
 """``fleetdraft align finetune``: the losses and the mixture of a step, the stop by block efficiency, and going on."""
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from fleetdraft.common.losses import DIVERGENCES, HybridTerms
 from fleetdraft.common.objective import Objective
 from fleetdraft.export.align import finetune as module
 from fleetdraft.export.align.block_efficiency import BlockEfficiency
+from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.dataset import read_dataset
 from fleetdraft.export.align.distill import DistillConfig, distill
 from fleetdraft.export.align.errors import Stopped
@@ -175,6 +178,24 @@ def test_a_run_that_was_killed_while_it_was_measured_measures_again_and_nothing_
     assert finetune(parts, dying, ignore)["measures"] == expected["measures"]
     assert seen == ["drafter", "step-0000002", *(f"step-000000{n}" for n in (4, 4, 6, 7))]
     assert same(config.out, parts.out)
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_ends_with_the_weights_of_a_whole_one(config, tmp_path) -> None:
+    """SIGKILL, in a process of its own, in mid-training with checkpoints after each step."""
+    whole = replace(config, schedule=replace(config.schedule, steps=60), eval_steps=60)
+    parts = replace(whole, out=tmp_path / "parts", save_s=0.0)
+    process = multiprocessing.get_context("spawn").Process(target=finetune, args=(parts, ever_better, ignore))
+    process.start()
+    checkpoint, deadline = Checkpoint(path=parts.work / "checkpoint.pt", job=""), time.monotonic() + 120
+    while checkpoint.step < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert 5 <= checkpoint.step < 60
+    assert finetune(parts, ever_better, ignore)["measures"] == finetune(whole, ever_better, ignore)["measures"]
+    assert same(whole.out, parts.out)
 
 
 # --- the stop ------------------------------------------------------------------------------------------------------
