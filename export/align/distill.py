@@ -218,6 +218,8 @@ def _job(config: DistillConfig, texts: Sequence[str]) -> str:
 
 
 def _check_out(out: Path, job: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a directory to write")
     begun = out / "job.json"
     if begun.is_file():
         if read_json(begun) != job:

@@ -120,7 +120,7 @@ def _joined(row: Mapping[str, Any], fields: Sequence[str], where: str) -> str:
         for text in values:
             if not isinstance(text, str):
                 known = ", ".join(row)
-                raise UserError(f"{where}: field {field!r} is no text, expected a string or strings; there is {known}")
+                raise UserError(f"{where}: field {field!r} is no text, expected a string or strings; choose of {known}")
             texts.append(text)
     return "\n".join(texts)
 

@@ -213,6 +213,8 @@ def test_a_set_of_other_settings_or_of_something_else_is_not_touched(config, tmp
     (tmp_path / "else" / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         distill(replace(config, out=tmp_path / "else"), ignore)
+    with pytest.raises(UserError, match="file is a file, expected a directory"):
+        distill(replace(config, out=tmp_path / "else" / "file"), ignore)
 
 
 def test_a_held_out_prompt_that_was_distilled_from_is_told(config) -> None:

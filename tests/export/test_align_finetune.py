@@ -250,6 +250,13 @@ def test_lora_gives_an_adapter_that_merged_is_the_model(config, material) -> Non
     assert torch.equal(final["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
 
 
+def test_a_place_that_holds_something_else_is_left_as_it_is(config, tmp_path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "keep").write_text("mine")
+    with pytest.raises(UserError, match="else holds something that was not made here"):
+        finetune(replace(config, out=tmp_path / "else"), ever_better, ignore)
+
+
 # --- a step --------------------------------------------------------------------------------------------------------
 
 

@@ -121,6 +121,17 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(config) 
         pretrain(replace(config, seed=1), ignore)
 
 
+def test_a_place_that_holds_something_else_is_left_as_it_is(config, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file is a file, expected a directory"):
+        pretrain(replace(config, out=tmp_path / "file"), ignore)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "keep").write_text("mine")
+    with pytest.raises(UserError, match="else holds something that was not made here"):
+        pretrain(replace(config, out=tmp_path / "else"), ignore)
+    assert [path.name for path in (tmp_path / "else").iterdir()] == ["keep"]
+
+
 def test_the_result_is_a_model_with_its_tokenizer(config) -> None:
     record = pretrain(config, ignore)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(config.out), AutoTokenizer.from_pretrained(config.out)
@@ -211,7 +222,7 @@ def test_a_long_text_is_cut_at_blank_lines(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "not valid JSON"), ("[1]", "list, expected an object"), ('{"body": "x"}', "there is body")],
+    [("{", "not valid JSON"), ("[1]", "list, expected an object"), ('{"body": "x"}', "choose of body")],
 )
 def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line, message) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "x"}}\n{line}\n', encoding="utf-8")
@@ -228,7 +239,7 @@ def test_documents_are_read_from_a_saved_data_set(tmp_path) -> None:
     datasets.DatasetDict(train=rows, test=rows.select([0])).save_to_disk(str(tmp_path / "split"))
     assert list(documents([tmp_path / "saved"])) == ["one", "two"]
     assert list(documents([tmp_path / "split"], ("title", "text"))) == ["a\none", "b\ntwo"]
-    with pytest.raises(UserError, match="saved, row 1: field 'body' is no text, .*there is text, title"):
+    with pytest.raises(UserError, match="saved, row 1: field 'body' is no text, .*choose of text, title"):
         list(documents([tmp_path / "saved"], ("body",)))
 
 
