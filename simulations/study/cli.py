@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...common.errors import FleetdraftError
+from ...common.errors import ConfigError, FleetdraftError
 from ...common.toml import read_toml
 from .alignment import KIND as ALIGNMENT
 from .alignment import AlignmentStudy
@@ -22,7 +22,7 @@ from .federation_findings import FederationFindings
 from .federation_report import document as federation_document
 from .federation_run import FederationRun
 from .findings import Findings
-from .plan import Study
+from .plan import KINDS, Study
 from .report import document
 from .run import StudyRun
 
@@ -88,6 +88,8 @@ def _run(file: Path, out: Path) -> "StudyRun | FederationRun | AlignmentRun":
         from .alignment_run import AlignmentRun  # torch comes with it
 
         return AlignmentRun(study=AlignmentStudy.read(file), folder=out)
+    if kind not in (None, *KINDS):
+        raise ConfigError(f"{file}: kind is {kind!r}, expected one of {', '.join((*KINDS, FEDERATION, ALIGNMENT))}")
     return StudyRun(study=Study.read(file), folder=out)
 
 

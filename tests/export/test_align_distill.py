@@ -152,6 +152,15 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(config, t
     assert greedy[0] == greedy[1]
 
 
+def test_a_finished_set_is_not_written_again_but_for_its_manifest(config) -> None:
+    distill(config, ignore)
+    files = [path for path in config.out.rglob("*") if path.is_file() and path.parent != config.out]
+    assert len(files) > 4
+    before = {path: path.stat().st_mtime_ns for path in files}
+    distill(config, ignore)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
 def test_answers_do_not_depend_on_the_order_of_prompts_or_on_batches(config, tmp_path) -> None:
     distill(config, ignore)
     turned = tmp_path / "turned.jsonl"

@@ -316,6 +316,16 @@ def test_the_command_writes_the_three_files_and_a_resumed_run_does_nothing_again
     assert {path.name for path in run.folder.glob("study.*")} == {"study.json", "study.md", "study.html"}
 
 
+def test_a_kind_that_there_is_not_is_told_with_all_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "study.toml").write_text('title = "?"\nkind = "aligning"\n')
+    assert main(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "kind is 'aligning', expected one of table, " in told
+    assert "federation, alignment" in told
+
+
 def test_a_study_that_is_refused_writes_nothing(material: Path, tmp_path: Path) -> None:
     study = read(material, WHOLE.replace('unseen = "hens.unseen.jsonl"', 'unseen = "nowhere.jsonl"'), "nowhere")
     with pytest.raises(UserError, match="nowhere"):
