@@ -75,9 +75,9 @@ def _costs(rows: Sequence[ArmRow]) -> Part:
     shown = _across_sizes(rows)
     return Part(
         title="Size and speed",
-        hint="Parameters, held-out nats per token after pre-training, median milliseconds of a call that scores one "
-        "token (by the clock, so other work on the machine is in it), and the memory-bound speed-up τ / (1 + cγ), c "
-        "the drafter's parameters by the target's.",
+        hint="Parameters, held-out nats per token after pre-training, milliseconds of a call that scores one token "
+        "(the first decile of some, so that other work on the machine is hardly in it), and the memory-bound speed-up "
+        "τ / (1 + cγ), c the drafter's parameters by the target's.",
         columns=(
             "arm",
             "parameters",

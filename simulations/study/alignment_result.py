@@ -11,7 +11,7 @@ from ...common.metrics import DraftCounters
 class TargetFacts:
     """What a drafter did for one target. tasks: counters on each task's unseen prompts.
 
-    parameters: of the target. step_ms: of a call of it that scores one token, the median.
+    parameters: of the target. step_ms: of a call of it that scores one token, the first decile of some.
     """
 
     tasks: Mapping[str, DraftCounters]
@@ -23,7 +23,7 @@ class TargetFacts:
 class AlignmentResult:
     """What an arm found.
 
-    targets: by name. parameters: of the drafter. step_ms: of a call of it that scores one token, the median.
+    targets: by name. parameters, step_ms: of the drafter, as of a target.
     validation: nats per token of held-out text after pre-training, None where no text was held out.
     best_step: of the model that was kept, 0 for the pre-trained one. measures: what decided that, as finetune tells it.
     seconds: by the clock; cpu_seconds: of the process. Both hold what the arm was the first to need.
