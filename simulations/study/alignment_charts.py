@@ -52,6 +52,8 @@ def _costs(axes: Axes, rows: Sequence[ArmRow]) -> None:
     for i, name in enumerate(rows[0].targets):
         for tuned, marker in ((False, "o"), (True, "D")):
             own = sorted((row for row in rows if bool(row.arm.divergence) == tuned), key=lambda row: row.parameters)
+            if not own:
+                continue
             axes.errorbar(
                 [row.targets[name].cost for row in own],
                 [row.targets[name].mean.mean for row in own],
@@ -62,5 +64,6 @@ def _costs(axes: Axes, rows: Sequence[ArmRow]) -> None:
             )
     axes.set_xlabel("parameters of the drafter by those of the target")
     axes.set_ylabel("block efficiency")
+    axes.set_ylim(bottom=1)
     axes.grid(axis="y", linewidth=0.6)
     legend(axes, 2)
