@@ -406,7 +406,13 @@ def test_a_task_not_taught_is_marked_where_it_was_not(table: AlignmentFindings) 
 
 def test_sizes_are_compared_in_what_every_drafter_was_given(table: AlignmentFindings) -> None:
     sizes = next(part for part in document(table).parts if part.title == "Size and speed")
-    assert [row[:3] for row in sizes.rows] == [("second", "0.00 M", "–"), ("none", "0.00 M", "4.500")]
+    assert [row[:4] for row in sizes.rows] == [
+        ("second", "one", "0.00 M", "–"),
+        ("second", "two", "0.00 M", "–"),
+        ("none", "one", "0.00 M", "4.500"),
+        ("none", "two", "0.00 M", "4.500"),
+    ]
+    assert sizes.rows[3][4:] == ("0.50", "2.00", "0.050", "1.20", "1.00")
 
 
 def test_page_markdown_and_json_agree_and_the_page_loads_nothing(table: AlignmentFindings) -> None:
