@@ -15,7 +15,7 @@ PACKAGES := client common export server simulations
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: help demo test lint fix contracts types check wheel clean
+.PHONY: help demo test lint fix contracts stubs types check wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,11 @@ fix: $(VENV)/.dev  ## Mend what ruff can mend.
 
 contracts: $(VENV)/.dev  ## Check which folder may import what.
 	$(BIN)/lint-imports --no-cache
+
+stubs: $(VENV)/.dev  ## Generate the gRPC stubs from common/wire/*.proto.
+	@rm -rf build/wire && mkdir -p build/wire/fleetdraft && ln -s ../../../common build/wire/fleetdraft/common
+	$(BIN)/python -m grpc_tools.protoc -I build/wire --python_out=build/wire --pyi_out=build/wire --grpc_python_out=build/wire \
+	  build/wire/fleetdraft/common/wire/*.proto
 
 types: wheel  ## Check types on the built wheel, as a user would get it.
 	@rm -rf build/types

@@ -1,8 +1,9 @@
 """What a drafter gains on given prompts: the target alone and with the drafter, interleaved, in one run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
@@ -11,6 +12,8 @@ from .decoding.options import Options
 from .pair import Pair
 from .prompts import Prompt
 from .runtimes.decoder import Decoder
+
+Name = TypeVar("Name", bound=Hashable)
 
 TIE_TOLERANCE = 1e-3
 """Two logits closer than this are an argmax tie: batched and single-token kernels may order them differently."""
@@ -63,25 +66,6 @@ class Measurement:
         """Tokens per second with the drafter over the target alone, both prefills included."""
         return self.drafted[name].counters.tokens_per_s / self.alone.tokens_per_s
 
-    def to_json(self, name: str, options: Options) -> dict[str, Any]:
-        """One row of ``eval`` for one adapter (schema 1)."""
-        counters, greedy = self.drafted[name].counters, self.drafted[name].greedy
-        at_zero = options.sampling.temperature == 0
-        return {
-            "temperature": options.sampling.temperature,
-            "prompts": counters.prompts,
-            "tokens": counters.tokens,
-            "draft_acceptance_rate": counters.draft_acceptance_rate,
-            "mean_acceptance_length": counters.mean_acceptance_length,
-            "tokens_per_s": counters.tokens_per_s,
-            "baseline_tokens_per_s": self.alone.tokens_per_s,
-            "speedup": self.speedup(name),
-            "greedy_identical": greedy.identical if at_zero else None,
-            "greedy_ties": greedy.ties if at_zero else None,
-            "greedy_different": greedy.different if at_zero else None,
-            "counters": counters.to_json(),
-        }
-
 
 def measure(
     pair: Pair,
@@ -115,15 +99,9 @@ def _measure_one(
     pair: Pair, prompt: str, options: Options, adapters: Mapping[str, LoraAdapter], turn: int
 ) -> Measurement:
     """One prompt by the target alone and with each adapter; who begins changes from turn to turn."""
-    names: list[str | None] = [None, *adapters]
-    done: dict[str | None, Generation] = {}
-    for index in range(len(names)):
-        name = names[(turn + index) % len(names)]
-        if name is None:
-            done[None] = pair.alone.run(prompt, options)
-        else:
-            pair.adapt(adapters[name])
-            done[name] = pair.drafted.run(prompt, options)
+    runs: dict[str | None, Callable[[], Generation]] = {None: partial(pair.alone.run, prompt, options)}
+    runs |= {name: partial(_adapted, pair, adapter, prompt, options) for name, adapter in adapters.items()}
+    done = in_turns(turn, runs)
     tokens, greedy = pair.target_codec.prompt_tokens(prompt), options.sampling.greedy
     drafted = {
         name: Drafted(
@@ -133,6 +111,17 @@ def _measure_one(
         for name in adapters
     }
     return Measurement(alone=done[None].counters, drafted=drafted)
+
+
+def _adapted(pair: Pair, adapter: LoraAdapter, prompt: str, options: Options) -> Generation:
+    pair.adapt(adapter)
+    return pair.drafted.run(prompt, options)
+
+
+def in_turns(turn: int, runs: Mapping[Name, Callable[[], Generation]]) -> dict[Name, Generation]:
+    """Runs each once, one after the other; who begins changes from turn to turn, so that nobody is always the first."""
+    names = list(runs)
+    return {(name := names[(turn + index) % len(names)]): runs[name]() for index in range(len(names))}
 
 
 def compare_greedy(target: Decoder, prompt: Sequence[int], alone: Generation, drafted: Generation) -> GreedyCheck:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from ..common import page
 from ..server.report import RoundReport
-from . import page
 from .results import FleetResults
 
 _COVERED = (

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..common import page
 from ..common.files import write_atomic, write_json
 from ..server.report import RoundReport
-from . import page, plots, privacy_section
+from . import plots, privacy_section
 from .results import WIDENING, ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget, millions
 
 

@@ -1,12 +1,10 @@
 """What a fleet's run found, as frozen values ready to show. It knows no model, no Flower and no page."""
 
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from ..common.machine import Machine
 from ..server.report import RoundReport
 
 SCHEMA = 1
@@ -16,20 +14,6 @@ WIDENING = (
     "only its speed differs."
 )
 """What every figure of a widened target has to say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where the figures come from; tokens per second mean nothing without it."""
-
-    cpu: str
-    cores: int
-    threads: int
-    """Threads each target was measured with; drafters run on one."""
-
-    @classmethod
-    def here(cls, threads: int) -> "Machine":
-        return cls(cpu=_cpu_name(), cores=os.cpu_count() or 1, threads=threads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +172,3 @@ def _noise_remark(last: RoundReport) -> str:
         f"Differential privacy puts noise of standard deviation {std:.3g} on every entry of a round's mean update; "
         "with more devices a round it is smaller (docs/privacy.md)."
     )
-
-
-def _cpu_name() -> str:
-    """The processor's name; Linux keeps it where ``platform`` does not look."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

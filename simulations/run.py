@@ -12,6 +12,8 @@ from typing import Any
 from ..client.app import make_client_app
 from ..client.prompts import check_lengths, read_prompts
 from ..common.files import read_json, write_json
+from ..common.folder import claim, locked
+from ..common.machine import Machine
 from ..common.progress import progress
 from ..server.app import make_server_app, next_round
 from ..server.registry.registry import Registry
@@ -21,8 +23,7 @@ from .evaluation import AFTER, BEFORE, HeldOut
 from .experiment import Experiment
 from .faults import TWICE
 from .fleet import run_fleet
-from .folder import claim, locked
-from .results import FleetResults, Machine
+from .results import FleetResults
 from .twice import delivered_twice
 from .widen import widened_shape
 

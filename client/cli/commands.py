@@ -1,23 +1,18 @@
-"""The device's commands: generate, adapt, eval. They need the base install only."""
+"""The device's commands generate and adapt. They need the base install only."""
 
 import json
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from ...common.embedded import EMBEDDED, located
 from ...common.errors import ConfigError
 from ...common.files import check_file, write_json
 from ...common.losses import DIVERGENCES
-from ...common.progress import progress
-from ..bundle import Bundle
 from ..decoding.continuation import Generation
 from ..decoding.options import Options
 from ..decoding.sampling import Sampling
@@ -25,7 +20,6 @@ from ..guarding.diagnosis import AcceptanceAlarm
 from ..learning.learner import LearnerConfig
 from ..learning.teacher import PROJECTIONS, Projection
 from ..learning.trainer import AdamWConfig
-from ..measurement import measure
 from ..online.background import BackgroundConfig
 from ..online.online import OnlineConfig
 from ..pair import Pair
@@ -43,7 +37,6 @@ from .adapt import (
 from .online import Stderr, learning_pair
 from .opened import open_pair
 from .options import (
-    AdapterOption,
     AdapterOrReleaseOption,
     BundleOption,
     ControllerOption,
@@ -271,59 +264,6 @@ def adapt(
     print_adapted(out, state, learned)
 
 
-def evaluate(
-    prompts: PromptsOption,
-    bundle: BundleOption = EMBEDDED,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", metavar="DIR", help="As in generate, by default the first; repeat for several."),
-    ] = None,
-    target_runtime: TargetRuntimeOption = None,
-    adapter: AdapterOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    min_p: MinP = 0.0,
-    repetition_penalty: PenaltyOption = 1.0,
-    max_new_tokens: TokensOption = 64,
-    draft_tokens: DraftTokensOption = 4,
-    controller: ControllerOption = "fixed",
-    paths: PathsOption = "full",
-    seed: SeedOption = 0,
-    threads: ThreadsOption = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows here.")] = None,
-) -> None:
-    """Measures acceptance and speed per target and task: target alone and with the drafter, interleaved.
-
-    Example:
-
-      fleetdraft eval --bundle B --target models/stories3m --prompts test.jsonl --adapter my-adapter --json after.json
-    """
-    sampling = Sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
-    )
-    options = Options(
-        sampling=sampling, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens, controller=controller, seed=seed
-    )
-    check_file(json_file)
-    by_task = _by_task(read_prompts(prompts))
-    rows = []
-    names: Sequence[str | None] = target or [None]
-    for name in names:  # a wrong name is told before the first is measured
-        Bundle.open(bundle).check_target(name, target_runtime)
-    for name in names:
-        opened = open_pair(bundle, name, threads, adapter, paths, target_runtime)
-        for chosen in by_task.values():
-            check_lengths(chosen, opened.pair.target_codec, opened.pair.target.limit)
-        for task, chosen in by_task.items():
-            with progress(f"{opened.pair.name} · {task}", len(chosen)) as advance:
-                measured = measure(opened.pair, chosen, options, {"drafted": opened.adapter}, lambda: advance(""))
-            rows.append({"target": opened.pair.name, "task": task} | measured.to_json("drafted", options))
-    if json_file is not None:
-        write_json(json_file, {"schema": 1, "results": rows})
-    Console().print(_table(rows))
-
-
 @contextmanager
 def _remembered(pair: Pair, file: Path | None) -> Iterator[None]:
     """Restores the pair's n-grams from ``file``, and writes them back however the generation ends."""
@@ -359,43 +299,3 @@ def _generation_json(target: str, generation: Generation) -> dict[str, Any]:
 
 def _json(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _by_task(prompts: list[Prompt]) -> dict[str, list[Prompt]]:
-    grouped: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        grouped.setdefault(prompt.task, []).append(prompt)
-    return grouped
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(
-        title="target alone and with the drafter, same prompts, same run", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    table.add_column("target\ntask", overflow="fold")
-    for heading in (
-        "prompts",
-        "acceptance\nrate",
-        "mean\nlength",
-        "tokens/s\nalone",
-        "tokens/s\ndrafted",
-        "speed-up",
-        "greedy\nidentical",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(f"{row['target']}\n{row['task']}", *_figures(row))
-    return table
-
-
-def _figures(row: dict[str, Any]) -> tuple[str, ...]:
-    identical, ties = row["greedy_identical"], row["greedy_ties"]
-    return (
-        str(row["prompts"]),
-        f"{row['draft_acceptance_rate']:.3f}",
-        f"{row['mean_acceptance_length']:.2f}",
-        f"{row['baseline_tokens_per_s']:,.0f}",
-        f"{row['tokens_per_s']:,.0f}",
-        f"{row['speedup']:.2f}x",
-        "-" if identical is None else f"{identical}" + (f" + {ties} ties" if ties else ""),
-    )

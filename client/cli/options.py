@@ -30,7 +30,6 @@ TargetRuntimeOption = Annotated[
 PromptsOption = Annotated[
     Path, typer.Option("--prompts", metavar="FILE", help='JSONL, one {"prompt": …, "task": …} a line.')
 ]
-AdapterOption = Annotated[Path | None, typer.Option("--adapter", metavar="DIR", help="LoRA adapter (PEFT directory).")]
 AdapterOrReleaseOption = Annotated[
     Path | None,
     typer.Option(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.metrics import DraftCounters
-from ..pacing.boundary import Boundary, StopRule, always
+from ..pacing.boundary import Boundary, LimitRule, unlimited
 from ..runtimes.decoder import Decoder, Logits
 from ..runtimes.rows import Rows
 from ..spelling.trie import ROOT, Trie
@@ -79,7 +79,7 @@ def draft_block(
     chooser: Chooser,
     ends: Collection[int] = (),
     last: int | None = None,
-    goes_on: StopRule = always,
+    limit: LimitRule = unlimited,
 ) -> Draft:
     """Proposes target tokens.
 
@@ -92,22 +92,28 @@ def draft_block(
       chooser: the only source of randomness.
       ends: target ids after which nothing more is proposed (end of text).
       last: target id of the context's last token, where it has one: it tells which tokens hardly come next.
-      goes_on: asked before each position, the first included; where it says no, the draft ends.
+      limit: asked before each position, the first included, how many drafter tokens it may use; 0 ends the draft.
     """
     rows, positions = Rows(drafter, root_row), list[Position]()
     after, left = ROOT if last is None else trie.node(last), min(budget, drafter.limit - drafter.length)
     law = Law(trie=trie, rows=rows, start=(), after=after, budget=left, temperature=sampling.temperature)
-    while law.possible and (goes_on is always or goes_on(_boundary(law, positions, rows))):
+    while law.possible:
+        if limit is not unlimited:
+            law = law.within(min(left, limit(_boundary(law, positions, rows))))
+            if not law.possible:
+                break
         step = walk(law, chooser)
         positions.append(Position(law=law, walk=step))
         if step.target in ends:
             break
-        law = law.following(step.node)
+        left -= step.depth
+        law = law.following(step.node, left)
     return Draft(positions=tuple(positions), rows=rows)
 
 
 def _boundary(law: Law, positions: Sequence[Position], rows: Rows) -> Boundary:
-    return Boundary(proposed=tuple(p.walk.target for p in positions), start=law.start, rows=rows)
+    proposed = tuple(p.walk.target for p in positions)
+    return Boundary(proposed=proposed, start=law.start, left=law.budget, rows=rows)
 
 
 class TargetRows(Protocol):

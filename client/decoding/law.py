@@ -54,19 +54,21 @@ class Law:
         self.start, self._rows, self._after, self._temperature = start, rows, after, temperature
         self._roots, self._children = dict[int, Weights](), dict[int, Weights]()
 
-    def following(self, node: int) -> "Law":
+    def within(self, budget: int) -> "Law":
+        """The law of the same position with another budget."""
+        return self if budget == self.budget else self._at(self.start, self._after, budget)
+
+    def following(self, node: int, budget: int) -> "Law":
         """The law of the position behind a walk that proposed the token of ``node``."""
-        behind = Law(
-            trie=self.trie,
-            rows=self._rows,
-            start=self.start + self.trie.spelling(node),
-            after=node,
-            budget=self._left(node),
-            temperature=self._temperature,
-        )
-        if node in self._roots:
+        behind = self._at(self.start + self.trie.spelling(node), node, budget)
+        if node in self._roots and budget == self._left(node):
             behind._roots[ROOT] = self._roots[node]  # the same row, the same budget, the same children before
         return behind
+
+    def _at(self, start: tuple[int, ...], after: int, budget: int) -> "Law":
+        return Law(
+            trie=self.trie, rows=self._rows, start=start, after=after, budget=budget, temperature=self._temperature
+        )
 
     @property
     def possible(self) -> bool:

@@ -67,8 +67,8 @@ class Steps:
             if budget:
                 row, sampling = reading.row(), self._options.sampling
                 read_s = self._clock() - began
-                last, stop = self._text.last, pace.goes_on
-                draft = draft_block(side.decoder, row, trie, budget, sampling, self._chooser, self._ends, last, stop)
+                last, limit = self._text.last, pace.limit
+                draft = draft_block(side.decoder, row, trie, budget, sampling, self._chooser, self._ends, last, limit)
                 outcome = self._block(draft, side.decoder, reading, began, read_s)
             else:
                 outcome = self._single()

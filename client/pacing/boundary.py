@@ -1,7 +1,7 @@
-"""The boundary between two positions of a draft: all that a decision to go on may look at. It decides nothing.
+"""The boundary between two positions of a draft: all that a limit of the next one may look at. It decides nothing.
 
 It holds what is drawn already, and rows of the drafter that follow from it. Nothing here depends on a token of the
-position that is to be proposed, which is what ``verify.md`` asks of a stop rule.
+position that is to be proposed, which is what ``verify.md`` asks of a limit.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,13 @@ from ..runtimes.rows import Rows
 class Boundary:
     """Where a draft may end.
 
-    proposed: target tokens so far. start: their drafter tokens. rows: the drafter's, in this block.
+    proposed: target tokens so far. start: their drafter tokens. left: of the block's budget. rows: the drafter's, in
+    this block.
     """
 
     proposed: tuple[int, ...]
     start: tuple[int, ...]
+    left: int
     rows: Rows
 
     @property
@@ -36,10 +38,13 @@ class Boundary:
         return self.rows.after(self.start)
 
 
-StopRule = Callable[[Boundary], bool]
-"""Whether the next position is begun. May depend on anything before the position's first draw, and nothing after."""
+LimitRule = Callable[[Boundary], int]
+"""Drafter tokens that the next position may use at most, of those left; 0 ends the draft.
+
+May depend on anything before the position's first draw, and nothing after.
+"""
 
 
-def always(boundary: Boundary) -> bool:
-    """Goes on as long as the budget lasts."""
-    return True
+def unlimited(boundary: Boundary) -> int:
+    """Each position may use all that is left."""
+    return boundary.left

@@ -20,8 +20,14 @@ _THRESHOLD = 0.7
 """The paper's for GSM8K and code."""
 _MISMATCH_WEIGHT = 6.0
 """Of refused proposals, for ``threshold``: the paper's."""
-_WITH_HEAD: Mapping[str, type[LogisticHead] | type[HeadLearner]] = {"head": LogisticHead, "threshold": HeadLearner}
-"""Names with a head, and its kind: ours, and the paper's."""
+_HEADS: Mapping[str, type[LogisticHead] | type[HeadLearner]] = {
+    "head": LogisticHead,
+    "single": LogisticHead,
+    "threshold": HeadLearner,
+}
+"""Heads and their kind: ours, of proposals without a limit and of one drafter token, and the paper's."""
+_HEADS_OF: Mapping[str, tuple[str, ...]] = {"head": ("head", "single"), "threshold": ("threshold",)}
+"""By the name of a pace."""
 
 
 class Controllers:
@@ -49,32 +55,19 @@ class Controllers:
             self._paces[name] = CONTROLLERS[checked_controller(name)](self)
         return self._paces[name]
 
-    @property
-    def head(self) -> Head:
-        """The head of ``head``; assign another to go on with that one, before its pace is first asked for."""
-        return self._head_of("head")
-
-    @head.setter
-    def head(self, head: Head) -> None:
-        self._heads["head"] = head
-
-    @property
-    def head_in_use(self) -> Head | None:
-        """``head``, if it was asked for or given."""
-        return self._heads.get("head")
-
     def train(self) -> None:
         """Trains the heads whose paces were asked for; nothing where there are none. For a learner's schedule."""
-        for name in self._heads.keys() & self._paces.keys():
-            self._heads[name].train()
+        for name in self._paces.keys() & _HEADS_OF.keys():
+            for head in _HEADS_OF[name]:
+                self._heads[head].train()
 
     def _head_of(self, name: str) -> Head:
         if name not in self._heads:
             careful = HeadConfig(mismatch_weight=_MISMATCH_WEIGHT)
             self._heads[name] = (
-                LogisticHead(self._hidden_size)
-                if name == "head"
-                else HeadLearner(self._hidden_size, careful, self._seed)
+                HeadLearner(self._hidden_size, careful, self._seed)
+                if _HEADS[name] is HeadLearner
+                else LogisticHead(self._hidden_size)
             )
         return self._heads[name]
 
@@ -86,7 +79,7 @@ class Controllers:
 
     def cost_aware(self) -> Pace:
         """``head``."""
-        return StopLoss(HeadPace(self.head, CostAware(), self.trains_head))
+        return StopLoss(HeadPace(self._head_of("head"), CostAware(), self.trains_head, self._head_of("single")))
 
     def threshold(self) -> Pace:
         """``threshold``, with the paper's head and its weight."""
@@ -113,9 +106,9 @@ class Controllers:
             raise ModelError(
                 f"not acceptance heads, or torn ({error}); delete them, and new ones are learned"
             ) from error
-        if unknown := held.keys() - _WITH_HEAD:
-            raise ModelError(f"an acceptance head of {min(unknown)!r}, expected {' or '.join(sorted(_WITH_HEAD))}")
-        self._heads |= {name: _WITH_HEAD[name].from_bytes(head, self._hidden_size) for name, head in held.items()}
+        if unknown := held.keys() - _HEADS:
+            raise ModelError(f"an acceptance head of {min(unknown)!r}, expected {' or '.join(sorted(_HEADS))}")
+        self._heads |= {name: _HEADS[name].from_bytes(head, self._hidden_size) for name, head in held.items()}
 
 
 CONTROLLERS: Mapping[str, Callable[[Controllers], Pace]] = {

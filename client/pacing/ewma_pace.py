@@ -5,7 +5,7 @@ acceptance move K by one; a plain step after repeated rounds without an acceptan
 ours. It learns nothing about what it drafts from.
 """
 
-from .boundary import always
+from .boundary import unlimited
 from .means import Mean
 from .outcome import Outcome
 
@@ -22,7 +22,7 @@ _REST_BLOCKS = 8
 class EwmaPace:
     """Drafts K tokens and compares K with a neighbour, again and again."""
 
-    goes_on = staticmethod(always)
+    limit = staticmethod(unlimited)
 
     def __init__(self, first: int = 4) -> None:
         self._length, self._tried = first, first

@@ -85,6 +85,10 @@ class HeadLearner:
     def __len__(self) -> int:
         return min(self.seen, self._config.capacity)
 
+    def doubt(self, seen: Hidden) -> float:
+        """It does not know: 0."""
+        return 0.0
+
     def see(self, boundary: Boundary) -> Hidden:
         """float32 (hidden size,): the drafter's state."""
         return boundary.hidden

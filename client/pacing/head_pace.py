@@ -8,17 +8,24 @@ Both rules see a boundary's state only: each block has a length of its own, and 
 | cost-aware  | some number of further proposals is worth its time: survival of each, summed, against the time of  |
 |             | drafting and scoring them at the tokens per second that are achieved now                           |
 
-Beside what the head says there is a shift of its logit, learned within the text by the loss of the head's training, in
-part for all proposals and in part for the first of a block and for those behind it: what kind of text it is shows
-within some ten blocks, while the head learns it over many texts.
-
 The first is that of SpecDec++, its thresholds 0.3 and 0.7 by task. The second is ours and has nothing to choose: with N
 tokens in T seconds a block, the rate E N / E T is largest where a proposal is made iff its tokens exceed the rate times
 its seconds (the reward-renewal argument; the rate found is what the next blocks are held against).
+
+A proposal may use all drafter tokens that are left, or be limited to one: where the drafter would go on to a longer
+target token that is hardly ever accepted, the short one costs less and may be. Each is another law, of which another
+head learns; the one that promises more is proposed. Of what is never proposed nothing is learned, so a proposal counts
+by the upper side of what is believed of it, one standard deviation of its logit above the mean (an upper confidence
+bound: Filippi et al. 2010, *Parametric bandits: the generalized linear case*); with verdicts the two meet.
+
+Beside what a head says there is a shift of its logit, learned within the text by the loss of the head's training, in
+part for all proposals and in part for the first of a block and for those behind it: what kind of text it is shows
+within some ten blocks, while the head learns it over many texts.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -29,17 +36,17 @@ from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
 
-_EXPLORE_BLOCKS = 8
-"""One block in so many makes a proposal more than the rule says: of what is never proposed nothing is learned."""
 _SHIFT_RATE, _PLACE_RATE, _SHIFT_KEPT = 0.2, 0.4, 0.5
 """Steps of the shift by one verdict, for all places and for the verdict's own; what of it the next text begins with."""
+_SILENT_BLOCKS = 8
+"""Blocks without a proposal before one is made whatever the rule says: else nothing would prove a shift wrong."""
 _SUREST = 4.0
 """The head's logit counts up to here: beyond, a shift would come too late."""
 _MOST_AHEAD = 8
 """Proposals that are looked ahead at most."""
 _PRIOR, _PRIOR_BLOCKS = 0.6, 8
 _TRAIN_ROWS = 4
-"""Judged proposals between two trainings."""
+"""Boundaries between two trainings."""
 
 
 Seen = NDArray[Any]
@@ -49,14 +56,18 @@ Seen = NDArray[Any]
 class StopScore(Protocol):
     """Decides from the head's probability; told what blocks take."""
 
-    def goes_on(self, survival: float, acceptance: float, proposed: int, left: int) -> bool:
-        """Whether the next position is begun.
+    def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
+        """What beginning the next position brings: it is begun where that is not below zero.
 
         Args:
           survival: probability that all ``proposed`` ones are accepted.
           acceptance: that the next one is, if they are.
           left: drafter tokens of the budget that are not used.
+          limit: of them, how many the next position may use.
         """
+
+    def needs_look(self, survival: float, proposed: int) -> bool:
+        """Whether asking the drafter for its state at the next boundary is worth that call."""
 
     def note(self, outcome: Outcome) -> None:
         """Learns from a finished block."""
@@ -70,8 +81,11 @@ class Threshold:
             raise ConfigError(f"threshold is {threshold}, expected between 0 and 1")
         self._threshold = threshold
 
-    def goes_on(self, survival: float, acceptance: float, proposed: int, left: int) -> bool:
-        return 1 - survival * acceptance <= self._threshold
+    def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
+        return survival * acceptance - (1 - self._threshold)
+
+    def needs_look(self, survival: float, proposed: int) -> bool:
+        return survival >= 1 - self._threshold
 
     def note(self, outcome: Outcome) -> None:
         """There is nothing to learn."""
@@ -84,19 +98,41 @@ class CostAware:
         self._timings, self._acceptance = Timings(), Mean()
         self._tokens, self._seconds = Mean(), Mean()
 
-    def goes_on(self, survival: float, acceptance: float, proposed: int, left: int) -> bool:
-        times = self._timings
-        if not times.drafted or not self._seconds.value:
-            return True
-        rate, position_s = self._tokens.value / self._seconds.value, times.position_s
-        scored, gain = times.scoring_s(proposed + 1), 0.0
+    def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
+        times, most, tokens, saved = self._timings, -math.inf, 0.0, 0.0
+        if not self._measured:
+            return math.inf
+        if limit == 1:
+            saved = times.position_s - times.draft_token_s
         deeper = self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS)
         for n in range(1, 1 + min(_MOST_AHEAD, max(1, int(left / times.tokens_per_position)))):
             survival *= acceptance if n == 1 else deeper
-            gain += survival
-            if gain > rate * (n * position_s + times.scoring_s(proposed + 1 + n) - scored):
-                return True
-        return False
+            tokens += survival
+            seconds = n * times.position_s - saved + self._scoring_s(proposed, n)
+            most = max(most, tokens - self._rate * seconds)
+        return most
+
+    def needs_look(self, survival: float, proposed: int) -> bool:
+        """What the look may bring: with the usual acceptance, or with one that may be any number from 0 to 1."""
+        if not self._measured:
+            return True
+        look = self._rate * self._timings.draft_token_s
+        cost = self._rate * (self._timings.position_s + self._scoring_s(proposed, 1)) - look
+        usual = survival * self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS) - cost
+        return max(usual, max(0.0, survival - cost) ** 2 / (2 * survival)) >= look
+
+    @property
+    def _measured(self) -> bool:
+        return self._timings.drafted and self._seconds.value > 0
+
+    @property
+    def _rate(self) -> float:
+        """Tokens per second."""
+        return self._tokens.value / self._seconds.value
+
+    def _scoring_s(self, proposed: int, more: int) -> float:
+        """The target's, for so many proposals more."""
+        return self._timings.scoring_s(proposed + 1 + more) - self._timings.scoring_s(proposed + 1)
 
     def note(self, outcome: Outcome) -> None:
         cost = outcome.cost
@@ -121,8 +157,11 @@ class Head(Protocol):
     def __call__(self, seen: Seen, /) -> float:
         """P(the next proposal is accepted), given that those before it are."""
 
+    def doubt(self, seen: Seen, /) -> float:
+        """Standard deviation of that probability's logit; 0 where the head does not know it."""
+
     def observe(self, seen: Sequence[Seen], labels: Iterable[float]) -> None:
-        """Takes in boundaries of a block and how the proposals behind them were judged: min(1, p / r) of each."""
+        """Takes in boundaries of a block and how the first proposals behind them were judged: min(1, p / r)."""
 
     def train(self) -> float:
         """Learns of what it took in; returns its mean loss."""
@@ -131,20 +170,31 @@ class Head(Protocol):
         """All of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Guess:
+    """What a head says of a proposal under a limit."""
+
+    head: Head
+    limit: int
+    seen: Seen
+    acceptance: float
+    gain: float
+
+
 class HeadPace:
-    """Drafts up to what is allowed, and ends each block by a rule on the head's probabilities.
+    """Drafts up to what is allowed, and ends each block by a rule on the heads' probabilities.
 
     Args:
-      learner: the head; it sees every block.
+      learner: the head of proposals without a limit.
       rule: what ends a block.
-      trains: whether to train the head between blocks; else somebody else does.
+      trains: whether to train the heads between blocks; else somebody else does.
+      single: the head of proposals of one drafter token; without it there are no limits.
     """
 
-    def __init__(self, learner: Head, rule: StopScore, trains: bool = True) -> None:
-        self.learner, self._rule, self._trains = learner, rule, trains
-        self._budget, self._blocks, self._untrained = 0, 0, 0
-        self._seen, self._told, self._survival, self._one_more = list[Seen](), list[float](), 1.0, False
-        self._shift, self._of_place = 0.0, [0.0, 0.0]
+    def __init__(self, learner: Head, rule: StopScore, trains: bool = True, single: Head | None = None) -> None:
+        self.learner, self._rule, self._trains, self._single = learner, rule, trains, single
+        self._told, self._survival, self._untrained = list[_Guess](), 1.0, 0
+        self._shift, self._of_place, self._silent = 0.0, [0.0, 0.0], 0
 
     def begin(self) -> None:
         """A text may be of another kind than the one before."""
@@ -152,40 +202,51 @@ class HeadPace:
         self._of_place = [_SHIFT_KEPT * shift for shift in self._of_place]
 
     def budget(self, most: int) -> int:
-        self._budget, self._seen, self._told, self._survival = most, [], [], 1.0
-        self._blocks += 1
-        self._one_more = self._blocks % _EXPLORE_BLOCKS == 0
+        self._told, self._survival = [], 1.0
         return most
 
-    def goes_on(self, boundary: Boundary) -> bool:
-        acceptance, left = self._acceptance(boundary), self._budget - len(boundary.start)
-        goes_on = self._rule.goes_on(self._survival, acceptance, len(boundary.proposed), left)
-        if not goes_on:
-            goes_on, self._one_more = self._one_more, False
-        self._told.append(acceptance)
-        self._survival *= acceptance
-        return goes_on
+    def limit(self, boundary: Boundary) -> int:
+        if boundary.proposed and not self._rule.needs_look(self._survival, len(boundary.proposed)):
+            return 0
+        seen = self.learner.see(boundary)
+        guess = self._guess(self.learner, boundary, seen, boundary.left)
+        if self._single is not None and boundary.left > 1:
+            guess = max(guess, self._guess(self._single, boundary, seen, 1), key=lambda guess: guess.gain)
+        self._told.append(guess)
+        self._survival *= guess.acceptance
+        tries = self._silent >= _SILENT_BLOCKS and not boundary.proposed
+        return guess.limit if tries or guess.gain >= 0 else 0
 
     def note(self, outcome: Outcome) -> None:
         self._rule.note(outcome)
         labels = outcome.acceptance.tolist()
-        self.learner.observe(self._seen, labels)
+        for place, guess in enumerate(self._told):
+            guess.head.observe([guess.seen], labels[place : place + 1])
         self._learn_text(labels)
-        self._untrained += min(len(self._seen), len(labels))
+        self._silent = 0 if labels else self._silent + len(self._told)
+        self._untrained += len(self._told)
         if self._trains and self._untrained >= _TRAIN_ROWS:
             self._untrained = 0
-            self.learner.train()
+            for head in (self.learner, self._single):
+                if head is not None:
+                    head.train()
 
-    def _acceptance(self, boundary: Boundary) -> float:
-        """The head's probability, shifted by what this text showed."""
-        self._seen.append(self.learner.see(boundary))
-        head = self.learner(self._seen[-1])
-        logit = max(-_SUREST, min(_SUREST, math.log(head / (1 - head))))
-        return 1 / (1 + math.exp(-logit - self._shift - self._of_place[bool(boundary.proposed)]))
+    def _guess(self, head: Head, boundary: Boundary, seen: Seen, limit: int) -> _Guess:
+        """What a head says, shifted by what this text showed."""
+        p, proposed = head(seen), len(boundary.proposed)
+        logit = max(-_SUREST, min(_SUREST, math.log(p / (1 - p)))) + self._shift + self._of_place[proposed > 0]
+        hoped = _probability(logit + head.doubt(seen))
+        gain = self._rule.gain(self._survival, hoped, proposed, boundary.left, limit)
+        return _Guess(head=head, limit=limit, seen=seen, acceptance=_probability(logit), gain=gain)
 
     def _learn_text(self, labels: list[float]) -> None:
-        """A step down the gradient of the head's loss for each verdict."""
-        for place, (told, label) in enumerate(zip(self._told, labels, strict=False)):  # where it stopped, no verdict
-            error = label * (1 - told) - self.learner.mismatch_weight * (1 - label) * told
+        """A step down the gradient of the heads' loss for each verdict."""
+        for place, (guess, label) in enumerate(zip(self._told, labels, strict=False)):  # where it stopped, no verdict
+            told = guess.acceptance
+            error = label * (1 - told) - guess.head.mismatch_weight * (1 - label) * told
             self._shift += _SHIFT_RATE * error
             self._of_place[place > 0] += _PLACE_RATE * error
+
+
+def _probability(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))

@@ -10,7 +10,8 @@ Lauritzen 1990, Penny & Roberts 1999),
 
 so that each verdict is used once and counts in full, where gradient descent needs many passes: over the first eight
 texts of a measured stream its loss is 0.35, that of the network of ``acceptance_head.py`` 0.60, and 0.36 after 128.
-A belief of which nothing more was heard relaxes to the first one, since adapters and subjects change.
+A belief of which nothing more was heard relaxes to the first one, since adapters and subjects change; it does so at
+each boundary that it is asked about, be there a verdict or not, so that what it thinks hopeless is tried again.
 
 A state wider than ``WIDEST`` is projected on that many fixed random directions: C has a row for each.
 """
@@ -37,7 +38,7 @@ _FORMAT = "fleetdraft logistic acceptance head 1"
 _SUREST = 0.02
 """Least s: a verdict against all expectation must not throw the weights far."""
 _RELAX_ROWS = 16
-"""Verdicts between two relaxations, each of which passes over all of C."""
+"""Boundaries between two relaxations, each of which passes over all of C."""
 _PROJECTION_SEED = 0
 
 
@@ -46,7 +47,7 @@ class LogisticConfig:
     """What is believed of the weights before anything was seen, and how long verdicts count.
 
     state_variance, sureness_variance, constant_variance: of the weights of the state, of the row's largest log
-    probability, and of the constant. forgetting: share of C that relaxes with a verdict. pending: verdicts that wait
+    probability, and of the constant. forgetting: share of C that relaxes with a boundary. pending: verdicts that wait
     for ``train`` at most, the oldest are dropped.
     """
 
@@ -90,6 +91,8 @@ class LogisticHead:
         self.seen = 0
         """Verdicts learned so far."""
         self._pending = deque[tuple[Doubles, float]](maxlen=self._config.pending)
+        self._passed = 0
+        """Boundaries since the last relaxation."""
 
     def see(self, boundary: Boundary) -> Doubles:
         """float64 (min(hidden size, ``WIDEST``) + 2,): x at a boundary; where the drafter gives no numbers, zeros."""
@@ -105,11 +108,16 @@ class LogisticHead:
         """P(the next proposal is accepted), given that those before it are."""
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, float(self._weights @ x)))))
 
+    def doubt(self, x: Doubles) -> float:
+        """Standard deviation of the logit of that probability."""
+        return math.sqrt(max(0.0, float(x @ self._covariance @ x)))
+
     def __len__(self) -> int:
         return len(self._pending)
 
     def observe(self, seen: Sequence[Doubles], labels: Iterable[float]) -> None:
-        """Keeps what became of the proposals behind boundaries until ``train``: min(1, p / r) of each."""
+        """Keeps what became of the proposals behind boundaries until ``train``: min(1, p / r) of the first ones."""
+        self._passed += len(seen)
         self._pending.extend(zip(seen, labels, strict=False))
 
     def train(self) -> float:
@@ -117,6 +125,9 @@ class LogisticHead:
         loss, count = 0.0, 0
         while self._pending:
             loss, count = loss + self._learn(*self._pending.popleft()), count + 1
+        if self._passed >= _RELAX_ROWS:
+            self._relax(1 - (1 - self._config.forgetting) ** self._passed)
+            self._passed = 0
         return loss / max(1, count)
 
     def _learn(self, x: Doubles, label: float) -> float:
@@ -127,8 +138,6 @@ class LogisticHead:
         self._weights += gain * ((label - p) / s)
         self._covariance -= np.outer(gain, spread)
         self.seen += 1
-        if self.seen % _RELAX_ROWS == 0:
-            self._relax(1 - (1 - self._config.forgetting) ** _RELAX_ROWS)
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     def _relax(self, share: float) -> None:
@@ -145,6 +154,7 @@ class LogisticHead:
             "hidden_size": self.hidden_size,
             "config": asdict(self._config),
             "seen": self.seen,
+            "passed": self._passed,
         }
         waiting = list(self._pending)
         return head_bytes(
@@ -169,6 +179,7 @@ class LogisticHead:
             fill(head._covariance, "covariance", arrays)
             head.seen = int(about["seen"])
             head.observe(list(arrays["inputs"]), arrays["labels"].tolist())
+            head._passed = int(about.get("passed", 0))  # an older state does not say
         return head
 
 

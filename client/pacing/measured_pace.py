@@ -3,7 +3,7 @@
 It always drafts; ``stop_loss.py`` tells when that does not pay.
 """
 
-from .boundary import always
+from .boundary import unlimited
 from .means import Mean
 from .outcome import Outcome
 from .timings import Timings
@@ -26,7 +26,7 @@ class MeasuredPace:
     exponentially weighted means; what was not seen yet is extrapolated.
     """
 
-    goes_on = staticmethod(always)
+    limit = staticmethod(unlimited)
 
     def __init__(self) -> None:
         self._acceptance: list[Mean] = []

@@ -107,8 +107,8 @@ class StopLoss:
         self._drafts_next = budget > 0
         return budget
 
-    def goes_on(self, boundary: Boundary) -> bool:
-        return self.inner.goes_on(boundary)
+    def limit(self, boundary: Boundary) -> int:
+        return self.inner.limit(boundary)
 
     def note(self, outcome: Outcome) -> None:
         self._blocks += 1

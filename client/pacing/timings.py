@@ -36,6 +36,11 @@ class Timings:
         return self._reading.value + self._drafting.at(draft_tokens)
 
     @property
+    def draft_token_s(self) -> float:
+        """One more drafter token."""
+        return self._drafting.slope
+
+    @property
     def position_s(self) -> float:
         """One more position, without the target's part."""
         return self._drafting.slope * self.tokens_per_position

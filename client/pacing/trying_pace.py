@@ -39,8 +39,8 @@ class TryingPace:
         self._alone = 0 if budget else self._alone + 1
         return min(most, _TOKENS) if self._overruled else budget
 
-    def goes_on(self, boundary: Boundary) -> bool:
-        return self._overruled or self._inner.goes_on(boundary)
+    def limit(self, boundary: Boundary) -> int:
+        return boundary.left if self._overruled else self._inner.limit(boundary)
 
     def note(self, outcome: Outcome) -> None:
         if not self._overruled:  # a block that it did not ask for would spoil its figures

@@ -1,16 +1,12 @@
 """How much memory this process has held. It imports nothing that a device has not."""
 
-from pathlib import Path
-
 from ...common.errors import FleetdraftError
+from ...common.machine import peak_rss_bytes
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had resident.
-
-    Not ``ru_maxrss``: it survives exec, so that a child would begin with the size of the one who started it.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise FleetdraftError("the peak of resident memory is not known on this system, expected Linux")
+    """The most memory that this process had resident."""
+    peak = peak_rss_bytes()
+    if peak is None:
+        raise FleetdraftError("the peak of resident memory is not known on this system, expected Linux")
+    return peak

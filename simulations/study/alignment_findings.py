@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from ...common.machine import Machine
 from ...common.metrics import DraftCounters
-from ..results import Machine
 from .alignment import AlignmentStudy, ArmTable, seeded
 from .alignment_result import AlignmentResult
 from .findings import SCHEMA, Spread

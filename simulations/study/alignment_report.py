@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from ...common.document import Document, Part
 from . import alignment_charts as charts
 from .alignment import ArmTable, DrafterTable
 from .alignment_findings import AlignmentFindings, ArmRow, Cell
-from .document import Document, Part, failed
+from .findings import failed
 
 _NONE = "–"
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..folder import claim
+from ...common.folder import claim
 from .alignment import AlignmentStudy, SeededArm, all_seeded
 from .alignment_arm import AlignmentBench
 from .alignment_findings import AlignmentFindings

@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from ...common.document import Document
 from ...common.errors import ConfigError, FleetdraftError
 from ...common.toml import read_toml
 from .alignment import KIND as ALIGNMENT
 from .alignment import AlignmentStudy
 from .alignment_findings import AlignmentFindings
 from .alignment_report import document as alignment_document
-from .document import Document, Part
 from .federation import KIND as FEDERATION
 from .federation import FederationStudy
 from .federation_findings import FederationFindings
@@ -28,8 +25,6 @@ from .run import StudyRun
 
 if TYPE_CHECKING:
     from .alignment_run import AlignmentRun
-
-_UNBROKEN = "\u00a0±\u00a0"
 
 
 def study(
@@ -67,12 +62,12 @@ def study(
         told.print(f"{run.arms.done} of {len(run.arms.arms)} arms are done; go on with --resume")
         raise
     shown = _document(findings)
-    page = shown.write(findings.to_json(), out)
+    page = shown.write(findings.to_json(), out, "study")
     console = Console()
     if as_json:
         console.print_json(data=findings.to_json())
     else:
-        _show(shown, console)
+        shown.show(console)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     if findings.failures:
         key, why = next(iter(findings.failures.items()))
@@ -97,22 +92,3 @@ def _document(findings: Findings | FederationFindings | AlignmentFindings) -> Do
     if isinstance(findings, FederationFindings):
         return federation_document(findings)
     return alignment_document(findings) if isinstance(findings, AlignmentFindings) else document(findings)
-
-
-def _show(shown: Document, console: Console) -> None:
-    """The remarks and the tables but the settings."""
-    for line in shown.remarks:
-        console.print(line, highlight=False, markup=False)
-    for part in shown.parts[:-1]:
-        console.print(f"\n{part.title}", style="bold", highlight=False, markup=False)
-        console.print(part.hint, style="dim", highlight=False, markup=False)
-        console.print(_table(part))
-
-
-def _table(part: Part) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for number, column in enumerate(part.columns):
-        table.add_column(Text(column), justify="left" if number < part.text_columns else "right")
-    for row in part.rows:
-        table.add_row(*(Text(cell.replace(" ± ", _UNBROKEN)) for cell in row))
-    return table

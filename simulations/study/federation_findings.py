@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from ...common.machine import Machine
 from ...common.metrics import DraftCounters
-from ..results import Machine
 from .federation import ArmTable, FederationStudy, seeded
 from .federation_arm import FederationResult
 from .findings import SCHEMA, Spread

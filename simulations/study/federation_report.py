@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from ...common.document import Document, Part
 from . import federation_charts as charts
-from .document import Document, Part, failed
 from .federation import ArmTable
 from .federation_findings import FederationCell, FederationFindings
-from .findings import Spread
+from .findings import Spread, failed
 
 _NONE = "–"
 WITHIN = 0.9

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..folder import claim
+from ...common.folder import claim
 from .federation import FederationStudy, SeededArm, all_seeded
 from .federation_arm import FederationBench, FederationResult
 from .federation_findings import FederationFindings

@@ -7,7 +7,7 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import Any
 
-from ..results import Machine
+from ...common.machine import Machine
 from .arm import Arm, ArmResult, after, before
 from .course import Course, courses
 from .method import Method
@@ -189,6 +189,11 @@ def settings(study: Study) -> dict[str, Any]:
         "drafter": study.drafter.name,
         "methods": {method.name: {k: _plain(v) for k, v in vars(method).items()} for method in study.methods},
     }
+
+
+def failed(failures: Mapping[str, str]) -> list[str]:
+    """A line for each arm that has no result; ``failures`` says why."""
+    return [f"failed: {key}: {why}" for key, why in failures.items()]
 
 
 def _over(results: Iterable[ArmResult], figure: Callable[[ArmResult], float]) -> Spread:

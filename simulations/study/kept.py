@@ -10,9 +10,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ...common.errors import UserError
 from ...common.files import read_json, write_json
+from ...common.folder import locked
+from ...common.machine import Machine
 from ...common.progress import progress
-from ..folder import locked
-from ..results import Machine
 from .pool import Bench, work
 
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from ...common.document import Document, Part
 from . import charts
 from .course import Course
-from .document import Document, Part, failed
-from .findings import Cell, Findings, Spread, settings
+from .findings import Cell, Findings, Spread, failed, settings
 from .method import Method
 from .published import published
 

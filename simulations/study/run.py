@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..folder import claim, locked, withdraw
+from ...common.folder import claim, locked, withdraw
 from .arm import Arm, ArmResult, arms
 from .findings import Findings
 from .kept import KeptArms

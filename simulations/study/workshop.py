@@ -121,8 +121,8 @@ class Workshop:
         shape = bundle.entry(name).shape
         wide = widened_shape(shape, self.study.widen_to)
         widened = replace(pair, target=widened_decoder(bundle.target_weights(name), shape, wide, 1))
-        if pair.controllers.head_in_use is not None:  # costs are measured anew, what is likely stays
-            widened.controllers.head = pair.controllers.head_in_use
+        if (heads := pair.controllers.to_bytes()) is not None:  # costs are measured anew, what is likely stays
+            widened.controllers.restore_bytes(heads)
         return widened
 
     def _stream(self, arm: Arm) -> ArmResult:

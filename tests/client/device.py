@@ -26,12 +26,12 @@ def outcome_of(cost: BlockCost) -> Outcome:
     )
 
 
-def boundary(proposed: int, state: np.ndarray = STATE) -> Boundary:
+def boundary(proposed: int, state: np.ndarray = STATE, budget: int = 8) -> Boundary:
     """The boundary behind so many proposals of one drafter token each."""
     start = (0,) * proposed
     rows = Rows(TableDecoder({(): (0.0,)}), np.zeros(1, np.float32))
     rows._rows[start], rows._hidden[start] = np.zeros(1, np.float32), state
-    return Boundary(proposed=start, start=start, rows=rows)
+    return Boundary(proposed=start, start=start, left=budget - proposed, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Device:
     def step(self, pace: Pace, rng: np.random.Generator, most: int = 8) -> BlockCost:
         """One block under a pace, which is told."""
         budget = pace.budget(most)
-        drafted = next((n for n in range(budget) if not pace.goes_on(boundary(n))), budget)
+        drafted = next((n for n in range(budget) if not pace.limit(boundary(n, budget=budget))), budget)
         block = self.block(drafted, rng, reads=budget > 0)
         pace.note(outcome_of(block))
         return block

@@ -18,7 +18,7 @@ from fleetdraft.client.decoding.block import Draft, Position, Verdict, draft_blo
 from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.decoding.processors import History, LogitsProcessor, ProcessedRows
 from fleetdraft.client.decoding.sampling import Sampling, Weights, target_probabilities
-from fleetdraft.client.pacing.boundary import Boundary, StopRule, always
+from fleetdraft.client.pacing.boundary import Boundary, LimitRule, unlimited
 from fleetdraft.client.runtimes.decoder import TableDecoder
 from fleetdraft.client.spelling.trie import Trie
 from fleetdraft.common.speller import canonical_paths
@@ -44,8 +44,8 @@ class World:
     """Drafter tokens that fit behind ``BEGIN``."""
     last: int | None = None
     """The target token that the context ends with, for the first position's law."""
-    goes_on: StopRule = always
-    """Where a draft may end before its budget."""
+    limit: LimitRule = unlimited
+    """Drafter tokens that a position may use, where that is not all that is left."""
 
     @cached_property
     def drafter(self) -> TableDecoder:
@@ -63,7 +63,7 @@ class World:
         """A draft after ``BEGIN``."""
         self.drafter.rewind(0)
         row = self.drafter.score((BEGIN,))[0]
-        return draft_block(self.drafter, row, self.trie, budget, sampling, chooser, self.ends, self.last, self.goes_on)
+        return draft_block(self.drafter, row, self.trie, budget, sampling, chooser, self.ends, self.last, self.limit)
 
     def verify(self, draft: Draft, sampling: Sampling, chooser: Chooser) -> Verdict:
         """What the target makes of it."""
@@ -129,14 +129,22 @@ def named_world(name: str, drafter_scale: float = 1.5, depth: int = 5) -> World:
     )
 
 
-def stops_by_prefix(seed: int, share: float = 0.5) -> StopRule:
+def stops_by_prefix(seed: int, share: float = 0.5) -> LimitRule:
     """Goes on or not by a checksum of all that is drawn already, with both outcomes for different draws."""
+    return lambda boundary: boundary.left * (_checksum(seed, boundary) / 2**32 < share)
 
-    def goes_on(boundary: Boundary) -> bool:
-        drawn = bytes((seed, *boundary.proposed, 255, *boundary.start))
-        return crc32(drawn) / 2**32 < share
 
-    return goes_on
+def limits_by_prefix(seed: int) -> LimitRule:
+    """Any limit by a checksum of all that is drawn already: none, none at all, and those between; 0 is the rarest."""
+
+    def limit(boundary: Boundary) -> int:
+        return min(boundary.left, (0, 1, 1, 1, 2, 2, 3, boundary.left)[_checksum(seed, boundary) % 8])
+
+    return limit
+
+
+def _checksum(seed: int, boundary: Boundary) -> int:
+    return crc32(bytes((seed, *boundary.proposed, 255, *boundary.start)))
 
 
 @contextmanager

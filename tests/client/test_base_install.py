@@ -1,4 +1,4 @@
-"""The device's promise: generate and adapt on the shipped bundle load no torch, transformers, onnx or Flower."""
+"""The device's promise: generate, adapt, eval and compare load no torch, transformers, onnx or Flower."""
 
 import json
 import subprocess
@@ -16,19 +16,20 @@ print(json.dumps({"codes": codes, "loaded": loaded}))
 """
 
 
-def test_generate_and_adapt_load_nothing_heavy(tmp_path: Path) -> None:
+def test_the_devices_commands_load_nothing_heavy(tmp_path: Path) -> None:
     prompts, adapter = tmp_path / "p.jsonl", tmp_path / "adapter"
     prompts.write_text("".join(json.dumps({"prompt": f"def f{i}(self):\n"}) + "\n" for i in range(4)))
     commands = [
         ["generate", "--prompt", "import os\n", "--max-new-tokens", "8", "--json"],
         ["adapt", "--prompts", str(prompts), "--out", str(adapter), "--max-new-tokens", "8"],
         ["generate", "--prompt", "import os\n", "--max-new-tokens", "8", "--adapter", str(adapter)],
-        ["eval", "--prompts", str(prompts), "--max-new-tokens", "8", "--target", "bpe1"],
+        ["eval", "--prompts", str(prompts), "--max-new-tokens", "8", "--target", "bpe1", "--out", str(tmp_path / "e")],
+        ["compare", str(tmp_path / "e/eval.json"), str(tmp_path / "e/eval.json")],
     ]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands), json.dumps(HEAVY)],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     told = json.loads(result.stdout.splitlines()[-1])
-    assert told == {"codes": [0, 0, 0, 0], "loaded": []}
+    assert told == {"codes": [0, 0, 0, 0, 0], "loaded": []}
     assert (adapter / "adapter_model.safetensors").is_file()

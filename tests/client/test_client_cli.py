@@ -45,18 +45,6 @@ def test_no_draft_gives_the_same_greedy_text(capsys: pytest.CaptureFixture[str])
     assert texts[1]["counters"]["drafted"] == 0
 
 
-def test_eval_writes_one_row_per_target_and_task(tmp_path: Path, prompts_file: Path) -> None:
-    out = tmp_path / "eval.json"
-    words = ["eval", "--prompts", str(prompts_file), "--target", "spm", "--target", "bpe3", "--max-new-tokens", "8"]
-    assert main([*words, "--json", str(out)]) == 0
-    told = json.loads(out.read_text())
-    assert told["schema"] == 1
-    assert [(r["target"], r["task"]) for r in told["results"]] == [
-        ("spm", "a"), ("spm", "b"), ("bpe3", "a"), ("bpe3", "b"),
-    ]  # fmt: skip
-    assert all(row["speedup"] > 0 and row["tokens"] > 0 for row in told["results"])
-
-
 def test_adapter_of_another_bundle_is_refused(
     tmp_path: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,7 +72,6 @@ WRONG = {
         "--dynamic-lambda is given with an --ngram-weight of 0",
     ),
     "adapter over a file": (["adapt", "--prompts", "torn.jsonl", "--out", "empty.jsonl"], "empty.jsonl is a file"),
-    "figures over a folder": (["eval", "--prompts", "torn.jsonl", "--json", "/"], "/ is a directory"),
     "no tokens": (["generate", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0, expected at least 1"),
     "prompt too long": (["generate", "--prompt", "x " * 3000], "expected 1 to"),
     "no prompts file": (["adapt", "--prompts", "none", "--out", "out"], "cannot read prompts file none"),
@@ -142,7 +129,6 @@ WRONG = {
         ["generate", "--prompt", "x", "--paths", "online", "--ngrams", "n", "--state", "s"],
         "--ngrams and --state are both given",
     ),
-    "malformed line": (["eval", "--prompts", "torn.jsonl"], "torn.jsonl:2: not valid JSON"),
 }
 
 

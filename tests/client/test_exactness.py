@@ -17,6 +17,7 @@ from enumeration import (
     Row,
     World,
     distance,
+    limits_by_prefix,
     named_world,
     settled_residuals,
     stops_by_prefix,
@@ -33,6 +34,7 @@ from fleetdraft.client.decoding.chooser import Chooser, enumerate_outcomes
 from fleetdraft.client.decoding.law import Law
 from fleetdraft.client.decoding.processors import LogitsProcessor, RepetitionPenalty
 from fleetdraft.client.decoding.sampling import Sampling, Weights
+from fleetdraft.client.pacing.boundary import Boundary
 from fleetdraft.client.spelling.trie import ROOT, Trie
 from fleetdraft.common.vocabulary import Vocabulary
 
@@ -174,12 +176,42 @@ def test_law_is_the_targets_when_processors_depend_on_the_text(
 def test_law_is_the_targets_when_a_draft_stops_by_what_is_drawn_already(
     temperature: float, world: World, budget: int, seed: int, share: float
 ) -> None:
-    stopping = replace(world, goes_on=stops_by_prefix(seed, share))
+    stopping = replace(world, limit=stops_by_prefix(seed, share))
     assert distance(stopping, Sampling(temperature=temperature), budget) <= EXACT
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@law_settings(80)
+@given(world=worlds, budget=st.integers(2, 4), seed=st.integers(0, 255))
+def test_law_is_the_targets_when_what_is_drawn_already_limits_a_position(
+    temperature: float, world: World, budget: int, seed: int
+) -> None:
+    limited = replace(world, limit=limits_by_prefix(seed))
+    assert distance(limited, Sampling(temperature=temperature), budget) <= EXACT
+
+
+def test_a_position_uses_its_limit_at_most_and_the_next_one_has_all_that_is_left_of_the_block() -> None:
+    def one_then_all(boundary: Boundary) -> int:
+        seen.append(boundary.left)
+        return boundary.left if boundary.proposed else 1
+
+    def run(chooser: Chooser) -> tuple[int, ...]:
+        seen.clear()
+        positions = world.draft(Sampling(), 4, chooser).positions
+        spent = [0, *np.cumsum([p.walk.depth for p in positions]).tolist()]
+        assert seen == [4 - before for before in spent[: len(seen)]]
+        assert [p.law.budget for p in positions] == [1, *(4 - before for before in spent[1:-1])]
+        return tuple(p.walk.depth for p in positions)
+
+    seen: list[int] = []
+    world = replace(named_world("overlapping"), limit=one_then_all)
+    depths = enumerate_outcomes(run)
+    assert {depth[0] for depth in depths} == {1}
+    assert any(len(depth) > 1 and depth[1] == 3 for depth in depths)
+
+
 def test_a_stop_rule_ends_drafts_at_some_boundaries_and_not_at_others() -> None:
-    world = replace(named_world("overlapping"), goes_on=stops_by_prefix(1, 0.8))
+    world = replace(named_world("overlapping"), limit=stops_by_prefix(1, 0.8))
     lengths = enumerate_outcomes(lambda chooser: len(world.draft(Sampling(), 4, chooser).tokens))
     assert {0, 1, 2} & set(lengths) and len(lengths) > 1
     whole = enumerate_outcomes(lambda chooser: len(named_world("overlapping").draft(Sampling(), 4, chooser).tokens))

@@ -22,7 +22,7 @@ def at(state: np.ndarray, row: tuple[float, ...] = (0.0, 0.0)) -> Boundary:
     """A boundary with this state and this row of the drafter."""
     rows = Rows(TableDecoder({(): row}), np.array(row, np.float32))
     rows._hidden[()] = state.astype(np.float32)
-    return Boundary(proposed=(), start=(), rows=rows)
+    return Boundary(proposed=(), start=(), left=8, rows=rows)
 
 
 def learned(count: int, config: LogisticConfig = FOR_EVER, size: int = SIZE) -> LogisticHead:
@@ -164,3 +164,14 @@ def test_settings_out_of_range_are_refused() -> None:
             LogisticConfig(**{field.name: -1})
     with pytest.raises(ConfigError, match="gives no states"):
         LogisticHead(0)
+
+
+def test_verdicts_make_it_surer_and_boundaries_without_any_less_sure() -> None:
+    head = learned(400, LogisticConfig(forgetting=1e-3))
+    x = head.see(at(np.ones(SIZE)))
+    sure = head.doubt(x)
+    assert sure < 0.5 * LogisticHead(SIZE).doubt(x)
+    for _ in range(200):
+        head.observe([x], [])
+        head.train()
+    assert head.doubt(x) > 1.2 * sure

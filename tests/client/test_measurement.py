@@ -2,8 +2,6 @@
 
 import pytest
 
-from fleetdraft.client.decoding.options import Options
-from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.measurement import Drafted, GreedyCheck, Measurement
 from fleetdraft.common.metrics import DraftCounters
 
@@ -20,29 +18,6 @@ def measurement() -> Measurement:
 
 def test_speedup_is_tokens_per_second_over_those_of_the_target_alone(measurement: Measurement) -> None:
     assert measurement.speedup("d") == 2.0
-
-
-def test_row_of_a_greedy_measurement(measurement: Measurement) -> None:
-    assert measurement.to_json("d", Options()) == {
-        "temperature": 0,
-        "prompts": 1,
-        "tokens": 10,
-        "draft_acceptance_rate": 0.75,
-        "mean_acceptance_length": 2.5,
-        "tokens_per_s": 10.0,
-        "baseline_tokens_per_s": 5.0,
-        "speedup": 2.0,
-        "greedy_identical": 1,
-        "greedy_ties": 0,
-        "greedy_different": 0,
-        "counters": DRAFTED.to_json(),
-    }
-
-
-def test_row_of_a_sampled_measurement_says_nothing_of_greedy_text(measurement: Measurement) -> None:
-    row = measurement.to_json("d", Options(sampling=Sampling(temperature=0.7)))
-    assert row["temperature"] == 0.7
-    assert [row[f"greedy_{name}"] for name in ("identical", "ties", "different")] == [None] * 3
 
 
 def test_measurements_add_before_they_divide(measurement: Measurement) -> None:

@@ -10,13 +10,14 @@ from dataclasses import replace
 import enumeration
 import numpy as np
 import pytest
-from enumeration import EXACT, VOCABULARIES, World, distance, named_world, random_table
+from enumeration import EXACT, VOCABULARIES, World, distance, limits_by_prefix, named_world, random_table
 
 from fleetdraft.client.decoding import block, walk
 from fleetdraft.client.decoding.block import Position
 from fleetdraft.client.decoding.chooser import Chooser
 from fleetdraft.client.decoding.law import Law
 from fleetdraft.client.decoding.sampling import Sampling, Weights
+from fleetdraft.client.pacing.boundary import Boundary, LimitRule
 from fleetdraft.client.spelling.trie import ROOT, Trie
 
 VISIBLE = 1e-3
@@ -45,6 +46,14 @@ def distances(worlds: list[World], budget: int = BUDGET) -> list[float]:
 
 def test_the_shipped_law_passes_where_its_mutants_fail(worlds: list[World]) -> None:
     assert max(distances(worlds)) <= EXACT
+
+
+def shows(worlds: list[World]) -> bool:
+    """Whether some law is another; the enumeration refuses a coin above one, which would pass as a negative mass."""
+    try:
+        return max(distances(worlds)) > VISIBLE
+    except ValueError as error:
+        return "asked to accept with probability" in str(error)
 
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -292,9 +301,70 @@ MUTANTS: list[Patch] = [
 @pytest.mark.parametrize("mutate", MUTANTS, ids=lambda mutate: mutate.__name__)
 def test_mutant_is_caught(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate(monkeypatch)
-    try:
-        found = max(distances(worlds))
-    except ValueError as error:  # the enumeration refuses a coin above one, which would pass as a negative mass
-        assert "asked to accept with probability" in str(error)
-    else:
-        assert found > VISIBLE
+    assert shows(worlds)
+
+
+# --- limits of positions --------------------------------------------------------------------------------------
+
+
+def roots_shared_whatever_the_budget_where_r_is_asked_for(patch: pytest.MonkeyPatch) -> None:
+    """What replaces a refused token is weighed by the roots that the position before had seen for its own limit."""
+    shipped = Law.following
+
+    def mutant(self: Law, node: int, budget: int) -> Law:
+        behind = shipped(self, node, budget)
+        if self.trie.goes_on(ROOT, self._left(node)) and self.trie.target[node] >= 0:
+            wrong = self.roots(node)
+            behind.probability = lambda target: wrong_probability(behind, wrong, target)  # type: ignore[method-assign]
+        return behind
+
+    def wrong_probability(law: Law, roots: Weights, target: int) -> float:
+        right, node = Law.probability(law, target), law.trie.node(target)
+        if not right:
+            return 0.0
+        token = law.trie.token(law.trie.branch(node)[0])
+        return (
+            right
+            / law.roots(ROOT).probability(token)
+            * (roots.probability(token) if token < len(roots.values) else 0.0)
+        )
+
+    patch.setattr(Law, "following", mutant)
+
+
+def limit_in_the_walk_only(patch: pytest.MonkeyPatch) -> None:
+    """r is that of all that the block has left, whatever the position may use."""
+    shipped = Law.within
+
+    def mutant(self: Law, budget: int) -> Law:
+        limited = shipped(self, budget)
+        if limited is not self:
+            limited.probability = self.probability  # type: ignore[method-assign]
+        return limited
+
+    patch.setattr(Law, "within", mutant)
+
+
+def one_then_all(boundary: Boundary) -> int:
+    return boundary.left if boundary.proposed else min(2, boundary.left)
+
+
+LIMITS: list[LimitRule] = [one_then_all, *map(limits_by_prefix, range(2))]
+LIMITED_MUTANTS: list[Patch] = [
+    roots_shared_whatever_the_budget_where_r_is_asked_for,
+    limit_in_the_walk_only,
+]
+
+
+def limited(worlds: list[World]) -> list[World]:
+    return [replace(world, limit=limit) for world in worlds for limit in LIMITS]
+
+
+def test_the_shipped_law_passes_under_limits(worlds: list[World]) -> None:
+    assert max(distances(limited(worlds))) <= EXACT
+
+
+@pytest.mark.parametrize("mutate", LIMITED_MUTANTS, ids=lambda mutate: mutate.__name__)
+def test_mutant_is_caught_under_limits(worlds: list[World], mutate: Patch, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutate(monkeypatch)
+    assert shows(limited(worlds))

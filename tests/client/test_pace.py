@@ -56,7 +56,7 @@ def test_a_clock_that_stands_still_or_jumps_breaks_nothing(name: str, seconds: f
     for _ in range(100):
         budget = pace.budget(8)
         assert 0 <= budget <= 8
-        assert pace.goes_on(boundary(1)) in (True, False)
+        assert 0 <= pace.limit(boundary(1)) <= 8
         block = Device(acceptance=0.5).block(budget, rng)
         pace.note(outcome_of(replace(block, target_s=seconds, rest_s=seconds, reading_s=seconds)))
 
@@ -76,8 +76,8 @@ def test_a_head_without_states_is_refused() -> None:
 
 def test_threshold_stops_where_a_refusal_is_likelier_than_it_says() -> None:
     rule = Threshold(0.3)
-    assert rule.goes_on(0.9, 0.8, 1, 8)
-    assert not rule.goes_on(0.8, 0.8, 1, 8)
+    assert rule.gain(0.9, 0.8, 1, 8, 8) >= 0
+    assert rule.gain(0.8, 0.8, 1, 8, 8) < 0
 
 
 def test_cost_aware_proposes_what_is_worth_its_time_and_nothing_else() -> None:
@@ -86,9 +86,9 @@ def test_cost_aware_proposes_what_is_worth_its_time_and_nothing_else() -> None:
     device = Device(acceptance=0.0, single=10.0, batch=10.0, more=0.0, draft=2.0, reading=0.0)
     for drafted in (0, 1, 2, 4, 8) * 20:
         rule.note(outcome_of(replace(device.block(drafted, rng), target_s=0.01 - 0.002 * drafted, reading_s=1e-6)))
-    assert rule.goes_on(1.0, 0.25, 0, 8)
-    assert not rule.goes_on(1.0, 0.15, 0, 8)
-    assert not rule.goes_on(0.5, 0.25, 1, 8)
+    assert rule.gain(1.0, 0.25, 0, 8, 8) >= 0
+    assert rule.gain(1.0, 0.15, 0, 8, 8) < 0
+    assert rule.gain(0.5, 0.25, 1, 8, 8) < 0
 
 
 def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not() -> None:
@@ -100,7 +100,7 @@ def test_head_drafts_where_proposals_are_accepted_and_stops_where_they_are_not()
         is_good = bool(rng.random() < 0.7)
         device, state = Device(acceptance=0.95 if is_good else 0.02), good if is_good else bad
         budget = pace.budget(8)
-        count = next((k for k in range(budget) if not pace.goes_on(boundary(k, state))), budget)
+        count = next((k for k in range(budget) if not pace.limit(boundary(k, state, budget))), budget)
         pace.note(outcome_of(device.block(count, rng, reads=budget > 0)))
         if n > 400 and budget:
             drafted[is_good].append(count)
@@ -121,6 +121,19 @@ def test_head_learns_within_a_text_what_its_states_do_not_tell() -> None:
                 drafted[text % 2 == 1].append(block.draft_tokens)
     assert np.mean(drafted[True]) > 5
     assert np.mean(drafted[False]) < 1
+
+
+def test_a_position_is_limited_where_only_the_short_token_is_accepted() -> None:
+    """Without a limit nothing is accepted, with one nearly everything."""
+    pace = HeadPace(LogisticHead(len(STATE)), CostAware(), single=LogisticHead(len(STATE)))
+    device, rng, limits = Device(acceptance=0.0), np.random.default_rng(0), []
+    for _ in range(200):
+        pace.begin()
+        pace.budget(8)
+        limits.append(pace.limit(boundary(0)))
+        block = replace(device, acceptance=0.9 if limits[-1] == 1 else 0.0).block(min(limits[-1], 1), rng)
+        pace.note(outcome_of(block))
+    assert limits[100:].count(1) > 80
 
 
 # --- heads of the two controllers ---------------------------------------------------------------------------------
@@ -162,7 +175,6 @@ def test_all_heads_go_on_from_what_was_kept_and_what_is_not_used_stays(names: tu
     assert data is not None
     after.restore_bytes(data)
     assert after.to_bytes() == data
-    assert (after.head_in_use is None) == ("head" not in names)
     assert said(after) == said(before)
     after("threshold")
     after.train()
@@ -218,9 +230,9 @@ class Notes:
         self.states: list[list[tuple[tuple[int, ...], Hidden]]] = [[]]
         """Of each block, and of the one under way: what was proposed at a boundary, and the drafter's state there."""
 
-    def goes_on(self, boundary: Boundary) -> bool:
+    def limit(self, boundary: Boundary) -> int:
         self.states[-1].append((boundary.proposed, boundary.hidden.copy()))
-        return True
+        return boundary.left
 
     def observe(self, outcome: Outcome) -> None:
         self.seen.append(replace(outcome, rows=outcome.rows.copy()))

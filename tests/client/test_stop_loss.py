@@ -79,8 +79,8 @@ def test_a_draft_of_nothing_tells_what_a_token_alone_takes() -> None:
 
     class Nothing(FixedPace):
         @staticmethod
-        def goes_on(_: Boundary) -> bool:
-            return False
+        def limit(_: Boundary) -> int:
+            return 0
 
     free, rng = replace(USEFUL, reading=0.0, batch=10.0, more=0.0), np.random.default_rng(0)
     pace = StopLoss(Nothing())
@@ -120,8 +120,8 @@ class BusyClock:
     def budget(self, most: int) -> int:
         return self.pace.budget(most)
 
-    def goes_on(self, boundary: Boundary) -> bool:
-        return self.pace.goes_on(boundary)
+    def limit(self, boundary: Boundary) -> int:
+        return self.pace.limit(boundary)
 
     def note(self, outcome: Outcome) -> None:
         cost = outcome.cost

@@ -27,8 +27,8 @@ class Off:
     def budget(self, most: int) -> int:
         return 0
 
-    def goes_on(self, boundary: Boundary) -> bool:
-        return False
+    def limit(self, boundary: Boundary) -> int:
+        return 0
 
     def note(self, outcome: Outcome) -> None:
         self.noted += 1

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.messages import TrainCounters
 from fleetdraft.server.privacy.report import PrivacyReport, SecureReport, StageReport
 from fleetdraft.server.report import RoundReport
 from fleetdraft.simulations import privacy_section
-from fleetdraft.simulations.results import FleetResults, Machine
+from fleetdraft.simulations.results import FleetResults
 
 SPENT = PrivacyReport(
     epsilon=1.25,

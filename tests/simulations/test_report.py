@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from fleetdraft.common.errors import Reason
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.messages import TrainCounters
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.report import RoundReport
 from fleetdraft.simulations.report import print_table, to_html, write_report
-from fleetdraft.simulations.results import ClientRow, FamilyRow, Figures, FleetResults, Machine, WidenedTarget
+from fleetdraft.simulations.results import ClientRow, FamilyRow, Figures, FleetResults, WidenedTarget
 
 
 def figures(acceptance: float, tokens_per_s: float) -> Figures:

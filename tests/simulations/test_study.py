@@ -10,14 +10,14 @@ import pytest
 from matplotlib.figure import Figure
 
 from fleetdraft.client.bundle import Bundle
+from fleetdraft.common.document import markdown_table
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, PromptsError
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.simulations.results import Machine
 from fleetdraft.simulations.study import charts, plan
 from fleetdraft.simulations.study.arm import ArmResult, Moment, after, arms, before
 from fleetdraft.simulations.study.course import recovered, smooth
-from fleetdraft.simulations.study.document import markdown_table
 from fleetdraft.simulations.study.findings import Findings, Spread, settings
 from fleetdraft.simulations.study.method import Method
 from fleetdraft.simulations.study.plan import KINDS, Segment, Study, TargetTable
@@ -167,7 +167,7 @@ def test_sources_make_the_prompts_that_the_targets_know(tmp_path: Path) -> None:
 
 def test_a_file_of_another_form_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "mbpp.jsonl").write_text('{"question": "?"}')
-    with pytest.raises(PromptsError, match=f"{tmp_path} is not mbpp as published: KeyError\\('task_id'\\)"):
+    with pytest.raises(PromptsError, match=f"{tmp_path}/mbpp.jsonl is not mbpp as published: KeyError\\('task_id'\\)"):
         TaskTable(name="t", source="mbpp", directory=tmp_path).prompts()
 
 

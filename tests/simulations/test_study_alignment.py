@@ -18,11 +18,11 @@ from safetensors.numpy import load_file
 from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import ConfigError, UserError
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.export.align.model import Shape
 from fleetdraft.export.align.pretrain import PretrainConfig, pretrain
 from fleetdraft.export.align.schedule import Schedule
-from fleetdraft.simulations.results import Machine
 from fleetdraft.simulations.study import alignment, alignment_charts
 from fleetdraft.simulations.study.alignment import AlignmentStudy, ArmTable, DrafterTable, all_seeded, seeded
 from fleetdraft.simulations.study.alignment_arm import AlignmentBench

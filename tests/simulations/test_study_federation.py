@@ -13,9 +13,9 @@ from fleetdraft.client.prompts import read_prompts
 from fleetdraft.common.cli import main
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.errors import ConfigError, UserError
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.server.aggregation.rules import RULES
-from fleetdraft.simulations.results import Machine
 from fleetdraft.simulations.study import federation, federation_charts
 from fleetdraft.simulations.study.federation import ArmTable, FederationStudy, all_seeded
 from fleetdraft.simulations.study.federation_arm import (

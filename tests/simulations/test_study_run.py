@@ -82,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyRun:
     run = StudyRun(study=Study.read(written(folder, TEXT)), folder=folder / "run")
     run.open(resume=False)
     found = run.execute(workers=2)
-    document(found).write(found.to_json(), run.folder)
+    document(found).write(found.to_json(), run.folder, "study")
     return run
 
 

@@ -1,12 +1,19 @@
-"""A study's page: tables with charts as HTML that loads nothing, and the same tables as Markdown. It knows no study."""
+"""Tables with charts as one page, and the same tables as Markdown and on a terminal. It knows no figures."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...common.files import write_atomic, write_json
-from .. import page
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import page
+from .files import write_atomic, write_json
+
+_UNBROKEN = "\u00a0±\u00a0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What is shown of a study, the settings last. warnings: what failed; notes: what a reader has to know."""
+    """What is shown of a run, the settings last. warnings: what failed; notes: what a reader has to know."""
 
     title: str
     about: str
@@ -48,17 +55,26 @@ class Document:
         """The page, complete in itself."""
         return page.page(self.title, self._html())
 
-    def write(self, data: Mapping[str, Any], out: Path) -> Path:
-        """Writes ``study.json`` with ``data``, ``study.md`` and ``study.html`` into ``out``, each atomically.
+    def write(self, data: Mapping[str, Any], out: Path, name: str) -> Path:
+        """Writes ``name.json`` with ``data``, ``name.md`` and ``name.html`` into ``out``, each atomically.
 
         Returns:
           The path of the page.
         """
-        write_json(out / "study.json", data)
-        write_atomic(out / "study.md", self.to_markdown().encode())
-        html = out / "study.html"
+        write_json(out / f"{name}.json", data)
+        write_atomic(out / f"{name}.md", self.to_markdown().encode())
+        html = out / f"{name}.html"
         write_atomic(html, self.to_html().encode())
         return html
+
+    def show(self, console: Console) -> None:
+        """Prints the remarks and the tables but the last, which has the settings."""
+        for line in self.remarks:
+            console.print(line, highlight=False, markup=False)
+        for part in self.parts[:-1]:
+            console.print(f"\n{part.title}", style="bold", highlight=False, markup=False)
+            console.print(part.hint, style="dim", highlight=False, markup=False)
+            console.print(_on_terminal(part))
 
     def _html(self) -> Iterator[str]:
         yield page.header(self.title, self.about)
@@ -77,6 +93,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_c
     return "\n".join(f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:]))
 
 
-def failed(failures: Mapping[str, str]) -> list[str]:
-    """A line for each arm that has no result; ``failures`` says why."""
-    return [f"failed: {key}: {why}" for key, why in failures.items()]
+def _on_terminal(part: Part) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, column in enumerate(part.columns):
+        table.add_column(Text(column), justify="left" if number < part.text_columns else "right")
+    for row in part.rows:
+        table.add_row(*(Text(cell.replace(" ± ", _UNBROKEN)) for cell in row))
+    return table

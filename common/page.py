@@ -1,6 +1,6 @@
 """A page that is complete in itself: styles are inside, nothing is loaded from elsewhere, every text is escaped.
 
-It knows no result; drawings come as SVG (``drawing.py``).
+It knows no result; drawings come as SVG.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from pathlib import Path
 
 def page(title: str, sections: Iterable[str]) -> str:
     """The whole HTML page."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "\n".join(sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

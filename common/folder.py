@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import ConfigError
-from ..common.files import check_replaceable, read_json, write_json
+from .errors import ConfigError
+from .files import check_replaceable, read_json, write_json
 
 
 def claim(folder: Path, marker: str, asked: object, *, what: str, resume: bool) -> None:

@@ -1,0 +1,1 @@
+"""Evaluation: what drafting is worth, method by method, and how two evaluations differ."""

@@ -1,0 +1,222 @@
+"""Two evaluations compared: on the same prompts, figure by figure, with the difference's interval. It opens no model.
+
+A resample draws the same prompts from both, so what makes a prompt easy or hard for both does not widen the interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ...common.errors import UserError
+from ...common.files import read_json
+from .bootstrap import Interval, Sums, interval, resampled
+from .row import FIGURES, SCHEMA, Row
+
+Verdict = Literal["better", "worse", "no difference shown"]
+
+_SETTINGS = ("max_new_tokens", "sampling", "seed", "threads", "runtime")
+_LEAST = 6
+"""Prompts that an interval needs: of fewer, all differ to the same side by chance in more than one of 20 cases."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One of ``FIGURES`` in both. bounds: of ``after - before``; None of too few prompts."""
+
+    figure: str
+    before: float
+    after: float
+    bounds: Interval | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """``better`` or ``worse`` only where the whole interval is on one side of 0."""
+        low, high = self.bounds or (0.0, 0.0)
+        return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"difference": self.after - self.before, "verdict": self.verdict}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One target, task and temperature with a method of each evaluation. prompts: how many both have.
+
+    left_out: how many only one of them has.
+    """
+
+    target: str
+    task: str
+    temperature: float
+    before: str
+    after: str
+    prompts: int
+    left_out: int
+    changes: tuple[Change, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"changes": [change.to_json() for change in self.changes]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All cells that both have, and the others in a line each."""
+
+    cells: tuple[Compared, ...]
+    unmatched: tuple[str, ...]
+
+    def worse(self, figures: Sequence[str]) -> list[str]:
+        """A line for each change for the worse among ``figures``."""
+        return [
+            f"{change.figure} {change.before:.3f} -> {change.after:.3f} on {_place(cell)}"
+            for cell in self.cells
+            for change in cell.changes
+            if change.figure in figures and change.verdict == "worse"
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "cells": [cell.to_json() for cell in self.cells],
+            "unmatched": list(self.unmatched),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """An evaluation as it was written. settings: how texts were written, and on which machine."""
+
+    rows: Sequence[Row]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Evaluated":
+        """Reads an evaluation's JSON.
+
+        Raises:
+          UserError: it is none, or of another schema.
+        """
+        value = read_json(path)
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SCHEMA:
+            raise UserError(f"{path}: schema is {schema!r}, expected {SCHEMA}, as 'fleetdraft eval --json' writes it")
+        try:
+            rows = [Row.from_json(row) for row in value["results"]]
+            settings = {name: value["settings"][name] for name in _SETTINGS} | {"cpu": value["machine"]["cpu"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is no evaluation: {error!r}") from error
+        if not rows or not all(row.prompts for row in rows):
+            raise UserError(f"{path} holds no results")
+        return cls(rows=rows, settings=settings)
+
+
+def unlike(before: Evaluated, after: Evaluated) -> list[str]:
+    """A line for each setting in which they differ, so that their figures may differ for no other reason."""
+    pairs = ((name, value, after.settings[name]) for name, value in before.settings.items())
+    return [f"{name} is {ours} in A and {theirs} in B" for name, ours, theirs in pairs if ours != theirs]
+
+
+def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[str, str], seed: int = 0) -> Comparison:
+    """Compares the rows that belong together.
+
+    Args:
+      before, after: of two evaluations, or of one twice.
+      methods: which method of ``before`` is compared with which of ``after``.
+      seed: of the resamples.
+    """
+    theirs = {_key(row, row.method.name): row for row in after}
+    cells, unmatched, met = list[Compared](), list[str](), set[tuple[Any, ...]]()
+    for row in before:
+        key = _key(row, methods.get(row.method.name, ""))
+        if row.method.name not in methods:
+            continue
+        if key in theirs and (cell := _compared(row, theirs[key], seed)) is not None:
+            cells.append(cell)
+            met.add(key)
+        else:
+            why = "has no prompt in common" if key in theirs else "is in the first only"
+            unmatched.append(f"{_row_place(row)} {why}")
+            met.add(key)
+    chosen = set(methods.values())
+    unmatched += [
+        f"{_row_place(row)} is in the second only"
+        for key, row in theirs.items()
+        if key not in met and row.method.name in chosen
+    ]
+    return Comparison(cells=tuple(cells), unmatched=tuple(unmatched))
+
+
+def paired_methods(before: Sequence[Row], after: Sequence[Row], given: Sequence[str]) -> dict[str, str]:
+    """Which methods are compared: as given, else those of the same name, else the only one of each.
+
+    Args:
+      given: ``NAME`` or ``NAME=NAME``, the first evaluation's before the second's.
+
+    Raises:
+      UserError: there is no such method, or none can be paired.
+    """
+    ours, theirs = ({row.method.name: None for row in rows} for rows in (before, after))
+    if given:
+        pairs = {(text.partition("=")[0]): text.rpartition("=")[2] for text in given}
+        for which, name, known in (("first", pairs.keys(), ours), ("second", pairs.values(), theirs)):
+            if missing := sorted(set(name) - known.keys()):
+                raise UserError(f"no method {missing[0]!r} in the {which}, expected one of {', '.join(known)}")
+        return pairs
+    if same := {name: name for name in ours if name in theirs}:
+        return same
+    if len(ours) == len(theirs) == 1:
+        return {next(iter(ours)): next(iter(theirs))}
+    raise UserError(f"no method is in both ({', '.join(ours)}; {', '.join(theirs)}); name two with --method NAME=NAME")
+
+
+def _compared(before: Row, after: Row, seed: int) -> Compared | None:
+    """None where they have no prompt in common."""
+    ours, theirs = _by_prompt(before), _by_prompt(after)
+    both = [digest for digest in ours if digest in theirs]
+    if not both:
+        return None
+    pair = [np.array([side[digest] for digest in both]) for side in (ours, theirs)]
+    return Compared(
+        target=before.target,
+        task=before.task,
+        temperature=before.temperature,
+        before=before.method.name,
+        after=after.method.name,
+        prompts=len(both),
+        left_out=len(ours) + len(theirs) - 2 * len(both),
+        changes=tuple(_change(name, pair[0], pair[1], seed) for name in FIGURES),
+    )
+
+
+def _by_prompt(row: Row) -> dict[str, Sums]:
+    """Sums by prompt; a prompt that comes twice counts twice."""
+    found: dict[str, Sums] = {}
+    for prompt, sums in zip(row.prompts, row.sums, strict=True):
+        found[prompt.prompt] = found.get(prompt.prompt, 0.0) + sums
+    return found
+
+
+def _change(name: str, before: Sums, after: Sums, seed: int) -> Change:
+    figure = FIGURES[name]
+    differences = figure(resampled(after, seed)) - figure(resampled(before, seed))
+    return Change(
+        figure=name,
+        before=float(figure(before.sum(axis=0))),
+        after=float(figure(after.sum(axis=0))),
+        bounds=interval(differences) if len(before) >= _LEAST else None,
+    )
+
+
+def _key(row: Row, method: str) -> tuple[str, str, float, str]:
+    return row.target, row.task, row.temperature, method
+
+
+def _row_place(row: Row) -> str:
+    return f"{row.target}, {row.task}, temperature {row.temperature:g}, {row.method.name}"
+
+
+def _place(cell: Compared) -> str:
+    return f"{cell.target}, {cell.task}, temperature {cell.temperature:g}, {cell.before} -> {cell.after}"

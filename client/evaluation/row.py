@@ -1,0 +1,213 @@
+"""One method on one target and task at one temperature: what was counted, prompt by prompt, and the figures of it.
+
+It opens nothing and holds no text: a prompt is known by a digest.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.metrics import DraftCounters
+from ..measurement import GreedyCheck
+from .bootstrap import Interval, Sums, interval, resampled
+from .law_check import LawCheck
+from .method import Method
+from .positions import Positions
+from .sizes import Sizes
+
+SCHEMA = 2
+
+
+def prompt_digest(text: str) -> str:
+    """By which two evaluations know the same prompt."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptCounts:
+    """One prompt by the target alone and drafted; counters are sums over repeats.
+
+    prompt: its digest.
+    """
+
+    prompt: str
+    alone: DraftCounters
+    drafted: DraftCounters
+
+    @property
+    def sums(self) -> tuple[float, ...]:
+        """What it adds to the sums that ``FIGURES`` are made of."""
+        drafted, alone = self.drafted, self.alone
+        counts = (drafted.accepted, drafted.drafted, drafted.blocks)
+        return (*counts, drafted.tokens, drafted.seconds, alone.tokens, alone.seconds)
+
+    @property
+    def speedup(self) -> float:
+        """Tokens per second over those of the target alone on this prompt."""
+        return self.drafted.tokens_per_s / self.alone.tokens_per_s
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "PromptCounts":
+        return cls(
+            prompt=value["prompt"],
+            alone=DraftCounters(**value["alone"]),
+            drafted=DraftCounters(**value["drafted"]),
+        )
+
+
+Figure = Callable[[Sums], NDArray[np.float64]]
+"""From (…, 7) sums to (…) figures."""
+
+
+def _acceptance(sums: Sums) -> NDArray[np.float64]:
+    return _ratio(sums[..., 0], sums[..., 1])
+
+
+def _length(sums: Sums) -> NDArray[np.float64]:
+    return 1.0 + _ratio(sums[..., 0], sums[..., 2])
+
+
+def _speedup(sums: Sums) -> NDArray[np.float64]:
+    return _ratio(sums[..., 3] * sums[..., 6], sums[..., 4] * sums[..., 5])
+
+
+def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 where there is nothing to divide by, as in ``DraftCounters``."""
+    return np.divide(over, under, out=np.zeros(np.shape(over)), where=np.asarray(under) > 0)
+
+
+FIGURES: Mapping[str, Figure] = {
+    "draft_acceptance_rate": _acceptance,
+    "mean_acceptance_length": _length,
+    "speedup": _speedup,
+}
+"""Figures that have an interval, by their name in the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method on one target and task at one temperature.
+
+    greedy: of the texts at temperature 0. law: of those above, None where there were none.
+    prompts: in the order in which they were measured.
+    """
+
+    target: str
+    task: str
+    temperature: float
+    method: Method
+    prompts: tuple[PromptCounts, ...]
+    positions: Positions
+    sizes: Sizes
+    greedy: GreedyCheck = field(default_factory=GreedyCheck)
+    law: LawCheck | None = None
+    seed: int = 0
+
+    @cached_property
+    def drafted(self) -> DraftCounters:
+        """Of all prompts, with the drafter."""
+        return sum((prompt.drafted for prompt in self.prompts), DraftCounters())
+
+    @cached_property
+    def alone(self) -> DraftCounters:
+        """Of all prompts, by the target alone."""
+        return sum((prompt.alone for prompt in self.prompts), DraftCounters())
+
+    @cached_property
+    def sums(self) -> Sums:
+        """(prompts, 7) ``PromptCounts.sums``."""
+        return np.array([prompt.sums for prompt in self.prompts], dtype=np.float64)
+
+    def figure(self, name: str) -> float:
+        """One of ``FIGURES`` over all prompts."""
+        return float(FIGURES[name](self.sums.sum(axis=0)))
+
+    @cached_property
+    def intervals(self) -> Mapping[str, Interval]:
+        """Of each of ``FIGURES``, over prompts."""
+        resamples = resampled(self.sums, self.seed)
+        return {name: interval(figure(resamples)) for name, figure in FIGURES.items()}
+
+    @cached_property
+    def speedup_quartiles(self) -> tuple[float, float, float]:
+        """Of the prompts' own speed-ups: how unlike prompts are, whatever their number."""
+        low, middle, high = np.quantile([prompt.speedup for prompt in self.prompts], [0.25, 0.5, 0.75])
+        return float(low), float(middle), float(high)
+
+    @property
+    def gamma(self) -> float:
+        """Calls of the drafter per block; the draft length, where a draft token takes one call."""
+        return self.drafted.drafter_calls / self.drafted.blocks if self.drafted.blocks else 0.0
+
+    @property
+    def mbsu(self) -> float | None:
+        """Memory-bound speed-up tau / (1 + c gamma): the speed-up if reading weights were all that takes time."""
+        ratio = self.sizes.cost_ratio
+        return None if ratio is None else self.drafted.mean_acceptance_length / (1 + ratio * self.gamma)
+
+    @property
+    def exactness(self) -> str:
+        """What was found of the text, in words."""
+        if self.temperature == 0:
+            return str(self.greedy)
+        return f"p = {self.law.p_value:.2g} of {self.law.tokens} tokens" if self.law else "not tested"
+
+    def to_json(self) -> dict[str, Any]:
+        """Raw counts and, for readers, the figures made of them."""
+        at_zero = self.temperature == 0
+        intervals = {f"{name}_interval": list(bounds) for name, bounds in self.intervals.items()}
+        return {
+            "target": self.target,
+            "task": self.task,
+            "temperature": self.temperature,
+            "method": self.method.to_json(),
+            "prompts": len(self.prompts),
+            "tokens": self.drafted.tokens,
+            **{name: self.figure(name) for name in FIGURES},
+            **intervals,
+            "speedup_quartiles": list(self.speedup_quartiles),
+            "mbsu": self.mbsu,
+            "gamma": self.gamma,
+            "cost_ratio": self.sizes.cost_ratio,
+            "tokens_per_s": self.drafted.tokens_per_s,
+            "baseline_tokens_per_s": self.alone.tokens_per_s,
+            "per_step_judged": list(self.positions.judged),
+            "per_step_accepted": list(self.positions.accepted),
+            "greedy_identical": self.greedy.identical if at_zero else None,
+            "greedy_ties": self.greedy.ties if at_zero else None,
+            "greedy_different": self.greedy.different if at_zero else None,
+            "law": asdict(self.law) if self.law else None,
+            "memory": self.sizes.to_json(),
+            "seed": self.seed,
+            "counters": self.drafted.to_json(),
+            "per_prompt": [asdict(prompt) for prompt in self.prompts],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Row":
+        """Reads the raw counts; the figures are made of them again.
+
+        Raises:
+          KeyError, TypeError: a field is missing or of another kind.
+        """
+        greedy = {name: value[f"greedy_{name}"] or 0 for name in ("identical", "ties", "different")}
+        return cls(
+            target=value["target"],
+            task=value["task"],
+            temperature=value["temperature"],
+            method=Method.from_json(value["method"]),
+            prompts=tuple(map(PromptCounts.from_json, value["per_prompt"])),
+            positions=Positions(
+                judged=tuple(value["per_step_judged"]),
+                accepted=tuple(value["per_step_accepted"]),
+            ),
+            sizes=Sizes.from_json(value["memory"]),
+            greedy=GreedyCheck(**greedy),
+            law=LawCheck(**value["law"]) if value["law"] else None,
+            seed=value["seed"],
+        )

@@ -1,0 +1,131 @@
+"""An evaluation's run: cell after cell, kept in a folder, so that an interrupted one goes on. It shows nothing."""
+
+import re
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+
+from ...common.errors import ConfigError, UserError
+from ...common.files import read_json, write_json
+from ...common.folder import claim, locked
+from ..bundle import Bundle
+from ..prompts import check_lengths
+from ..runtimes.target_runtimes import ONNX, runtime_name
+from .bench import Advance, Bench
+from .plan import Evaluation, digest
+from .row import Row
+
+ASKED = "eval-asked.json"
+CELLS = "cells"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRun:
+    """One evaluation, in a folder or in none.
+
+    eval-asked.json   what was asked for; a run that goes on must ask for the same
+    cells/            the rows of each cell that is done
+    """
+
+    evaluation: Evaluation
+    folder: Path | None = None
+
+    def open(self) -> None:
+        """Checks what can be checked before work begins, and claims the folder.
+
+        Raises:
+          UserError: no such bundle, target or adapter; one that does not fit; or the folder holds something else.
+        """
+        adapters = self._adapters()
+        self._check_prompts()
+        if self.folder is not None:
+            known = (self.folder / ASKED).exists()
+            asked = self.evaluation.settings() | {"adapters": adapters}
+            claim(self.folder, ASKED, asked, what="measurement", resume=known)
+
+    def _check_prompts(self) -> None:
+        """Before anything is measured; of targets on other runtimes, when they are opened."""
+        bundle, asked = Bundle.open(self.evaluation.bundle), self.evaluation
+        for target in asked.targets:
+            if runtime_name(asked.runtime, target) == ONNX:
+                codec, limit = bundle.codec(target), bundle.entry(target).shape.context_limit
+                check_lengths(chain.from_iterable(asked.prompts.values()), codec, limit)
+
+    @property
+    def cells(self) -> int:
+        """Cells in all."""
+        return len(self.evaluation.targets) * len(self.evaluation.cells)
+
+    @property
+    def done(self) -> int:
+        """Cells that are kept."""
+        return sum(self._kept(target, *cell) is not None for target in self._names() for cell in self.evaluation.cells)
+
+    def execute(self, advance: Advance = lambda remark: None) -> list[Row]:
+        """Measures what is not kept yet.
+
+        Args:
+          advance: called after each prompt and repeat, also those of kept cells, with where it is.
+
+        Returns:
+          All rows: target after target, in each the temperatures, in each the tasks, in each the methods.
+
+        Raises:
+          UserError: a prompt is too long for a target, or another process is at work in the folder.
+        """
+        with locked(self.folder) if self.folder is not None else nullcontext():
+            return [row for target in self.evaluation.targets for row in self._of_target(target, advance)]
+
+    def _of_target(self, target: str | None, advance: Advance) -> Iterator[Row]:
+        asked, name = self.evaluation, self._name(target)
+        bench = None
+        for temperature, task in asked.cells:
+            kept = self._kept(name, temperature, task)
+            if kept is None:
+                bench = bench or Bench(asked, target)
+                kept = bench.cell(task, temperature, advance)
+                if self.folder is not None:
+                    write_json(self._path(name, temperature, task), [row.to_json() for row in kept])
+            else:
+                for _ in range(asked.repeats * len(asked.prompts[task])):
+                    advance(f"{name} · {task}: kept")
+            yield from kept
+
+    def _adapters(self) -> dict[str, str]:
+        """Digests of all adapters by method, target and task; opens no model but reads every adapter."""
+        bundle, asked = Bundle.open(self.evaluation.bundle), self.evaluation
+        for target in asked.targets:
+            bundle.check_target(target, asked.runtime)
+        names = self._names()
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"two targets are named {min(twice)!r}, expected directories of different names")
+        return {
+            f"{method.name} · {target} · {task}": bundle.adapter(method.adapter_for(target, task)).digest
+            for method, target, task in product(asked.methods, names, asked.prompts)
+        }
+
+    def _names(self) -> list[str]:
+        return [self._name(target) for target in self.evaluation.targets]
+
+    def _name(self, target: str | None) -> str:
+        """The target's name, as its pair has it."""
+        runtime = runtime_name(self.evaluation.runtime, target)
+        if runtime == ONNX or target is None:
+            return Bundle.open(self.evaluation.bundle).entry(target).name
+        return Path(target).resolve().name
+
+    def _path(self, target: str, temperature: float, task: str) -> Path:
+        key = f"{target}_{task}_t{temperature:g}"
+        name = re.sub(r"[^A-Za-z0-9.+_-]+", "-", key)
+        return (self.folder or Path()) / CELLS / f"{name}_{digest([key])[:6]}.json"
+
+    def _kept(self, target: str, temperature: float, task: str) -> list[Row] | None:
+        path = self._path(target, temperature, task)
+        if self.folder is None or not path.is_file():
+            return None
+        try:
+            return [Row.from_json(value) for value in read_json(path)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error!r}); delete it, and it is measured again") from error
