@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ...common.errors import ConfigError, FleetdraftError
 from ...common.files import read_json
+from ...common.shape import DecoderShape
 from ..bundle import BundleRecipe, build_bundle
 
 _RUN = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
@@ -32,6 +33,10 @@ class BlockEfficiency:
 
     targets: model directories. prompts: JSONL of ``{"prompt": …, "task": …}`` that nothing was trained on.
     draft_tokens: gamma.
+
+    Raises:
+      ConfigError: a value is out of range, or there are no such prompts.
+      ModelError: a target is no model that a bundle can be built for.
     """
 
     targets: tuple[Path, ...]
@@ -47,6 +52,13 @@ class BlockEfficiency:
             raise ConfigError("targets is empty, expected at least one to decode with")
         if not self.prompts.is_file():
             raise ConfigError(f"prompts is {self.prompts}, expected a file of held-out prompts")
+        for name in ("max_new_tokens", "draft_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not self.temperature >= 0:
+            raise ConfigError(f"temperature is {self.temperature}, expected a number >= 0")
+        for target in self.targets:  # else told only when the first measure is due
+            DecoderShape.from_directory(target)
 
     def __call__(self, drafter: Path) -> dict[str, float]:
         """Builds the bundle, decodes the prompts, and forgets both.

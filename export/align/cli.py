@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 align = typer.Typer(help="Build a base drafter: pretrain, distil, finetune.", no_args_is_help=True)
 
 _Out = Annotated[Path, typer.Option("--out", help="Directory to write; the same command goes on with it.")]
-_Seed = Annotated[int, typer.Option("--seed", help="Decides all that is drawn.")]
+_Seed = Annotated[int, typer.Option("--seed", min=0, help="Decides all that is drawn.")]
 _Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda")]
 _Bf16 = Annotated[bool, typer.Option("--bf16/--fp32", help="Compute in bfloat16; weights stay float32.")]
 _Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 for torch's own number.")]
@@ -44,7 +44,7 @@ def pretrain(
     hidden: Annotated[int, typer.Option("--hidden")] = 1024,
     intermediate: Annotated[int, typer.Option("--intermediate", help="Of the MLP.")] = 2816,
     heads: Annotated[int, typer.Option("--heads")] = 8,
-    kv_heads: Annotated[int | None, typer.Option("--kv-heads", help="As many as heads by default.")] = None,
+    kv_heads: Annotated[int | None, typer.Option("--kv-heads", min=1, help="As many as heads by default.")] = None,
     context: Annotated[int, typer.Option("--context", help="Longest text the model is exported for.")] = 2048,
     steps: Annotated[int, typer.Option("--steps")] = 10_000,
     batch_rows: Annotated[int, typer.Option("--batch-rows")] = 8,
@@ -219,7 +219,7 @@ def finetune(
     """
     from ...common.objective import Objective
     from .block_efficiency import BlockEfficiency
-    from .dataset import check_unseen
+    from .dataset import check_answered, check_unseen
     from .distill import read_prompts
     from .finetune import FinetuneConfig, Lora
     from .finetune import finetune as run
@@ -267,7 +267,6 @@ def finetune(
         bf16=bf16,
         save_s=save_seconds,
     )
-    check_unseen(read_prompts(prompts), config.answers)
     measure = BlockEfficiency(
         targets=tuple(target),
         prompts=prompts,
@@ -276,6 +275,8 @@ def finetune(
         temperature=temperature,
         seed=seed,
     )
+    check_unseen(read_prompts(prompts), config.answers)
+    check_answered(measure.targets, config.answers)
     _tell_metrics(config.work)
     _finish(lambda: run(config, measure, _say, _say_measured))
 

@@ -148,6 +148,19 @@ def check_unseen(prompts: Sequence[str], directories: Sequence[Path]) -> None:
         raise UserError(f"{seen} of {len(prompts)} held-out prompts were distilled from, expected none of them")
 
 
+def check_answered(targets: Sequence[Path], directories: Sequence[Path]) -> None:
+    """Returns if every target, by its directory's name, answered in one of the sets.
+
+    Raises:
+      UserError: one did not; a drafter is not measured with a target that it was not taught.
+      ModelError: as `read_dataset`.
+    """
+    answered = dict.fromkeys(name for directory in directories for name in _manifest(directory)["targets"])
+    for target in targets:
+        if (name := target.resolve().name) not in answered:
+            raise UserError(f"no answers of the target {name}, expected one of {', '.join(answered)}; or distil it too")
+
+
 def _manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():

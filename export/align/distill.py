@@ -5,6 +5,7 @@ It knows no drafter: a set that was made once teaches any drafter (``dataset.py`
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import shutil
@@ -132,8 +133,9 @@ class _Target:
         self._opened: LlamaForCausalLM | None = None
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in _DESCRIPTION:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, self._folder / name)
+            given, kept = directory / name, self._folder / name
+            if given.is_file() and not (kept.is_file() and filecmp.cmp(given, kept, shallow=False)):
+                shutil.copyfile(given, kept)  # not again: who reads a finished set must not see half a file
 
     @property
     def _model(self) -> LlamaForCausalLM:
@@ -218,6 +220,8 @@ def _job(config: DistillConfig, texts: Sequence[str]) -> str:
 
 
 def _check_out(out: Path, job: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a directory to write")
     begun = out / "job.json"
     if begun.is_file():
         if read_json(begun) != job:

@@ -120,7 +120,7 @@ def _joined(row: Mapping[str, Any], fields: Sequence[str], where: str) -> str:
         for text in values:
             if not isinstance(text, str):
                 known = ", ".join(row)
-                raise UserError(f"{where}: field {field!r} is no text, expected a string or strings; there is {known}")
+                raise UserError(f"{where}: field {field!r} is no text, expected a string or strings; choose of {known}")
             texts.append(text)
     return "\n".join(texts)
 
@@ -130,6 +130,14 @@ def _saved_rows(directory: Path) -> Iterable[Mapping[str, Any]]:
         import datasets
     except ModuleNotFoundError as error:
         raise UserError(f"{directory} is a saved data set; to read it: pip install datasets") from error
-    loaded = datasets.load_from_disk(str(directory))
-    rows: Iterable[Mapping[str, Any]] = loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+    try:
+        loaded = datasets.load_from_disk(str(directory))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory} is no whole saved data set ({error}); save it again with save_to_disk") from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        rows: Iterable[Mapping[str, Any]] = loaded
+    elif "train" in loaded:
+        rows = loaded["train"]
+    else:
+        raise UserError(f"{directory} has the splits {', '.join(sorted(loaded))}, expected one named train")
     return rows

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from ...common.errors import ConfigError
+from ...common.errors import ConfigError, ModelError
 from ...common.shape import DecoderShape
 from . import attention
 
@@ -71,11 +71,19 @@ def trained(directory: Path, device: torch.device, dtype: torch.dtype = torch.fl
     """Reads a model directory.
 
     Raises:
-      ModelError: not a decoder of a type that bundles are built of.
+      ModelError: not a decoder of a type that bundles are built of, or one without all its weights.
     """
     DecoderShape.from_directory(directory)
     disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random ones
+        raise ModelError(
+            f"{directory} lacks {len(missing)} weights, {missing[0]} among them, expected those of a Hugging Face "
+            "checkpoint; a bundle's own models are packed and are none"
+        )
     return _moved(model, device)
 
 

@@ -104,6 +104,7 @@ def pretrain(config: PretrainConfig, report: Callable[[Report], None]) -> dict[s
       UserError: the texts cannot be read, or do not fill a row.
       TrainingError: the loss is not finite.
     """
+    check_out(config.out)  # a tokenizer that is trained is written first
     texts = digest(config.texts)
     tokenizer = _tokenizer(config, texts)
     job = _job(config, texts, tokenizer)
@@ -156,14 +157,25 @@ def finished(out: Path, job: str) -> dict[str, Any] | None:
     Raises:
       UserError: `out` holds the result of another job, or something else.
     """
+    check_out(out)
     if not (out / RECORD).is_file():
-        if (out / "config.json").is_file() and not (out / "training").is_dir():
-            raise UserError(f"{out} holds a model that was not made here and is not replaced; choose another directory")
         return None
     record: dict[str, Any] = read_json(out / RECORD)
     if record.get("job") != job:
         raise UserError(f"{out} holds the result of other settings; choose another directory or delete it")
     return record
+
+
+def check_out(out: Path) -> None:
+    """Returns if `out` is free, or a run's.
+
+    Raises:
+      UserError: it is a file, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, expected a directory to write")
+    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file() and not (out / "training").is_dir():
+        raise UserError(f"{out} holds something that was not made here and is not replaced; choose another directory")
 
 
 def _next_tokens(

@@ -98,9 +98,9 @@ class Projector:
     ) -> None:
         if projection not in PROJECTIONS:
             raise ConfigError(f"projection is {projection!r}, expected one of {', '.join(PROJECTIONS)}")
-        for name, value in (("width", width), ("longest", longest - 1)):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}, expected a number above it")
+        for name, value, least in (("width", width, 1), ("longest", longest, 2)):
+            if value < least:
+                raise ConfigError(f"{name} is {value}, expected at least {least}")
         self._spelling = Spelling(target, drafter, paths)
         self._table, self._projection, self._width, self._longest = paths, projection, width, longest
         self._outcomes = drafter.width

@@ -1,21 +1,30 @@
 """The researcher's command: study."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ...common.errors import FleetdraftError
+from ...common.document import Document
+from ...common.errors import ConfigError, FleetdraftError
 from ...common.toml import read_toml
+from .alignment import KIND as ALIGNMENT
+from .alignment import AlignmentStudy
+from .alignment_findings import AlignmentFindings
+from .alignment_report import document as alignment_document
 from .federation import KIND as FEDERATION
 from .federation import FederationStudy
 from .federation_findings import FederationFindings
 from .federation_report import document as federation_document
 from .federation_run import FederationRun
-from .plan import Study
+from .findings import Findings
+from .plan import KINDS, Study
 from .report import document
 from .run import StudyRun
+
+if TYPE_CHECKING:
+    from .alignment_run import AlignmentRun
 
 
 def study(
@@ -39,6 +48,8 @@ def study(
       fleetdraft study simulations/study/small.toml --out small --resume
 
       fleetdraft study simulations/study/federation-small.toml --out fleet
+
+      fleetdraft study simulations/study/alignment.toml --out alignment
     """
     run = _run(file, out)
     run.open(resume)
@@ -50,7 +61,7 @@ def study(
     except KeyboardInterrupt:
         told.print(f"{run.arms.done} of {len(run.arms.arms)} arms are done; go on with --resume")
         raise
-    shown = federation_document(findings) if isinstance(findings, FederationFindings) else document(findings)
+    shown = _document(findings)
     page = shown.write(findings.to_json(), out, "study")
     console = Console()
     if as_json:
@@ -63,8 +74,21 @@ def study(
         raise FleetdraftError(f"{len(findings.failures)} arms failed, the first {key}: {why}; try them with --resume")
 
 
-def _run(file: Path, out: Path) -> StudyRun | FederationRun:
+def _run(file: Path, out: Path) -> "StudyRun | FederationRun | AlignmentRun":
     """What the file's kind asks for."""
-    if read_toml(file, "study").get("kind") == FEDERATION:
+    kind = read_toml(file, "study").get("kind")
+    if kind == FEDERATION:
         return FederationRun(study=FederationStudy.read(file), folder=out)
+    if kind == ALIGNMENT:
+        from .alignment_run import AlignmentRun  # torch comes with it
+
+        return AlignmentRun(study=AlignmentStudy.read(file), folder=out)
+    if kind not in (None, *KINDS):
+        raise ConfigError(f"{file}: kind is {kind!r}, expected one of {', '.join((*KINDS, FEDERATION, ALIGNMENT))}")
     return StudyRun(study=Study.read(file), folder=out)
+
+
+def _document(findings: Findings | FederationFindings | AlignmentFindings) -> Document:
+    if isinstance(findings, FederationFindings):
+        return federation_document(findings)
+    return alignment_document(findings) if isinstance(findings, AlignmentFindings) else document(findings)

@@ -15,6 +15,7 @@ from ...server.aggregation.rules import RULES
 from ..experiment import ClientTable, Experiment
 from ..faults import FAULTS
 from .method import slug
+from .plan import check_names
 
 KIND = "federation"
 
@@ -98,9 +99,7 @@ class FederationStudy:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
         if min(self.seeds) < 0:
             raise ConfigError(f"seeds holds {min(self.seeds)}, expected numbers >= 0")
-        names = [slug(arm.name) for arm in self.arms]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"arms: the name {min(twice)!r} is used twice, expected different names")
+        check_names("arms", [arm.name for arm in self.arms])
         for arm in self.arms:
             if arm.against and arm.against not in {other.name for other in self.arms if other is not arm}:
                 raise ConfigError(f"arm {arm.name!r}: against is {arm.against!r}, expected another arm's name")

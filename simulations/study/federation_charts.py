@@ -42,7 +42,7 @@ def _arms(axes: Axes, cells: Sequence[FederationCell]) -> None:
             label=f"{name} client",
             zorder=4,
         )
-    _rows(axes, [cell.arm.name for cell in cells])
+    named_rows(axes, [cell.arm.name for cell in cells])
     axes.set_xlim(left=0)
     axes.set_xlabel("acceptance rate")
     legend(axes, 3)
@@ -56,16 +56,17 @@ def _kept(axes: Axes, cells: Sequence[FederationCell]) -> None:
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=4, color=COLOURS["ink"])
     axes.axvline(1, color=COLOURS["alone"], linewidth=1.5, label="without attackers")
     axes.axvline(0.9, color=COLOURS["muted"], linewidth=1, linestyle=":", label="nine tenths of it")
-    _rows(axes, [cell.arm.name for cell in cells])
+    named_rows(axes, [cell.arm.name for cell in cells])
     axes.margins(x=0.12)
     axes.set_xlabel("mean acceptance rate over that without attackers")
     legend(axes, 2)
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def named_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names the rows of a chart that has one for each arm, the first on top."""
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
     axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
-    axes.set_ylim(len(names) - 0.3, -0.7)  # the first on top
+    axes.set_ylim(len(names) - 0.3, -0.7)
     axes.grid(axis="x", linewidth=0.6)
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_visible(False)

@@ -1,13 +1,10 @@
 """The run of a study of federation in its folder. It knows no page."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from ...common.folder import claim, locked
-from ...common.machine import Machine
+from ...common.folder import claim
 from .federation import FederationStudy, SeededArm, all_seeded
 from .federation_arm import FederationBench, FederationResult
 from .federation_findings import FederationFindings
@@ -59,18 +56,8 @@ class FederationRun:
         Raises:
           ConfigError: another process is at work in the folder.
         """
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        with locked(self.folder):
-            failures, results = self.arms.do(workers), self.arms.results()
-        return FederationFindings(
-            study=self.study,
-            results=results,
-            failures=failures,
-            started=started,
-            seconds=time.perf_counter() - clock,
-            machine=Machine.here(threads=1),
-            shortages=self.shortages(),
-        )
+        outcome = self.arms.execute(workers)
+        return FederationFindings(study=self.study, shortages=self.shortages(), **vars(outcome))
 
     @property
     def _asked(self) -> Mapping[str, object]:

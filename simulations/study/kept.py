@@ -1,13 +1,17 @@
 """The arms of a study in its folder: what is done is kept, what is left is done. It knows no study and no page."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from ...common.errors import UserError
 from ...common.files import read_json, write_json
+from ...common.folder import locked
+from ...common.machine import Machine
 from ...common.progress import progress
 from .pool import Bench, work
 
@@ -30,6 +34,17 @@ Result = TypeVar("Result", bound=Kept)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outcome(Generic[Result]):
+    """What became of all arms: results by key, why others have none, and the run itself."""
+
+    results: Mapping[str, Result]
+    failures: Mapping[str, str]
+    started: str
+    seconds: float
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeptArms(Generic[Arm, Result]):
     """``arms/KEY.json`` below ``folder`` for each of ``arms`` that is done; ``read`` makes of its content a result."""
 
@@ -43,6 +58,23 @@ class KeptArms(Generic[Arm, Result]):
     def done(self) -> int:
         """Arms that are in the folder."""
         return len(self.arms) - len(self._left)
+
+    def execute(self, workers: int) -> Outcome[Result]:
+        """Does the arms that are left, ``workers`` at a time, and reads them all.
+
+        Raises:
+          ConfigError: another process is at work in the folder.
+        """
+        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+        with locked(self.folder):
+            failures, results = self.do(workers), self.results()
+        return Outcome(
+            results=results,
+            failures=failures,
+            started=started,
+            seconds=time.perf_counter() - clock,
+            machine=Machine.here(threads=1),
+        )
 
     def do(self, workers: int) -> dict[str, str]:
         """Does the arms that are left, ``workers`` at a time.

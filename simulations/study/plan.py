@@ -136,9 +136,7 @@ class Study:
 
     def _check_names(self) -> None:
         for table in ("targets", "tasks", "methods"):
-            names = [slug(each.name) for each in getattr(self, table)]
-            if twice := {name for name in names if names.count(name) > 1}:
-                raise ConfigError(f"{table}: the name {min(twice)!r} is used twice, expected different names")
+            check_names(table, [each.name for each in getattr(self, table)])
 
     def _check_segments(self) -> None:
         if bool(self.segments) != (self.kind == "stream"):
@@ -169,9 +167,9 @@ class Study:
         study = parse(cls, values, str(path))
         return replace(
             study,
-            drafter=_below(base, study.drafter),
-            targets=tuple(replace(target, directory=_below(base, target.directory)) for target in study.targets),
-            tasks=tuple(_task_below(base, task) for task in study.tasks),
+            drafter=below(base, study.drafter),
+            targets=tuple(replace(target, directory=below(base, target.directory)) for target in study.targets),
+            tasks=tuple(task_below(base, task) for task in study.tasks),
         )
 
 
@@ -185,14 +183,27 @@ def _with_defaults(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return values
 
 
-def _below(base: Path, path: Path) -> Path:
+def check_names(table: str, names: Sequence[str]) -> None:
+    """Returns if no two of a table's names would be one file's.
+
+    Raises:
+      ConfigError: two would.
+    """
+    slugs = list(map(slug, names))
+    if twice := {name for name in slugs if slugs.count(name) > 1}:
+        raise ConfigError(f"{table}: the name {min(twice)!r} is used twice, expected different names")
+
+
+def below(base: Path, path: Path) -> Path:
+    """A path that is relative to a study's file."""
     return (base / path).resolve()
 
 
-def _task_below(base: Path, task: TaskTable) -> TaskTable:
+def task_below(base: Path, task: TaskTable) -> TaskTable:
+    """A task whose files are relative to a study's file."""
     if task.source == "jsonl":
-        return replace(task, train=_below(base, task.train), unseen=_below(base, task.unseen))
-    return replace(task, directory=_below(base, task.directory))
+        return replace(task, train=below(base, task.train), unseen=below(base, task.unseen))
+    return replace(task, directory=below(base, task.directory))
 
 
 def _check_known(what: str, name: str, known: Sequence[str]) -> None:

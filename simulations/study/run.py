@@ -1,12 +1,9 @@
 """A study's run in its folder: what is done is kept, what is left is done, and what failed is told."""
 
-import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ...common.folder import claim, locked, withdraw
-from ...common.machine import Machine
 from .arm import Arm, ArmResult, arms
 from .findings import Findings
 from .kept import KeptArms
@@ -85,18 +82,8 @@ class StudyRun:
         Raises:
           ConfigError: another process is at work in the folder.
         """
-        started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        with locked(self.folder):
-            failures, results = self.arms.do(workers), self.arms.results()
-        return Findings(
-            study=self.study,
-            results=results,
-            failures=failures,
-            started=started,
-            seconds=time.perf_counter() - clock,
-            machine=Machine.here(threads=1),
-            shortages=self.shortages(),
-        )
+        outcome = self.arms.execute(workers)
+        return Findings(study=self.study, shortages=self.shortages(), **vars(outcome))
 
     @property
     def _workshop(self) -> Workshop:

@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from fleetdraft.common.bundle import BundleManifest
-from fleetdraft.common.errors import ConfigError, UserError
+from fleetdraft.common.errors import ConfigError, FleetdraftError, UserError
 from fleetdraft.export import cli
 from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.cli import align
@@ -111,6 +111,45 @@ def test_prompts_that_were_distilled_from_are_no_measure(tiny_model, tmp_path) -
     with pytest.raises(UserError, match="2 of 2 held-out prompts were distilled from"):
         run(align, "finetune", "--drafter", target, "--answers", tmp_path / "answers", "--target", target,
             "--prompts", train, "--out", tmp_path / "aligned", *QUICK)  # fmt: skip
+
+
+def test_a_target_that_nothing_was_distilled_from_is_no_measure(tiny_model, tmp_path) -> None:
+    target, other = tiny_model(num_hidden_layers=1), tiny_model(num_hidden_layers=2)
+    train, unseen = prompts(tmp_path / "train.jsonl", STORIES[:2]), prompts(tmp_path / "unseen.jsonl", STORIES[50:52])
+    run(align, "distill", "--prompts", train, "--target", target, "--out", tmp_path / "answers", "--max-new-tokens", 4)
+    with pytest.raises(UserError, match=f"no answers of the target {other.name}, expected one of {target.name}"):
+        run(align, "finetune", "--drafter", target, "--answers", tmp_path / "answers", "--target", target, "--target",
+            other, "--prompts", unseen, "--out", tmp_path / "aligned", *QUICK)  # fmt: skip
+    assert not (tmp_path / "aligned").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--draft-tokens", 0, "draft_tokens is 0, expected at least 1"),
+        ("--max-new-tokens", 0, "max_new_tokens is 0, expected at least 1"),
+        ("--temperature", -1, "temperature is -1.0, expected a number >= 0"),
+        ("--target", "nowhere", "nowhere is not a Hugging Face model directory"),
+    ],
+)
+def test_a_measure_that_cannot_be_taken_is_told_before_anything_is_trained(
+    tiny_model, tmp_path, option, value, message
+) -> None:
+    target = tiny_model(num_hidden_layers=1)
+    train, unseen = prompts(tmp_path / "train.jsonl", STORIES[:2]), prompts(tmp_path / "unseen.jsonl", STORIES[50:52])
+    run(align, "distill", "--prompts", train, "--target", target, "--out", tmp_path / "answers", "--max-new-tokens", 4)
+    with pytest.raises(FleetdraftError, match=message):
+        run(align, "finetune", "--drafter", target, "--answers", tmp_path / "answers", "--target", target,
+            "--prompts", unseen, "--out", tmp_path / "aligned", *QUICK, option, value)  # fmt: skip
+    assert not (tmp_path / "aligned").exists()
+
+
+def test_a_seed_below_0_is_told_by_the_option(text, tmp_path) -> None:
+    result = CliRunner().invoke(
+        align, ["pretrain", "--text", str(text), "--out", str(tmp_path / "out"), "--seed", "-1"]
+    )
+    assert result.exit_code == 2
+    assert "--seed" in result.stderr
 
 
 def test_a_setting_out_of_range_is_told(text, tmp_path) -> None:

@@ -1,8 +1,10 @@
 """``fleetdraft align distill``: what targets answer, what is kept of it, and that an interruption leaves no trace."""
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from fleetdraft.common import embedded
 from fleetdraft.common.errors import ConfigError, ModelError, UserError
 from fleetdraft.export.align import distill as module
 from fleetdraft.export.align.dataset import MANIFEST, check_unseen, read_dataset, read_shard
@@ -149,6 +152,15 @@ def test_the_same_settings_give_the_same_bytes_and_another_seed_others(config, t
     assert greedy[0] == greedy[1]
 
 
+def test_a_finished_set_is_not_written_again_but_for_its_manifest(config) -> None:
+    distill(config, ignore)
+    files = [path for path in config.out.rglob("*") if path.is_file() and path.parent != config.out]
+    assert len(files) > 4
+    before = {path: path.stat().st_mtime_ns for path in files}
+    distill(config, ignore)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+
+
 def test_answers_do_not_depend_on_the_order_of_prompts_or_on_batches(config, tmp_path) -> None:
     distill(config, ignore)
     turned = tmp_path / "turned.jsonl"
@@ -210,6 +222,8 @@ def test_a_set_of_other_settings_or_of_something_else_is_not_touched(config, tmp
     (tmp_path / "else" / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):
         distill(replace(config, out=tmp_path / "else"), ignore)
+    with pytest.raises(UserError, match="file is a file, expected a directory"):
+        distill(replace(config, out=tmp_path / "else" / "file"), ignore)
 
 
 def test_a_held_out_prompt_that_was_distilled_from_is_told(config) -> None:
@@ -230,6 +244,37 @@ def test_a_damaged_shard_is_told(config) -> None:
     shard.write_bytes(data[:100])
     with pytest.raises(ModelError, match="is no shard"):
         list(read_shard(shard))
+
+
+def test_a_target_without_all_its_weights_is_refused_instead_of_filled_with_random_ones(config) -> None:
+    """A bundle's own models are such: their weights are packed under other names."""
+    packed = Path(embedded.__file__).parents[1] / "client" / "embedded" / "targets" / "spm"
+    with pytest.raises(ModelError, match="spm lacks 156 weights, lm_head.weight among them") as caught:
+        distill(replace(config, targets=(packed,)), ignore)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_distillation_whose_process_is_killed_ends_with_the_bytes_of_a_whole_one(config, tmp_path) -> None:
+    """SIGKILL, in a process of its own, while it answers."""
+    many = tmp_path / "many.jsonl"
+    many.write_text("\n".join(json.dumps({"prompt": f"{prompt} {n}"}) for n in range(8) for prompt in PROMPTS))
+    whole = replace(config, prompts=many, shard_prompts=2)
+    parts = replace(whole, out=tmp_path / "parts")
+    process = multiprocessing.get_context("spawn").Process(target=distill, args=(parts, ignore))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not (written := list(parts.out.rglob("shard-00003.safetensors"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (parts.out / MANIFEST).exists()
+    before = written[0].stat().st_mtime_ns
+    for each in (whole, parts):
+        distill(each, ignore)
+    assert written[0].stat().st_mtime_ns == before
+    assert content(parts.out) == content(whole.out)
 
 
 def test_a_prompt_that_fills_the_context_is_left_out(config, tmp_path) -> None:

@@ -1,8 +1,10 @@
 """``fleetdraft align finetune``: the losses and the mixture of a step, the stop by block efficiency, and going on."""
 
 import json
+import multiprocessing
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from fleetdraft.common.losses import DIVERGENCES, HybridTerms
 from fleetdraft.common.objective import Objective
 from fleetdraft.export.align import finetune as module
 from fleetdraft.export.align.block_efficiency import BlockEfficiency
+from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.dataset import read_dataset
 from fleetdraft.export.align.distill import DistillConfig, distill
 from fleetdraft.export.align.errors import Stopped
@@ -177,6 +180,24 @@ def test_a_run_that_was_killed_while_it_was_measured_measures_again_and_nothing_
     assert same(config.out, parts.out)
 
 
+@pytest.mark.slow
+def test_a_run_whose_process_is_killed_ends_with_the_weights_of_a_whole_one(config, tmp_path) -> None:
+    """SIGKILL, in a process of its own, in mid-training with checkpoints after each step."""
+    whole = replace(config, schedule=replace(config.schedule, steps=60), eval_steps=60)
+    parts = replace(whole, out=tmp_path / "parts", save_s=0.0)
+    process = multiprocessing.get_context("spawn").Process(target=finetune, args=(parts, ever_better, ignore))
+    process.start()
+    checkpoint, deadline = Checkpoint(path=parts.work / "checkpoint.pt", job=""), time.monotonic() + 120
+    while checkpoint.step < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert 5 <= checkpoint.step < 60
+    assert finetune(parts, ever_better, ignore)["measures"] == finetune(whole, ever_better, ignore)["measures"]
+    assert same(whole.out, parts.out)
+
+
 # --- the stop ------------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +248,13 @@ def test_lora_gives_an_adapter_that_merged_is_the_model(config, material) -> Non
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(final[name], before[name])
     assert torch.equal(final["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+def test_a_place_that_holds_something_else_is_left_as_it_is(config, tmp_path) -> None:
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "keep").write_text("mine")
+    with pytest.raises(UserError, match="else holds something that was not made here"):
+        finetune(replace(config, out=tmp_path / "else"), ever_better, ignore)
 
 
 # --- a step --------------------------------------------------------------------------------------------------------

@@ -121,6 +121,17 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(config) 
         pretrain(replace(config, seed=1), ignore)
 
 
+def test_a_place_that_holds_something_else_is_left_as_it_is(config, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file is a file, expected a directory"):
+        pretrain(replace(config, out=tmp_path / "file"), ignore)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "keep").write_text("mine")
+    with pytest.raises(UserError, match="else holds something that was not made here"):
+        pretrain(replace(config, out=tmp_path / "else"), ignore)
+    assert [path.name for path in (tmp_path / "else").iterdir()] == ["keep"]
+
+
 def test_the_result_is_a_model_with_its_tokenizer(config) -> None:
     record = pretrain(config, ignore)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(config.out), AutoTokenizer.from_pretrained(config.out)
@@ -211,7 +222,7 @@ def test_a_long_text_is_cut_at_blank_lines(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{", "not valid JSON"), ("[1]", "list, expected an object"), ('{"body": "x"}', "there is body")],
+    [("{", "not valid JSON"), ("[1]", "list, expected an object"), ('{"body": "x"}', "choose of body")],
 )
 def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line, message) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": "x"}}\n{line}\n', encoding="utf-8")
@@ -223,8 +234,38 @@ def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line, messag
 def test_documents_are_read_from_a_saved_data_set(tmp_path) -> None:
     import datasets
 
-    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "saved"))
+    rows = datasets.Dataset.from_dict({"text": ["one", "two"], "title": ["a", "b"]})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(train=rows, test=rows.select([0])).save_to_disk(str(tmp_path / "split"))
     assert list(documents([tmp_path / "saved"])) == ["one", "two"]
+    assert list(documents([tmp_path / "split"], ("title", "text"))) == ["a\none", "b\ntwo"]
+    with pytest.raises(UserError, match="saved, row 1: field 'body' is no text, .*choose of text, title"):
+        list(documents([tmp_path / "saved"], ("body",)))
+
+
+@pytest.mark.skipif(find_spec("datasets") is None, reason="the package datasets is not installed")
+def test_a_saved_data_set_trains_what_its_texts_train(config, tmp_path) -> None:
+    import datasets
+
+    pretrain(config, ignore)
+    datasets.Dataset.from_dict({"text": [story.strip("\n") for story in STORIES]}).save_to_disk(str(tmp_path / "saved"))
+    saved = replace(config, texts=(tmp_path / "saved",), out=tmp_path / "from-saved")
+    pretrain(saved, ignore)
+    assert_same(config.out, saved.out)
+
+
+@pytest.mark.skipif(find_spec("datasets") is None, reason="the package datasets is not installed")
+def test_a_saved_data_set_without_the_split_train_or_torn_is_told(tmp_path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["one"]})
+    datasets.DatasetDict(test=rows, dev=rows).save_to_disk(str(tmp_path / "split"))
+    with pytest.raises(UserError, match="has the splits dev, test, expected one named train"):
+        list(documents([tmp_path / "split"]))
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match="torn is no whole saved data set"):
+        list(documents([tmp_path / "torn"]))
 
 
 @pytest.mark.skipif(find_spec("datasets") is not None, reason="the package datasets is installed")
@@ -283,3 +324,25 @@ def test_a_log_tells_no_step_twice(tmp_path) -> None:
         log.flush(8, validation=float("nan"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "loss": step - 0.5} for step in (2, 4, 6, 8)]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="the package tensorboard is not installed")
+def test_tensorboard_is_told_what_the_file_is_told_and_no_step_twice(tmp_path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last in ((0, 6), (4, 8)):  # interrupted after 6, gone on with from a checkpoint after 4
+        with MetricsLog(tmp_path, first, every=2) as log:
+            for step in range(first + 1, last + 1):
+                log.step(step, {"loss": float(step)})
+    told = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in told.Scalars("loss")] == [(2, 1.5), (4, 3.5), (6, 5.5), (8, 7.5)]
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="the package tensorboard is not installed")
+def test_a_run_writes_what_tensorboard_reads(config) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    record = pretrain(config, ignore)
+    told = EventAccumulator(str(config.work / "tensorboard")).Reload()
+    assert set(told.Tags()["scalars"]) == {"loss", "validation"}
+    assert told.Scalars("validation")[-1].value == pytest.approx(record["validation_nats_per_token"], rel=1e-2)

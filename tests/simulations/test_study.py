@@ -27,7 +27,7 @@ from fleetdraft.simulations.study.sources import TaskTable
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "learning.md"
 SHIPPED = sorted(Path(plan.__file__).parent.glob("*.toml"))
-STUDIES = [path for path in SHIPPED if path.name != "published.toml" and not path.name.startswith("federation")]
+STUDIES = [path for path in SHIPPED if not path.name.startswith(("alignment", "federation", "published"))]
 TARGET = '[[targets]]\ndirectory = "models/large"\npublished = "Llama3-8B"\n'
 TASK = '[[tasks]]\nname = "math"\ntrain = "a.jsonl"\nunseen = "b.jsonl"\npublished = "GSM8K"\n'
 NONE = '[[methods]]\nname = "none"\npaths = "direct"\nsteps = 0\npublished = ["direct map, no training"]\n'
