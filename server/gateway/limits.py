@@ -22,7 +22,7 @@ class LimitsTable:
     head_s: float = 10.0
     """For the first message of an upload."""
     upload_s: float = 300.0
-    """For one call of an upload; what has arrived by then is kept."""
+    """For one call of an upload, whose bytes are kept, or of a download."""
     spool_bytes: int = 4 << 30
     """Of all uploads that are not complete."""
     concurrent_calls: int = 1000

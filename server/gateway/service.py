@@ -47,12 +47,9 @@ class FleetService(stubs.FleetServicer):
         async with self._answering(context) as device:
             return self._gateway.check_in(device, request)
 
-    async def FetchRelease(
-        self, request: wire.FetchReleaseRequest, context: Context
-    ) -> AsyncIterator[wire.ReleaseChunk]:
+    async def FetchRelease(self, request: wire.FetchReleaseRequest, context: Context) -> None:
         async with self._answering(context) as device:
-            for chunk in self._gateway.fetch(device, request):
-                yield chunk
+            await self._gateway.fetch(device, request, context.write)
 
     async def UploadState(self, request: wire.UploadStateRequest, context: Context) -> wire.UploadStateReply:
         async with self._answering(context) as device:
