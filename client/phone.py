@@ -156,10 +156,10 @@ class Phone:
         request = wire.ReportRequest(task_id=task.id, drafting=drafting_to_wire(found.counters))
         return await self._tried(lambda: self.stub.Report(request, metadata=self.metadata, timeout=self.config.call_s))
 
-    async def upload(self, head: wire.UploadHead, content: bytes) -> wire.UploadReply:
-        """Sends an update, from where the gateway has it."""
+    async def upload(self, head: wire.UploadHead, content: bytes, again: bool = False) -> wire.UploadReply:
+        """Sends an update; ``again``: some of it may be there, so that the gateway is asked first where to go on."""
         state = wire.UploadStateRequest(task_id=head.task_id, content_sha256=head.content_sha256)
-        first = True
+        first = not again
 
         async def once() -> wire.UploadReply:
             nonlocal first

@@ -39,7 +39,7 @@ class PhonesTable:
     malformed: float = 0.01
     """Answer what is not sound, in one of the ways of ``MALFORMED``."""
     broken: float = 0.1
-    """Lose the connection in the middle of an upload, and go on."""
+    """Stop in the middle of an upload, and go on there."""
     at_once: int = 100
     """Phones that are at work at the same time."""
     seed: int = 0
@@ -98,22 +98,19 @@ class SimulatedPhone(Phone):
 
     fault = ""
 
-    async def upload(self, head: wire.UploadHead, content: bytes) -> wire.UploadReply:
+    async def upload(self, head: wire.UploadHead, content: bytes, again: bool = False) -> wire.UploadReply:
         """Sends an update, or does what the fault says."""
         if self.fault == DROP_OUT:
             raise _DroppedOut
         if self.fault == BROKEN:
             await self._break(head, content)
-            # The first try has been; this one asks where to go on.
-            state = wire.UploadStateRequest(task_id=head.task_id, content_sha256=head.content_sha256)
-            at = (await self.stub.UploadState(state, metadata=self.metadata)).received
-            return await self.stub.Upload(chunks(head, content, at), metadata=self.metadata)
+            return await super().upload(head, content, again=True)
         if self.fault in MALFORMED:
             head, content = MALFORMED[self.fault](head, content)
-        return await super().upload(head, content)
+        return await super().upload(head, content, again)
 
     async def _break(self, head: wire.UploadHead, content: bytes) -> None:
-        """Sends the first half and hangs up."""
+        """Sends the first half, and no more."""
         half = chunks(head, content[: len(content) // 8 * 4], size=1 << 16)
         try:
             await self.stub.Upload(half, metadata=self.metadata)

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from flwr.app import MessageType
-from loopback import PATIENT_S, Loopback, device_of, direct_mean, gateway, table
+from loopback import PATIENT_S, Loopback, device_of, direct_mean, gateway, table, until
 
 from fleetdraft.client.device import TableDevice
 from fleetdraft.client.phone import chunks, upload_head
@@ -137,6 +137,7 @@ def test_an_upload_that_the_end_of_its_cohort_cuts_off_is_late(tmp_path: Path, r
             async def slowly() -> AsyncIterator[wire.UploadChunk]:
                 async for chunk in chunks(head, content, size=len(content) // 2):
                     yield chunk
+                    await until(lambda: gate.open.gateway.spooled_bytes or gate.cohort.closed.is_set())
                     gate.cohort.end("over")
                     await gate.cohort.closed.wait()
 
