@@ -84,7 +84,7 @@ class Gateway:
         self._name, self._folder, self._ledger, self._tokens = name, folder, ledger, tokens
         self._table, self._pace, self._limits_table = cohort, pace, limits
         self._clock, self._monotonic, self._chance, self._on_closed = clock, monotonic, chance, on_closed
-        self._limits = Limits(limits, monotonic)
+        self.limits = Limits(limits, monotonic)
         self._spool = Spool(folder / "spool", limits.spool_bytes)
         self._uploads: dict[str, asyncio.Task[None]] = {}
         self._known, self._counted_at = 0, -_COUNT_EVERY_S
@@ -136,7 +136,7 @@ class Gateway:
     def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
         """A task, or when to come back."""
         self._check_request(request)
-        self._limits.call(device)
+        self.limits.call(device)
         self._tokens.saw(device, request.family, request.app_version)
         reply = wire.CheckInReply(promoted=self.promoted.head if self.promoted else None)
         found = self._task_for(device, request)
@@ -151,7 +151,7 @@ class Gateway:
         self, device: str, request: wire.FetchReleaseRequest, write: Callable[[wire.ReleaseChunk], Awaitable[None]]
     ) -> None:
         """Writes a release's content from a byte on."""
-        self._limits.call(device)
+        self.limits.call(device)
         served = self._served(request.digest)
         if request.offset > len(served.content):
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {request.offset} of {len(served.content)} bytes")
@@ -159,7 +159,7 @@ class Gateway:
             async with asyncio.timeout(self._limits_table.upload_s):
                 for at in range(request.offset, len(served.content), CHUNK_BYTES):
                     data = served.content[at : at + CHUNK_BYTES]
-                    self._limits.transfer(device, len(data))
+                    self.limits.transfer(device, len(data))
                     await write(wire.ReleaseChunk(offset=at, data=data))
         except TimeoutError as error:
             message = f"not read within {self._limits_table.upload_s:g} s; go on where it stopped"
@@ -167,7 +167,7 @@ class Gateway:
 
     def upload_state(self, device: str, request: wire.UploadStateRequest) -> wire.UploadStateReply:
         """How much of an upload is there."""
-        self._limits.call(device)
+        self.limits.call(device)
         task = self._task(request.task_id, device)
         if task.outcome != Outcome.OPEN:
             return wire.UploadStateReply(done=True)
@@ -176,7 +176,7 @@ class Gateway:
 
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
-        self._limits.call(device)
+        self.limits.call(device)
         first = await self._first(read)
         head = first.head
         task = self._task(head.task_id, device)
@@ -191,7 +191,7 @@ class Gateway:
 
     async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
         """Takes in an evaluation."""
-        self._limits.call(device)
+        self.limits.call(device)
         task = self._task(request.task_id, device)
         cohort = self._cohort_of(task, trains=False)
         if cohort is None:
@@ -356,7 +356,7 @@ class Gateway:
         if received + len(chunk.data) > head.content_bytes:
             raise never(f"more bytes than content_bytes = {head.content_bytes}")
         if chunk.data:
-            self._limits.transfer(task.device, len(chunk.data))
+            self.limits.transfer(task.device, len(chunk.data))
             self._spool.append(task.id, chunk.data)
 
     def _read_promoted(self) -> Served | None:

@@ -70,7 +70,9 @@ class FleetService(stubs.FleetServicer):
     async def _answering(self, context: Context) -> AsyncIterator[str]:
         """Yields the device that calls; a refusal becomes its status, and what we did not foresee says nothing."""
         try:
-            yield self._caller(context)
+            device = self._caller(context)
+            with self._gateway.limits.at_once(device):
+                yield device
         except Refusal as refusal:
             self._gateway.refused[refusal.status.name] += 1
             await _abort(context, refusal.status, one_line(refusal))

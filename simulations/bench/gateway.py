@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import grpc
 import numpy as np
+import psutil
 import typer
 
 from ...common.child import die_with
@@ -63,6 +64,8 @@ class Found:
     peak_mib: float
     started_mib: float
     """The gateway's memory before its first round."""
+    processor_s: float
+    """The gateway's own, of all rounds."""
     outcomes: dict[str, int]
     """Of all rounds, by the gateway's count."""
 
@@ -96,7 +99,8 @@ class Bench:
           FleetdraftError: a phone is not accounted for, or the mean is not that of the updates.
         """
         phones, times = self._phones(), []
-        started_mib, outcomes = peak_bytes(pid) / 2**20, dict[str, int]()
+        started_mib, outcomes, used = peak_bytes(pid) / 2**20, dict[str, int](), psutil.Process(pid).cpu_times()
+        before_s = used.user + used.system
         for number in range(1, rounds + 1):
             task = TrainTask(round=number, seed=0, timeout_s=_TIMEOUT_S)
             began = time.monotonic()
@@ -108,7 +112,9 @@ class Bench:
             for name, count in self._accounted(heard).items():
                 outcomes[name] = outcomes.get(name, 0) + count
             self._check_mean(phones, heard, task, update)
-        return Found(self._table.phones, min(times), peak_bytes(pid) / 2**20, started_mib, outcomes)
+        used = psutil.Process(pid).cpu_times()
+        processor_s = used.user + used.system - before_s
+        return Found(self._table.phones, min(times), peak_bytes(pid) / 2**20, started_mib, processor_s, outcomes)
 
     async def _ask(self, task: TrainTask) -> Update:
         """As Flower's ClientApp asks."""
@@ -221,6 +227,11 @@ def _rows(found: list[Found]) -> Iterator[Row]:
     for each in found:
         yield Row(name=f"{each.phones} phones: rounds", value=60 / each.round_s, unit="1/min")
         yield Row(name=f"{each.phones} phones: a round", value=each.round_s, unit="s")
+        visits = sum(each.outcomes.values())
+        yield Row(
+            name=f"{each.phones} phones: the gateway computes", value=each.processor_s / visits * 1e3, unit="ms each"
+        )
+        yield Row(name=f"{each.phones} phones: memory at first", value=each.started_mib, unit="MiB")
         yield Row(name=f"{each.phones} phones: peak memory", value=each.peak_mib, unit="MiB")
         for name, count in each.outcomes.items():
             yield Row(name=f"{each.phones} phones: {name}", value=count, unit="phones, all rounds")
