@@ -22,6 +22,7 @@ from .pace import PaceTable
 from .refusal import Refusal, never
 from .spool import Spool
 from .tokens import Tokens
+from .uploads import Read, Uploads
 
 _PRIVATE = 0o600
 #: Of the time that Flower gives, so much is left for the answer's own way, but not more than so many seconds.
@@ -38,8 +39,6 @@ _OUTCOMES = {
     Outcome.DECLINED: wire.UploadReply.LATE,
 }
 
-Read = Callable[[], Awaitable[wire.UploadChunk | None]]
-"""The next message of an upload; None after the last."""
 OnClosed = Callable[[Cohort], None]
 
 
@@ -86,7 +85,7 @@ class Gateway:
         self._clock, self._monotonic, self._chance, self._on_closed = clock, monotonic, chance, on_closed
         self.limits = Limits(limits, monotonic)
         self._spool = Spool(folder / "spool", limits.spool_bytes)
-        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._uploads = Uploads(self._spool, ledger, self.limits, limits)
         self._known, self._counted_at = 0, -_COUNT_EVERY_S
         self._running: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
@@ -171,13 +170,13 @@ class Gateway:
         task = self._task(request.task_id, device)
         if task.outcome != Outcome.OPEN:
             return wire.UploadStateReply(done=True)
-        same = task.head is not None and wire.UploadHead.FromString(task.head).content_sha256 == request.content_sha256
-        return wire.UploadStateReply(received=self._spool.received(task.id) if same else 0)
+        received = self._spool.received(task.id) if task.holds(request.content_sha256) else 0
+        return wire.UploadStateReply(received=received)
 
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
         self.limits.call(device)
-        first = await self._first(read)
+        first = await self._uploads.first(read)
         head = first.head
         task = self._task(head.task_id, device)
         cohort = self._cohort_of(task, trains=True)
@@ -186,7 +185,7 @@ class Gateway:
         if task.outcome != Outcome.OPEN:
             return _reply(task.settled)
         cohort.check_head(head)
-        await self._receive_alone(task, first, read)
+        await self._uploads.receive(task, first, read)
         return _reply(await cohort.take(task, head=head))
 
     async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
@@ -296,68 +295,6 @@ class Gateway:
             self._ledger.set_outcome(task.id, Outcome.LATE)
             return _reply(Settled(task=task.id, outcome=Outcome.LATE))
         return _reply(task.settled)
-
-    async def _first(self, read: Read) -> wire.UploadChunk:
-        try:
-            async with asyncio.timeout(self._limits_table.head_s):
-                first = await read()
-        except TimeoutError as error:
-            message = f"no message within {self._limits_table.head_s:g} s"
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
-        if first is None or not first.HasField("head"):
-            raise never("the first message of an upload has no head")
-        return first
-
-    async def _receive_alone(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
-        """Receives an upload to its end; a call before this one that is still at it ends."""
-        while (before := self._uploads.pop(task.id, None)) is not None:
-            before.cancel()
-            await asyncio.wait([before])
-        receiving = self._uploads[task.id] = asyncio.create_task(self._receive(task, first, read))
-        try:
-            await receiving
-        except asyncio.CancelledError as error:
-            if (current := asyncio.current_task()) is not None and current.cancelling():
-                receiving.cancel()
-                raise
-            raise Refusal(grpc.StatusCode.ABORTED, "another call has taken this upload over") from error
-        finally:
-            if self._uploads.get(task.id) is receiving:
-                del self._uploads[task.id]
-
-    async def _receive(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
-        head = first.head
-        if task.head is None or wire.UploadHead.FromString(task.head).content_sha256 != head.content_sha256:
-            self._spool.drop(task.id)
-        self._ledger.begin_upload(task.id, head.SerializeToString())
-        limit_s = self._limits_table.upload_s
-        try:
-            async with asyncio.timeout(limit_s):
-                chunk: wire.UploadChunk | None = first
-                while chunk is not None:
-                    self._store(task, head, chunk)
-                    if self._spool.received(task.id) == head.content_bytes:
-                        return
-                    chunk = await read()
-        except TimeoutError as error:
-            message = f"not complete within {limit_s:g} s; go on at {self._spool.received(task.id)}"
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
-        at = self._spool.received(task.id)
-        raise Refusal(
-            grpc.StatusCode.OUT_OF_RANGE, f"the upload ended at byte {at} of {head.content_bytes}; go on there"
-        )
-
-    def _store(self, task: TaskEntry, head: wire.UploadHead, chunk: wire.UploadChunk) -> None:
-        received = self._spool.received(task.id)
-        if chunk.offset != received:
-            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {chunk.offset}, expected {received}; go on there")
-        if len(chunk.data) > CHUNK_BYTES:
-            raise never(f"a chunk has {len(chunk.data)} bytes, expected at most {CHUNK_BYTES}")
-        if received + len(chunk.data) > head.content_bytes:
-            raise never(f"more bytes than content_bytes = {head.content_bytes}")
-        if chunk.data:
-            self.limits.transfer(task.device, len(chunk.data))
-            self._spool.append(task.id, chunk.data)
 
     def _read_promoted(self) -> Served | None:
         path = self._folder / "promoted.head"

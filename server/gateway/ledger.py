@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ...common.wire import fleet_pb2 as wire
 from .database import durable, transaction
 
 #: Tasks of so many cohorts are remembered, so that a late device is told that it is late.
@@ -50,6 +51,10 @@ class TaskEntry:
     def settled(self) -> "Settled":
         """What came of it."""
         return Settled(task=self.id, outcome=Outcome(self.outcome), reason=self.reason)
+
+    def holds(self, content_sha256: str) -> bool:
+        """Whether the upload that has begun is that of a content."""
+        return self.head is not None and wire.UploadHead.FromString(self.head).content_sha256 == content_sha256
 
 
 @dataclass(frozen=True, kw_only=True)
