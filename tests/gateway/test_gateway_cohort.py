@@ -12,9 +12,10 @@ from flwr.app import MessageType
 from loopback import PATIENT_S, Loopback, device_of, direct_mean, gateway, table, until
 
 from fleetdraft.client.device import TableDevice
-from fleetdraft.client.phone import chunks, upload_head
+from fleetdraft.client.phone import chunks, release_of, upload_head
 from fleetdraft.common.content import to_content
-from fleetdraft.common.errors import UpdateRejected
+from fleetdraft.common.errors import FleetError, UpdateRejected
+from fleetdraft.common.fleet_wire import release_content, release_head
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask
 from fleetdraft.common.records import encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
@@ -239,6 +240,33 @@ def test_phones_are_told_what_is_promoted(tmp_path: Path, release: Release) -> N
             assert (await phone.fetch((await phone.check_in()).promoted)).adapter.digest == release.adapter.digest
 
     asyncio.run(play())
+
+
+def test_a_download_goes_on_at_any_byte(tmp_path: Path, release: Release) -> None:
+    content = release_content(release)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            await gate.ask(TASK)
+            for offset in (0, 1, 1000, len(content) - 1, len(content)):
+                request = wire.FetchReleaseRequest(digest=release.adapter.digest, offset=offset)
+                found = [chunk async for chunk in phone.stub.FetchRelease(request, metadata=phone.metadata)]
+                assert b"".join(chunk.data for chunk in found) == content[offset:]
+            beyond = wire.FetchReleaseRequest(digest=release.adapter.digest, offset=len(content) + 1)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await phone.stub.FetchRelease(beyond, metadata=phone.metadata).read()
+            assert caught.value.code() == grpc.StatusCode.OUT_OF_RANGE
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("name", ["content_sha256", "digest", "layout_fingerprint"])
+def test_a_phone_uses_no_release_that_is_not_what_its_head_says(release: Release, name: str) -> None:
+    head = release_head(release)
+    release_of(head, release_content(release))
+    setattr(head, name, "0" * 64)
+    with pytest.raises(FleetError, match="does not match"):
+        release_of(head, release_content(release))
 
 
 def test_a_fleet_that_takes_no_sums_is_told_so_before_any_phone_works(tmp_path: Path, release: Release) -> None:
