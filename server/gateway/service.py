@@ -1,10 +1,9 @@
 """The gateway's two doors as gRPC services: one for devices, one for Flower on this machine. It knows no rounds."""
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -34,6 +33,7 @@ KIND = "fleetdraft-kind"
 LOCAL_BYTES = (1 << 31) - 1
 
 Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
 
 
 class FleetService(stubs.FleetServicer):
@@ -44,42 +44,48 @@ class FleetService(stubs.FleetServicer):
         self._tokens = tokens
 
     async def CheckIn(self, request: wire.CheckInRequest, context: Context) -> wire.CheckInReply:
-        async with self._answering(context) as device:
+        async def work(device: str) -> wire.CheckInReply:
             return self._gateway.check_in(device, request)
 
+        return await self._answer(context, work)
+
     async def FetchRelease(self, request: wire.FetchReleaseRequest, context: Context) -> None:
-        async with self._answering(context) as device:
-            await self._gateway.fetch(device, request, context.write)
+        await self._answer(context, lambda device: self._gateway.fetch(device, request, context.write))
 
     async def UploadState(self, request: wire.UploadStateRequest, context: Context) -> wire.UploadStateReply:
-        async with self._answering(context) as device:
+        async def work(device: str) -> wire.UploadStateReply:
             return self._gateway.upload_state(device, request)
 
-    async def Upload(self, request: AsyncIterator[wire.UploadChunk], context: Context) -> wire.UploadReply:
-        async def read() -> wire.UploadChunk | None:
-            return await anext(request, None)
+        return await self._answer(context, work)
 
-        async with self._answering(context) as device:
-            return await self._gateway.upload(device, read)
+    async def Upload(self, request: AsyncIterator[wire.UploadChunk], context: Context) -> wire.UploadReply:
+        # Not from ``request``: that iterator is part of a cycle, which would keep its last message until the collector
+        # comes by, far too late for messages of this size.
+        async def read() -> wire.UploadChunk | None:
+            message = await context.read()
+            return None if message is grpc.aio.EOF else message
+
+        return await self._answer(context, lambda device: self._gateway.upload(device, read))
 
     async def Report(self, request: wire.ReportRequest, context: Context) -> wire.ReportReply:
-        async with self._answering(context) as device:
-            return await self._gateway.report(device, request)
+        return await self._answer(context, lambda device: self._gateway.report(device, request))
 
-    @contextlib.asynccontextmanager
-    async def _answering(self, context: Context) -> AsyncIterator[str]:
-        """Yields the device that calls; a refusal becomes its status, and what we did not foresee says nothing."""
+    async def _answer(self, context: Context, work: Callable[[str], Awaitable[T]]) -> T:
+        """What ``work`` gives for the device that calls; a refusal becomes its status, and what we did not foresee says
+        nothing."""
         try:
             device = self._caller(context)
             with self._gateway.limits.at_once(device):
-                yield device
+                return await work(device)
         except Refusal as refusal:
-            self._gateway.refused[refusal.status.name] += 1
-            await _abort(context, refusal.status, one_line(refusal))
+            status, message = refusal.status, one_line(refusal)
+            refusal.__traceback__ = None  # its frames hold what was received, and each other
         except Exception:
             _log.exception("a call failed")
-            self._gateway.refused[grpc.StatusCode.INTERNAL.name] += 1
-            await _abort(context, grpc.StatusCode.INTERNAL, "the gateway failed; try again later")
+            status, message = grpc.StatusCode.INTERNAL, "the gateway failed; try again later"
+        self._gateway.refused[status.name] += 1
+        # Here, where no error is being handled: gRPC keeps the one that this raises, with all that it was raised in.
+        return await _abort(context, status, message)
 
     def _caller(self, context: Context) -> str:
         given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]

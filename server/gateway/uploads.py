@@ -60,7 +60,9 @@ class Uploads:
             if (current := asyncio.current_task()) is not None and current.cancelling():
                 receiving.cancel()
                 raise
-            raise Refusal(grpc.StatusCode.ABORTED, "another call has taken this upload over") from error
+            raise Refusal(grpc.StatusCode.ABORTED, "another call has taken this upload over") from error.with_traceback(
+                None
+            )
         finally:
             if self._receiving.get(task.id) is receiving:
                 del self._receiving[task.id]

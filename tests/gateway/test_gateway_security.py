@@ -1,12 +1,14 @@
 """What the gateway refuses: with a clear status, within a limit, and nothing has changed by it."""
 
 import asyncio
+import gc
 import hashlib
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -192,6 +194,27 @@ def test_more_bytes_than_the_head_says_are_refused(tmp_path: Path, release: Rele
         more = wire.UploadChunk(head=up.head, data=up.content + b"\0")
         assert "more bytes" in await refused(up.send(more), grpc.StatusCode.INVALID_ARGUMENT)
         await kept_nothing(gate, up)
+
+    _forgiving(tmp_path, release, play)
+
+
+def test_what_a_refused_upload_held_is_free_at_once(tmp_path: Path, release: Release) -> None:
+    """And not when the collector comes by: memory would grow with the number of phones meanwhile."""
+
+    async def play(gate: Loopback, up: Uploading) -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            await refused(up.send(wire.UploadChunk(head=up.head, data=b"1234")), grpc.StatusCode.OUT_OF_RANGE)
+            await until(lambda: not gate.open.gateway.limits._lasting)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            held = [each for each in gc.garbage if isinstance(each, FrameType)]
+            assert not [frame for frame in held if frame.f_code.co_filename.endswith("uploads.py")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
 
     _forgiving(tmp_path, release, play)
 
