@@ -205,7 +205,7 @@ def test_what_a_refused_upload_held_is_free_at_once(tmp_path: Path, release: Rel
         gc.collect()
         gc.disable()
         try:
-            await refused(up.send(wire.UploadChunk(head=up.head, data=b"1234")), grpc.StatusCode.OUT_OF_RANGE)
+            await refused(up.send(wire.UploadChunk(head=up.head, data=up.content[:4])), grpc.StatusCode.OUT_OF_RANGE)
             await until(lambda: not gate.open.gateway.limits._lasting)
             gc.set_debug(gc.DEBUG_SAVEALL)
             gc.collect()
