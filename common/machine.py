@@ -20,12 +20,12 @@ class Machine:
         return cls(cpu=_cpu_name(), cores=os.cpu_count() or 1, threads=threads)
 
 
-def peak_rss_bytes() -> int | None:
-    """The most memory that this process had resident; None where the system does not tell.
+def peak_rss_bytes(process: int | None = None) -> int | None:
+    """The most memory that this process, or that of a number, had resident; None where the system does not tell.
 
     Not ``ru_maxrss``: it survives exec, so that a child would begin with the size of the one who started it.
     """
-    status = Path("/proc/self/status")
+    status = Path(f"/proc/{process or 'self'}/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
