@@ -25,7 +25,7 @@ def supernode(device: DeviceFile) -> list[str]:
       ConfigError: the settings' path is one that Flower cannot take.
       UserError: Flower is not installed, or one of its programs is missing.
     """
-    server = device.table.server
+    server = device.server
     if '"' in str(device.path):
         raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
     supernode, *_ = [program(name, "fleetdraft node", "node") for name in _PROGRAMS]
@@ -67,7 +67,7 @@ def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None
             first_refusal = now if first_refusal is None else first_refusal
             if now - first_refusal >= wait_s:
                 raise FleetError(
-                    f"the SuperLink at {device.table.server.address} does not let this device in; "
+                    f"the SuperLink at {device.server.address} does not let this device in; "
                     "what it said stands above; the operator needs its public key: fleetdraft server keys add"
                 )
             tell(f"not let in yet; trying again for {wait_s - (now - first_refusal):.0f} s")
