@@ -74,11 +74,13 @@ class Agent:
         self._watch = Watch(table)
         self._state = State.open(directory, base=self.bundle.base, layout=layout)
         try:
-            self.engine = Engine(self.bundle, self._state, self.targets, self.settings, self._watch.may_learn, say)
+            self.engine = Engine(
+                self.bundle, self._state, self.targets, self.settings, lambda: not self._watch.local, say
+            )
             self.fleet = FleetTraining(self._state, lambda: self._watch.fleet, say)
             override = None if table.sensors is None else device.folder / table.sensors
             sensors = Sensors(directory, lambda: self.engine.idle_s, override)
-            self._watch.start(sensors.read, self._busy, self._eligibility_changed)
+            self._watch.start(sensors.read, self._eligibility_changed)
         except BaseException:
             self._state.close()
             raise
@@ -197,10 +199,10 @@ class Agent:
         """Of the learning pair; see ``OnlinePair.status``."""
         return self.engine.status()
 
-    def drain(self) -> bool:
-        """Lets texts end, as long as the settings say, and begins nothing; whether all have ended."""
+    def drain(self, timeout_s: float) -> bool:
+        """Lets texts end and begins nothing; whether all have ended within ``timeout_s``."""
         self.fleet.close()
-        return self.engine.admission.drain(self.settings.drain_s)
+        return self.engine.admission.drain(timeout_s)
 
     def close(self) -> None:
         """Ends all and saves what was learned; texts have ended before."""
@@ -211,10 +213,6 @@ class Agent:
         finally:
             self._state.close()
 
-    def _busy(self) -> bool:
-        return self.fleet.training or (self._watch.may_learn() and self.engine.due)
-
     def _eligibility_changed(self) -> None:
         self.fleet.check()
-        if self._watch.may_learn():
-            self.engine.wake()
+        self.engine.wake()

@@ -103,7 +103,7 @@ class EligibilityTable:
     sensors: Path | None = None
     """A JSON object with some of ``Reading``'s fields, which count instead of what the sensors say."""
     check_s: float = 0.2
-    """Seconds between two looks at the sensors while something is trained."""
+    """Seconds for which what the sensors say holds; they are asked again before the next step of training."""
 
     def __post_init__(self) -> None:
         if not 0.01 <= self.check_s <= 60:

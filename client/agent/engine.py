@@ -173,11 +173,6 @@ class Engine:
 
     # --- learning ---------------------------------------------------------------------------------------------
 
-    @property
-    def due(self) -> bool:
-        """Whether the learner has something to train on."""
-        return self._learning.due
-
     def wake(self) -> None:
         """Says that the learner may train."""
         self._learning.wake()

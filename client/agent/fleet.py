@@ -163,7 +163,7 @@ class FleetTraining:
             return self._job
 
     def check(self) -> None:
-        """Stops the work if the policy does not let it go on; called whenever the sensors may say something else."""
+        """Stops the work if the policy does not let it go on."""
         if self.training and (refusals := self._refusals()):
             self.stop("; ".join(refusals), timeout_s=0)
 
@@ -207,8 +207,7 @@ class FleetTraining:
     def _run(self, job: Job) -> None:
         _lower()
         try:
-            answer = job.work.run(job.check, job.tell)
-            job.check()
+            answer = job.work.run(lambda: self._check(job), job.tell)
             self._keep(job, answer)
             job.end(answer, None)
         except FleetdraftError as error:
@@ -217,6 +216,11 @@ class FleetTraining:
         except BaseException as error:
             job.end(None, error)
             raise
+
+    def _check(self, job: Job) -> None:
+        """Asked by the work before each step."""
+        self.check()
+        job.check()
 
     def _keep(self, job: Job, answer: bytes) -> None:
         """Before it is given to anybody; older answers go."""

@@ -131,11 +131,6 @@ class LearningPair(OnlinePair):
         if self._background is not None:
             self._background.wake()
 
-    @property
-    def due(self) -> bool:
-        """Whether there is something to train on, whether it may be done or not."""
-        return self._learner.due
-
     def _wake(self) -> None:
         if self.config.background is not None:
             self._background = BackgroundLearner(Permitted(self._learner, self._may_train), self.config.background)

@@ -29,6 +29,8 @@ _OTHER_CALLS = 16
 _LEAST_MESSAGE = 4 << 20
 _LAST_S = 5.0
 """For calls that are not texts, once all texts have ended."""
+_LAST_BLOCK_S = 30.0
+"""For the blocks under way of texts that are cut."""
 
 
 @contextlib.contextmanager
@@ -40,8 +42,8 @@ def serving(device: DeviceFile, say: Say) -> Iterator[Agent]:
     """
     address = device.agent.listen
     path = socket_path(address, device.folder)
-    os.umask(0o077)  # the socket, and all else, is for its owner alone
     with contextlib.ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o077))  # the socket, and all else, is for its owner alone
         if path is not None:
             stack.enter_context(_claimed(path))
         agent = Agent(device, say)
@@ -58,10 +60,10 @@ def serving(device: DeviceFile, say: Say) -> Iterator[Agent]:
             yield agent
         finally:
             healthy.enter_graceful_shutdown()
-            if not agent.drain():
+            if not agent.drain(device.agent.drain_s):
                 say(f"texts did not end within {device.agent.drain_s:g} s and are cut")
                 server.stop(0).wait()
-                agent.drain()
+                agent.drain(_LAST_BLOCK_S)
 
 
 def run(device: DeviceFile, say: Say) -> None:

@@ -1,62 +1,80 @@
-"""Holds the sensors against the policies, again and again while something is trained. It trains nothing."""
+"""Holds the sensors against the policies, whenever somebody asks and every other second. It trains nothing."""
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import datetime
 
 from .eligibility import EligibilityTable, Reading
 
 _CALM_S = 2.0
-"""Between two looks while nothing is trained."""
+"""Between two looks that nobody asks for: they find out that training may go on again."""
 
 
 class Watch:
-    """Whether training may go on, for the fleet and for the device alone; in a thread from ``start`` to ``close``.
+    """Whether training may go on, for the fleet and for the device alone; any thread may ask.
 
     Guarantees:
-      - What it says is at most ``check_s`` old while something is trained, and 2 s otherwise.
-
-      - Until the first look nothing may be trained.
+      - No answer is older than ``check_s``, so who asks before each step stops within ``check_s`` and a step.
+      - Until ``start`` nothing may be trained.
 
     Args:
-      now: local time.
+      now: local time. clock: seconds.
     """
 
-    def __init__(self, table: EligibilityTable, now: Callable[[], datetime] = datetime.now) -> None:
-        self.fleet: tuple[str, ...] = ("the sensors have not been read yet",)
-        """Why nothing may be trained for the fleet."""
-        self.local: tuple[str, ...] = self.fleet
-        """Why nothing may be learned for the device alone."""
-        self._table, self._now = table, now
-        self._read: Callable[[], Reading] = Reading
-        self._busy: Callable[[], bool] = lambda: False
+    def __init__(
+        self,
+        table: EligibilityTable,
+        now: Callable[[], datetime] = datetime.now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._table, self._now, self._clock = table, now, clock
+        self._fleet: tuple[str, ...] = ("the sensors have not been read yet",)
+        self._local: tuple[str, ...] = self._fleet
+        self._read: Callable[[], Reading] | None = None
         self._changed: Callable[[], None] = lambda: None
+        self._looked_at, self._looking = float("-inf"), threading.RLock()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fleetdraft eligibility", daemon=True)
 
-    def start(self, read: Callable[[], Reading], busy: Callable[[], bool], changed: Callable[[], None]) -> None:
-        """Looks now, and from now on.
+    def start(self, read: Callable[[], Reading], changed: Callable[[], None]) -> None:
+        """Looks from now on.
 
         Args:
           read: the sensors.
-          busy: whether something is trained, or would be if it might.
-          changed: told when an answer has become another, on the thread that looks.
+          changed: told when an answer has become another, on the thread that found out.
         """
-        self._read, self._busy, self._changed = read, busy, changed
+        self._read, self._changed = read, changed
         self.look()
         self._thread.start()
 
-    def look(self) -> None:
-        """Looks now."""
-        before = self.fleet, self.local
-        reading, now = self._read(), self._now()
-        self.fleet, self.local = self._table.fleet.refusals(reading, now), self._table.local.refusals(reading, now)
-        if (self.fleet, self.local) != before:
-            self._changed()
+    @property
+    def fleet(self) -> tuple[str, ...]:
+        """Why nothing may be trained for the fleet now, a line each."""
+        self.look(self._table.check_s)
+        return self._fleet
 
-    def may_learn(self) -> bool:
-        """Whether the device may learn for itself."""
-        return not self.local
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Why nothing may be learned for the device alone now."""
+        self.look(self._table.check_s)
+        return self._local
+
+    def look(self, unless_newer_s: float = 0.0) -> None:
+        """Reads the sensors, unless that was done a moment ago."""
+        with self._looking:
+            if self._read is None or self._clock() - self._looked_at < unless_newer_s:
+                return
+            before = self._fleet, self._local
+            reading, now = self._read(), self._now()
+            self._fleet, self._local = (
+                self._table.fleet.refusals(reading, now),
+                self._table.local.refusals(reading, now),
+            )
+            self._looked_at = self._clock()
+            changed = (self._fleet, self._local) != before
+        if changed:
+            self._changed()
 
     def close(self) -> None:
         """Ends the looking."""
@@ -65,5 +83,5 @@ class Watch:
             self._thread.join(10)
 
     def _run(self) -> None:
-        while not self._closing.wait(self._table.check_s if self._busy() else _CALM_S):
+        while not self._closing.wait(_CALM_S):
             self.look()

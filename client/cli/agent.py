@@ -208,9 +208,10 @@ def generate(
     connection, wire = _client()
     options = wire.Options(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
     with connection.connected(_opened(device)) as stub:
-        print(prompt, end="", flush=True)
+        before = prompt
         for event in stub.Generate(wire.GenerateRequest(prompt=prompt, target=target, options=options)):
-            print(event.piece, end="", flush=True)
+            print(before, event.piece, sep="", end="", flush=True)
+            before = ""
         print()
 
 
