@@ -1,9 +1,12 @@
-"""Whose turn it is to work: first come, first served, and whoever can wait comes after all others. It knows no work."""
+"""Whose turn it is to work: first come, first served, and whoever can wait comes rarely. It knows no work."""
 
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LATE_AFTER = 10
+"""Turns of others after which one that can wait has one: it takes a tenth, as learning does beside texts."""
 
 
 class Turns:
@@ -12,12 +15,13 @@ class Turns:
     Guarantees:
       - At most ``workers`` threads are inside ``take`` at a time.
       - Who leaves hands its turn to the one that waits longest, so nobody is overtaken by one that came later.
-      - ``late`` ones wait for all that are not.
+      - ``late`` ones wait for all that are not, but for no more than ten turns.
     """
 
     def __init__(self, workers: int = 1) -> None:
         self._free, self._lock = workers, threading.Lock()
         self._first, self._late = deque[threading.Lock](), deque[threading.Lock]()
+        self._since_late = 0
 
     @contextmanager
     def take(self, late: bool = False) -> Iterator[None]:
@@ -49,7 +53,11 @@ class Turns:
 
     def _release(self) -> None:
         with self._lock:
-            if queue := self._first or self._late:
-                queue.popleft().release()
+            if self._first and not (self._late and self._since_late >= _LATE_AFTER):
+                self._since_late += bool(self._late)
+                self._first.popleft().release()
+            elif self._late:
+                self._since_late = 0
+                self._late.popleft().release()
             else:
                 self._free += 1

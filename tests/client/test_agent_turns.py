@@ -49,6 +49,23 @@ def test_turns_go_in_the_order_of_asking_and_late_ones_last() -> None:
     assert order == ["a", "b", "late", "later"]
 
 
+def test_who_can_wait_has_the_eleventh_turn_at_the_latest() -> None:
+    turns, order, threads = Turns(), list[str](), list[threading.Thread]()
+
+    def work(name: str, late: bool) -> None:
+        with turns.take(late):
+            order.append(name)
+
+    with turns.take():
+        for number, name in enumerate(["late", *("text" for _ in range(12))], 1):
+            threads.append(threading.Thread(target=work, args=(name, name == "late")))
+            threads[-1].start()
+            until(lambda n=number: len(turns._first) + len(turns._late) == n)
+    for thread in threads:
+        thread.join(10)
+    assert order.index("late") == 10
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_no_more_than_the_workers_are_inside(workers: int) -> None:
     turns, inside, most, lock = Turns(workers), 0, 0, threading.Lock()
