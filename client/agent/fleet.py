@@ -212,7 +212,7 @@ class FleetTraining:
             job.end(answer, None)
         except FleetdraftError as error:
             self._say(f"training for the fleet ended: {error}")
-            job.end(None, error)
+            job.end(None, error.with_traceback(None))  # whose frames hold the models
         except BaseException as error:
             job.end(None, error)
             raise

@@ -21,6 +21,7 @@ from ..decoding.options import MAX_DRAFT_TOKENS
 from ..device_file import DeviceFile
 from .address import grpc_address, socket_path
 from .agent import Agent, Say
+from .memory import share_one_arena
 from .service import DeviceService
 
 SERVICE = device_pb2.DESCRIPTOR.services_by_name["Device"].full_name
@@ -67,7 +68,8 @@ def serving(device: DeviceFile, say: Say) -> Iterator[Agent]:
 
 
 def run(device: DeviceFile, say: Say) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serves until SIGTERM or SIGINT, in a process of its own."""
+    share_one_arena()
     with _stopped_by_signal() as stopped, serving(device, say) as agent:
         names = ", ".join(target.name for target in agent.targets)
         say(f"serving {names} at {grpc_address(device.agent.listen, device.folder)}")
