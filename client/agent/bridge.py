@@ -7,6 +7,8 @@ that is asked for twice once.
 import hashlib
 from dataclasses import dataclass
 
+import grpc
+
 from ...common.errors import FleetError
 from ...common.lora import LoraAdapter
 from ...common.messages import EvaluateTask, Evaluation, Release, TrainTask, Update
@@ -72,8 +74,13 @@ class AgentDevice:
         if not self.device.agent.take_releases or release.adapter.changes_nothing:
             return
         status = stub.Status(wire.StatusRequest(), timeout=CALL_S)
-        if status.participates and status.release_digest != release.adapter.digest:
+        if not status.participates or status.release_digest == release.adapter.digest:
+            return
+        try:
             pull(stub, release.number, release.adapter, release.base)
+        except grpc.RpcError as error:  # a long text teaches just now: the next round offers it again
+            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise
 
 
 def _id(task: str, release: Release) -> str:

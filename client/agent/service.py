@@ -61,7 +61,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     FleetdraftError: _Code.ABORTED,
 }
 """By the first that fits."""
-_PIECES_S = 0.01
+_PIECES_S = 0.02
 """Pieces that come faster are sent together: nobody reads that fast, and a message costs as much as a small block."""
 _PROGRESS_S = 5.0
 _BACKSTOP_S = 5.0

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
+import psutil
 import typer
 from rich.console import Console
 
@@ -55,12 +56,16 @@ class AgentRow(Row):
 
 @dataclass(frozen=True)
 class Text:
-    """One text: its characters, tokens, and seconds until the first piece and the end, as the caller sees them."""
+    """One text: its characters and tokens, seconds until the first piece and the end as the caller sees them.
+
+    cpu_s: of a core, in all processes that take part.
+    """
 
     text: str
     tokens: int
     first_s: float
     seconds: float
+    cpu_s: float
 
 
 Writer = Callable[[str, Options], Text]
@@ -71,27 +76,32 @@ def of_library(stream: Callable[[str, Options], Iterator[str]], count: Callable[
 
     def write(prompt: str, options: Options) -> Text:
         before, began, first_s, pieces = count(), time.perf_counter(), 0.0, list[str]()
+        busy_s = time.process_time()
         for piece in stream(prompt, options):
             first_s = first_s or time.perf_counter() - began
             pieces.append(piece)
         seconds = time.perf_counter() - began
-        return Text("".join(pieces), count() - before, first_s or seconds, seconds)
+        return Text("".join(pieces), count() - before, first_s or seconds, seconds, time.process_time() - busy_s)
 
     return write
 
 
-def of_agent(stub: device_pb2_grpc.DeviceStub, learn: bool) -> Writer:
+def of_agent(stub: device_pb2_grpc.DeviceStub, agent: psutil.Process, learn: bool) -> Writer:
     """Writes with an agent."""
+
+    def busy() -> float:
+        times = agent.cpu_times()
+        return float(times.user + times.system) + time.process_time()
 
     def write(prompt: str, options: Options) -> Text:
         request = wire.GenerateRequest(prompt=prompt, options=options_message(options), learn=learn)
-        began, first_s, pieces, tokens = time.perf_counter(), 0.0, list[str](), 0
+        busy_s, began, first_s, pieces, tokens = busy(), time.perf_counter(), 0.0, list[str](), 0
         for event in stub.Generate(request):
             first_s = first_s or time.perf_counter() - began
             pieces.append(event.piece)
             tokens += event.finished.counters.tokens
         seconds = time.perf_counter() - began
-        return Text("".join(pieces), tokens, first_s or seconds, seconds)
+        return Text("".join(pieces), tokens, first_s or seconds, seconds, busy() - busy_s)
 
     return write
 
@@ -151,6 +161,11 @@ def tokens_per_s(texts: Sequence[Text]) -> float:
     return sum(text.tokens for text in texts) / sum(text.seconds for text in texts)
 
 
+def cpu_ms(texts: Sequence[Text]) -> float:
+    """Milliseconds of a core for each token."""
+    return 1e3 * sum(text.cpu_s for text in texts) / sum(text.tokens for text in texts)
+
+
 def first_ms(share: float) -> Callable[[Sequence[Text]], float]:
     """The quantile of the time to the first piece."""
     return lambda texts: float(np.quantile([text.first_s for text in texts], share)) * 1e3
@@ -198,13 +213,13 @@ class DraftCounted:
 
 
 def _beside(row: AgentRow) -> tuple[str, str, str]:
-    return f"{row.peer_value:,.1f}", f"{row.share:.3f}", f"{row.lowest:.3f}-{row.highest:.3f}"
+    return f"{row.peer_value:,.2f}", f"{row.share:.3f}", f"{row.lowest:.3f}-{row.highest:.3f}"
 
 
 def _print(rows: Sequence[Row], title: str) -> None:
     console = Console(markup=False, highlight=False)
     lines = [
-        (row.name, f"{row.value:,.1f}", *(_beside(row) if isinstance(row, AgentRow) else ("",) * 3)) for row in rows
+        (row.name, f"{row.value:,.2f}", *(_beside(row) if isinstance(row, AgentRow) else ("",) * 3)) for row in rows
     ]
     console.print(figures(_HEADINGS, lines, title))
 
@@ -241,21 +256,22 @@ def main(
         }
         device = write_device(folder / "device", tables)
         (folder / "device/sensors.json").write_text('{"charging": false}')
-        stack.enter_context(agent_process(device))
+        process = psutil.Process(stack.enter_context(agent_process(device)).pid)
         stub = stack.enter_context(connected(device))
         rows = list[Row]()
         for learns in (False, True):
             library = stack.enter_context(_library(opened, target, folder / "library", learns))
-            agent = of_agent(stub, learns)
+            agent = of_agent(stub, process, learns)
             laps(agent, library, chosen[:2], 1, options)  # allocates, on both sides
             found = laps(agent, library, chosen, lap_count, options)
             what = "with lessons" if learns else "without"
             rows += [
                 compared(f"{what}: tokens/s", "tokens/s", found, tokens_per_s),
+                compared(f"{what}: CPU per token", "ms", found, cpu_ms),
                 compared(f"{what}: first piece, p50", "ms", found, first_ms(0.5)),
                 compared(f"{what}: first piece, p95", "ms", found, first_ms(0.95)),
             ]
-        rows += together(of_agent(stub, True), chosen, texts, options, 1 if quick else 12)
+        rows += together(of_agent(stub, process, True), chosen, texts, options, 1 if quick else 12)
     _print(rows, f"{target}, {count} prompts, {max_new_tokens} tokens, {workers} worker(s)")
     if json is not None:
         write_rows(json, rows)

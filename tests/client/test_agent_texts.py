@@ -1,8 +1,11 @@
 """The agent's texts over its socket: those of the library, several at once, each ended when nobody waits for it."""
 
+import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -205,6 +208,34 @@ def test_a_program_with_a_target_of_its_own_gets_the_same_text(
     assert finished.counters.accepted == expected.counters.accepted
     assert finished.learned == (learn and target == "spm")
     assert questions == expected.counters.target_calls + 1  # and the prompt
+
+
+def without_weights(bundle: Bundle, folder: Path) -> Path:
+    """The shipped bundle, but that it has no weights of its first target."""
+    shutil.copytree(bundle.directory, folder)
+    told = json.loads((folder / "bundle.json").read_text())
+    for target in told["targets"]:
+        target["self_contained"] &= target["name"] != "spm"
+    (folder / "bundle.json").write_text(json.dumps(told))
+    (folder / "targets/spm/model.safetensors").unlink()
+    return folder
+
+
+def test_an_agent_without_weights_drafts_for_a_program_and_learns_from_it(bundle: Bundle, tmp_path: Path) -> None:
+    top = {"name": "ann", "target": "spm", "bundle": str(without_weights(bundle, tmp_path / "bundle"))}
+    pair, options = bundle.pair("spm"), wire.Options(max_new_tokens=24)
+    with asked(device(tmp_path / "d", {"": top})) as (_, stub):
+        begin = wire.FeedbackBegin(prompt="def a(self):\n", options=options, context_limit=256)
+        written, finished, _ = dialogue(stub, pair.target, begin)
+        assert written == pair.alone.run("def a(self):\n", Options(max_new_tokens=24)).text
+        assert finished.learned
+        assert finished.counters.accepted > 0
+        told = stub.Status(wire.StatusRequest(), timeout=20)
+        assert (told.lessons, told.targets[0].generates) == (1, False)
+        with pytest.raises(grpc.RpcError) as error:
+            text(stub, "def a(self):\n")
+        assert error.value.code() is Code.FAILED_PRECONDITION
+        assert "no weights of spm" in error.value.details()
 
 
 def test_others_are_written_while_a_program_thinks(stub: DeviceStub) -> None:
