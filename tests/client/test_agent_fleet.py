@@ -154,19 +154,19 @@ def test_an_update_is_that_of_the_device_without_an_agent(
 ) -> None:
     """Whatever the agent has learned for itself; and nothing of the training is in force afterwards."""
     agent, stub = served
-    for prompt in prompts[:4]:
+    for prompt in prompts[:3]:  # one less than brings training, which would put another adapter in force
         text(stub, prompt.text, max_new_tokens=8)
     release = Release(number=1, adapter=noisy(bundle.adapter()), base=bundle.base)
     task = TrainTask(round=1, seed=3)
     expected = agent.device.participant().train(task, release)
     stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
-    in_force = agent.engine._learning.in_force.digest
+    in_force = agent.bundle.drafter.model.lora
     head, content = answer(stub.PushUpdate(update_request(release.adapter, bundle.base), timeout=120))
     delta = delta_of(head, content)
     assert delta.keys() == expected.delta.keys()
     assert all(np.array_equal(delta[name], value) for name, value in expected.delta.items())
     assert (head.weight, head.steps, head.release) == (expected.weight, expected.training.steps, release.adapter.digest)
-    assert agent.engine._learning.in_force.digest == in_force
+    assert agent.bundle.drafter.model.lora is in_force
 
 
 def test_work_that_is_asked_for_again_is_done_once_also_by_the_next_process(folder: Path, bundle: Bundle) -> None:
