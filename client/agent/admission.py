@@ -16,6 +16,9 @@ class Call(Protocol):
     def is_active(self) -> bool:
         """Whether the other side still listens."""
 
+    def cancel(self) -> object:
+        """Ends it."""
+
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Has ``callback`` called when it ends; False if it has ended."""
 

@@ -88,6 +88,8 @@ class Engine:
         began = self._clock()
         target = self.targets.named(request.target, remote is not None)
         account = Account(target.pair.target_codec, request.options)
+        if remote is not None:
+            account.give_up = call.cancel
         with self.admission.admit(call):
             try:
                 self._check_prompt(request.prompt, target, remote)
@@ -159,10 +161,10 @@ class Engine:
         yield Finished(reason=account.reason, counters=account.counters, first_piece_s=first_s, learned=learned)
 
     def _check(self, call: Call, account: Account, until: float) -> None:
+        if account.is_cut:
+            raise Cut("the text was ended by a purge")
         if not call.is_active():
             raise Gone("nobody waits for this text any more")
-        if account.cut.is_set():
-            raise Cut("the text was ended by a purge")
         if self._clock() > until:
             raise Overdue(f"the text took longer than text_limit_s = {self._settings.text_limit_s:g}")
 
@@ -192,7 +194,7 @@ class Engine:
     def purge(self, everything: bool) -> int:
         """Deletes the lessons, or all that was learned; ends the text that teaches. Bytes that are free now."""
         if (lesson := self._lesson) is not None:
-            lesson.cut.set()
+            lesson.cut()
         with self._seat.mine(_SEAT_S):
             before = self._state.size_bytes
             self._learning.close()

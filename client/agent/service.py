@@ -18,8 +18,10 @@ import grpc
 
 from ...common.errors import (
     ConfigError,
+    ContextLimitError,
     FingerprintError,
     FleetdraftError,
+    ModelError,
     TrainingError,
     UserError,
 )
@@ -57,7 +59,10 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     Stopped: _Code.FAILED_PRECONDITION,
     FingerprintError: _Code.FAILED_PRECONDITION,
     TrainingError: _Code.ABORTED,
-    UserError: _Code.INVALID_ARGUMENT,
+    ConfigError: _Code.INVALID_ARGUMENT,
+    ContextLimitError: _Code.INVALID_ARGUMENT,
+    ModelError: _Code.INVALID_ARGUMENT,
+    UserError: _Code.FAILED_PRECONDITION,
     FleetdraftError: _Code.ABORTED,
 }
 """By the first that fits."""

@@ -1,6 +1,6 @@
 """One text of the agent while it is written: what was asked, what it counted, how it ends. It knows no models."""
 
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,8 +63,9 @@ class Account:
     blocks: list[Block] = field(default_factory=list)
     """Those that nobody has taken yet."""
     counters: DraftCounters = DraftCounters(prompts=1)
-    cut: threading.Event = field(default_factory=threading.Event)
-    """Set by whoever ends it early."""
+    give_up: Callable[[], object] = lambda: None
+    """Ends the wait for a target that runs elsewhere."""
+    is_cut: bool = False
 
     def __post_init__(self) -> None:
         self._utf8, self._stop = Utf8Stream(), StopStrings(self.options.stop)
@@ -78,6 +79,11 @@ class Account:
         if self.options.stop:
             for token in outcome.tokens:
                 self._stop.feed(self._utf8.feed(self.codec.vocabulary.token_bytes[token]))
+
+    def cut(self) -> None:
+        """Has the text end after the block under way."""
+        self.is_cut = True
+        self.give_up()
 
     def taken(self) -> list[Block]:
         """The blocks since the last call."""

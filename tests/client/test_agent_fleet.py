@@ -332,6 +332,23 @@ def test_a_purge_of_everything_leaves_nothing_not_even_the_consent(
     assert text(stub, "def a(", max_new_tokens=8)[1].learned
 
 
+def test_a_purge_does_not_wait_for_a_program_that_thinks(served: tuple[Agent, DeviceStub]) -> None:
+    agent, stub = served
+    closing = threading.Event()
+
+    def requests() -> Iterator[wire.FeedbackRequest]:
+        yield wire.FeedbackRequest(begin=wire.FeedbackBegin(target="spm", prompt="def a(", context_limit=64))
+        closing.wait(60)
+
+    call = stub.Feedback(requests(), timeout=60)
+    assert next(call).WhichOneof("what") == "score"
+    stub.Purge(wire.PurgeRequest(what=wire.PurgeRequest.ALL), timeout=20)
+    assert refused(call)[0] is Code.CANCELLED
+    closing.set()
+    until(lambda: agent.engine.admission.active == 0)
+    assert text(stub, "def a(", max_new_tokens=8)[1].learned
+
+
 def test_a_purge_says_what_it_is_to_forget(served: tuple[Agent, DeviceStub]) -> None:
     _, stub = served
     assert refused(lambda: stub.Purge(wire.PurgeRequest(), timeout=60))[0] is Code.INVALID_ARGUMENT

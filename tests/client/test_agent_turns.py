@@ -26,6 +26,9 @@ class Asker:
         self._callbacks.append(callback)
         return self._active
 
+    def cancel(self) -> None:
+        self.leave()
+
     def leave(self) -> None:
         self._active = False
         for callback in self._callbacks:
