@@ -1,5 +1,7 @@
 """The ClientApp that Flower loads on a device: the device whose settings file the SuperNode's configuration names.
 
+Where that file has an ``[agent]``, the agent's process does the work, and this one is a bridge to it.
+
 A SuperNode whose configuration has another setting is of another kind: a gateway, for one. Whoever answers for it is
 found by that setting among the entry points ``fleetdraft.nodes``, so that nothing here imports it.
 """
@@ -26,7 +28,12 @@ def _identity(context: Context) -> Identity:
 
 
 def _device(context: Context) -> Device:
-    return _settings(_path(context)).participant()
+    settings = _settings(_path(context))
+    if settings.table.agent is None:
+        return settings.participant()
+    from .agent.bridge import AgentDevice  # a node without an agent needs no gRPC of its own
+
+    return AgentDevice(settings)
 
 
 def _least_threshold(context: Context) -> int:

@@ -1,4 +1,8 @@
-"""A device's own settings, ``device.toml``: who it is, its target, what it learns from. It starts nothing."""
+"""A device's own settings, ``device.toml``: who it is, its target, what it learns from. It starts nothing.
+
+Node and agent read the same file. Who only takes part in a fleet needs no ``[agent]``, who only runs an agent needs no
+``[server]``, and no prompts either.
+"""
 
 import stat
 from dataclasses import dataclass, field
@@ -9,7 +13,10 @@ from ..common.embedded import EMBEDDED
 from ..common.errors import ConfigError
 from ..common.messages import Identity
 from ..common.toml import parse, read_toml
+from .agent.eligibility import EligibilityTable
+from .agent.settings import AgentTable
 from .bundle import Bundle
+from .pair import Pair
 from .participant import Participant
 from .prompts import check_lengths, read_prompts
 from .settings import GenerationTable, LearningTable
@@ -40,11 +47,15 @@ class DeviceTable:
     """A pseudonym, different for every device of the fleet."""
     target: str
     """A target inside the bundle, or a model directory."""
-    prompts: Path
+    prompts: Path | None = None
     """What the user asks; never leaves the device."""
-    held_out: Path
+    held_out: Path | None = None
     """Prompts that the device never trains on, to measure with."""
-    server: ServerTable
+    server: ServerTable | None = None
+    agent: AgentTable | None = None
+    """Where there is one, the device trains in its agent's process; see ``fleetdraft agent``."""
+    eligibility: EligibilityTable = field(default_factory=EligibilityTable)
+    """When the agent may train."""
     bundle: Path = EMBEDDED
     held_out_prompts: int = 6
     """How many of them are measured."""
@@ -93,14 +104,40 @@ class DeviceFile:
         """What the fleet is told of the device; opens no model."""
         return Identity(client=self.table.name, family=self.bundle.entry(self._target()).family)
 
-    def participant(self) -> Participant:
-        """The device, with its models and prompts open."""
+    @property
+    def server(self) -> ServerTable:
+        """The fleet's server.
+
+        Raises:
+          ConfigError: the file names none.
+        """
+        if self.table.server is None:
+            raise ConfigError(f"{self.path} has no [server], expected one to take part in a fleet")
+        return self.table.server
+
+    @property
+    def agent(self) -> AgentTable:
+        """How the agent serves: by its defaults where the file says nothing."""
+        return self.table.agent or AgentTable()
+
+    @property
+    def targets(self) -> list[str]:
+        """The agent's, the one that it learns from first: names in the bundle, or directories."""
+        return [self._located(name) for name in (self.table.target, *self.agent.also)]
+
+    def participant(self, pair: Pair | None = None) -> Participant:
+        """The device, with its prompts open, and its models unless they are given.
+
+        Raises:
+          ConfigError: the file names no prompts.
+        """
         table = self.table
+        prompts, held_out = self._texts()
         return Participant(
             name=table.name,
-            pair=self.bundle.pair(self._target(), threads=table.threads),
-            prompts=read_prompts(self.folder / table.prompts),
-            held_out=read_prompts(self.folder / table.held_out)[: table.held_out_prompts],
+            pair=pair or self.bundle.pair(self._target(), threads=table.threads),
+            prompts=read_prompts(prompts),
+            held_out=read_prompts(held_out)[: table.held_out_prompts],
             options=table.generation.options(seed=0),
             learning=table.learning.config(),
             prompts_per_round=table.learning.prompts_per_round,
@@ -114,10 +151,10 @@ class DeviceFile:
           UserError: a bundle, target or prompts file that cannot be used.
         """
         self.check_texts()
-        for file in (self.table.server.authority, self.table.server.key):
+        for file in (self.server.authority, self.server.key):
             if not (self.folder / file).is_file():
                 raise ConfigError(f"{self.folder / file} is missing; {self.path} names it in [server]")
-        key = self.folder / self.table.server.key
+        key = self.folder / self.server.key
         if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigError(f"{key} can be read by others, expected by its owner only; run: chmod 600 {key}")
 
@@ -128,10 +165,20 @@ class DeviceFile:
           UserError: one of them cannot be used.
         """
         codec, limit = self.bundle.codec(self._target()), self.bundle.entry(self._target()).shape.context_limit
-        for file in (self.table.prompts, self.table.held_out):
-            check_lengths(read_prompts(self.folder / file), codec, limit)
+        for file in self._texts():
+            check_lengths(read_prompts(file), codec, limit)
+
+    def _texts(self) -> tuple[Path, Path]:
+        """The files of prompts to learn from and to measure with."""
+        if self.table.prompts is None or self.table.held_out is None:
+            missing = "prompts" if self.table.prompts is None else "held_out"
+            raise ConfigError(f"{self.path}: key '{missing}' is missing, expected to take part in a fleet")
+        return self.folder / self.table.prompts, self.folder / self.table.held_out
 
     def _target(self) -> str:
+        return self._located(self.table.target)
+
+    def _located(self, target: str) -> str:
         """A directory beside the file, or else a name in the bundle."""
-        directory = self.folder / self.table.target
-        return str(directory) if directory.is_dir() else self.table.target
+        directory = self.folder / target
+        return str(directory) if directory.is_dir() else target

@@ -26,7 +26,7 @@ def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None
 
 
 def _node(device: DeviceFile) -> common.SuperNode:
-    server = device.table.server
+    server = device.server
     return common.SuperNode(
         superlink=server.address,
         authority=device.folder / server.authority,

@@ -50,8 +50,8 @@ class LogisticConfig:
     """What is believed of the weights before anything was seen, and how long verdicts count.
 
     state_variance, sureness_variance, constant_variance: of the weights of the state, of the row's largest log
-    probability, and of the constant. forgetting: share of w and C that relaxes with a boundary. pending: verdicts that wait
-    for ``train`` at most, the oldest are dropped.
+    probability, and of the constant. forgetting: share of w and C that relaxes with a boundary. pending: verdicts that
+    wait for ``train`` at most, the oldest are dropped.
     """
 
     state_variance: float = 0.1

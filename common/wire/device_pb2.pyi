@@ -66,7 +66,7 @@ class TokenEvent(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., proposed: _Optional[int] = ..., accepted: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "counters", "first_piece_s")
+    __slots__ = ("reason", "counters", "first_piece_s", "learned")
     class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         REASON_UNSPECIFIED: _ClassVar[Finished.Reason]
@@ -82,10 +82,12 @@ class Finished(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     FIRST_PIECE_S_FIELD_NUMBER: _ClassVar[int]
+    LEARNED_FIELD_NUMBER: _ClassVar[int]
     reason: Finished.Reason
     counters: Counters
     first_piece_s: float
-    def __init__(self, reason: _Optional[_Union[Finished.Reason, str]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., first_piece_s: _Optional[float] = ...) -> None: ...
+    learned: bool
+    def __init__(self, reason: _Optional[_Union[Finished.Reason, str]] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., first_piece_s: _Optional[float] = ..., learned: _Optional[bool] = ...) -> None: ...
 
 class Counters(_message.Message):
     __slots__ = ("prompts", "blocks", "drafted", "accepted", "tokens", "draft_tokens", "drafter_calls", "target_calls", "seconds")
@@ -118,16 +120,20 @@ class FeedbackRequest(_message.Message):
     def __init__(self, begin: _Optional[_Union[FeedbackBegin, _Mapping]] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ...) -> None: ...
 
 class FeedbackBegin(_message.Message):
-    __slots__ = ("target", "prompt", "options", "context_limit")
+    __slots__ = ("target", "prompt", "options", "context_limit", "token_events", "learn")
     TARGET_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    LEARN_FIELD_NUMBER: _ClassVar[int]
     target: str
     prompt: str
     options: Options
     context_limit: int
-    def __init__(self, target: _Optional[str] = ..., prompt: _Optional[str] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., context_limit: _Optional[int] = ...) -> None: ...
+    token_events: bool
+    learn: bool
+    def __init__(self, target: _Optional[str] = ..., prompt: _Optional[str] = ..., options: _Optional[_Union[Options, _Mapping]] = ..., context_limit: _Optional[int] = ..., token_events: _Optional[bool] = ..., learn: _Optional[bool] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("logits",)
@@ -162,7 +168,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "base", "targets", "participates", "eligible", "refusals", "release", "release_digest", "training", "draining", "texts_active", "texts_waiting", "decisions", "resident_bytes")
+    __slots__ = ("version", "base", "targets", "participates", "eligible", "refusals", "release", "release_digest", "training", "draining", "texts_active", "texts_waiting", "decisions", "resident_bytes", "learning_refusals", "lessons", "training_steps", "failure")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +183,10 @@ class StatusReply(_message.Message):
     TEXTS_WAITING_FIELD_NUMBER: _ClassVar[int]
     DECISIONS_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    LESSONS_FIELD_NUMBER: _ClassVar[int]
+    TRAINING_STEPS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
     version: str
     base: str
     targets: _containers.RepeatedCompositeFieldContainer[TargetStatus]
@@ -191,17 +201,25 @@ class StatusReply(_message.Message):
     texts_waiting: int
     decisions: _containers.RepeatedScalarFieldContainer[str]
     resident_bytes: int
-    def __init__(self, version: _Optional[str] = ..., base: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetStatus, _Mapping]]] = ..., participates: _Optional[bool] = ..., eligible: _Optional[bool] = ..., refusals: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_digest: _Optional[str] = ..., training: _Optional[bool] = ..., draining: _Optional[bool] = ..., texts_active: _Optional[int] = ..., texts_waiting: _Optional[int] = ..., decisions: _Optional[_Iterable[str]] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
+    learning_refusals: _containers.RepeatedScalarFieldContainer[str]
+    lessons: int
+    training_steps: int
+    failure: str
+    def __init__(self, version: _Optional[str] = ..., base: _Optional[str] = ..., targets: _Optional[_Iterable[_Union[TargetStatus, _Mapping]]] = ..., participates: _Optional[bool] = ..., eligible: _Optional[bool] = ..., refusals: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_digest: _Optional[str] = ..., training: _Optional[bool] = ..., draining: _Optional[bool] = ..., texts_active: _Optional[int] = ..., texts_waiting: _Optional[int] = ..., decisions: _Optional[_Iterable[str]] = ..., resident_bytes: _Optional[int] = ..., learning_refusals: _Optional[_Iterable[str]] = ..., lessons: _Optional[int] = ..., training_steps: _Optional[int] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class TargetStatus(_message.Message):
-    __slots__ = ("name", "family", "counters")
+    __slots__ = ("name", "family", "counters", "learns", "generates")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    LEARNS_FIELD_NUMBER: _ClassVar[int]
+    GENERATES_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     counters: Counters
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ...) -> None: ...
+    learns: bool
+    generates: bool
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., counters: _Optional[_Union[Counters, _Mapping]] = ..., learns: _Optional[bool] = ..., generates: _Optional[bool] = ...) -> None: ...
 
 class ParticipateRequest(_message.Message):
     __slots__ = ("participate",)
@@ -236,10 +254,12 @@ class ReleaseHead(_message.Message):
     def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ..., layout: _Optional[str] = ...) -> None: ...
 
 class PullReleaseReply(_message.Message):
-    __slots__ = ("changed",)
+    __slots__ = ("changed", "what")
     CHANGED_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
     changed: bool
-    def __init__(self, changed: _Optional[bool] = ...) -> None: ...
+    what: str
+    def __init__(self, changed: _Optional[bool] = ..., what: _Optional[str] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
     __slots__ = ("release", "adapter", "round", "seed", "factors", "clip_norm", "work", "id")

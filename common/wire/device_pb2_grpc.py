@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class DeviceStub:
-    """Status codes: INVALID_ARGUMENT (an option or a name that cannot be), FAILED_PRECONDITION (not opted in, not eligible,
-    another bundle), RESOURCE_EXHAUSTED (too many texts wait), CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (draining).
+    """Status codes: INVALID_ARGUMENT (an option, a name or bytes that cannot be), FAILED_PRECONDITION (not opted in, not
+    eligible, another bundle), RESOURCE_EXHAUSTED (too much is asked at once), ALREADY_EXISTS (an id of other work),
+    CANCELLED, ABORTED (cut short by a purge), DEADLINE_EXCEEDED, UNAVAILABLE (stopping), INTERNAL (a defect). The message
+    is one line.
     """
 
     def __init__(self, channel):
@@ -74,8 +76,10 @@ class DeviceStub:
 
 
 class DeviceServicer:
-    """Status codes: INVALID_ARGUMENT (an option or a name that cannot be), FAILED_PRECONDITION (not opted in, not eligible,
-    another bundle), RESOURCE_EXHAUSTED (too many texts wait), CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (draining).
+    """Status codes: INVALID_ARGUMENT (an option, a name or bytes that cannot be), FAILED_PRECONDITION (not opted in, not
+    eligible, another bundle), RESOURCE_EXHAUSTED (too much is asked at once), ALREADY_EXISTS (an id of other work),
+    CANCELLED, ABORTED (cut short by a purge), DEADLINE_EXCEEDED, UNAVAILABLE (stopping), INTERNAL (a defect). The message
+    is one line.
     """
 
     def Generate(self, request, context):
@@ -174,8 +178,10 @@ def add_DeviceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Device:
-    """Status codes: INVALID_ARGUMENT (an option or a name that cannot be), FAILED_PRECONDITION (not opted in, not eligible,
-    another bundle), RESOURCE_EXHAUSTED (too many texts wait), CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (draining).
+    """Status codes: INVALID_ARGUMENT (an option, a name or bytes that cannot be), FAILED_PRECONDITION (not opted in, not
+    eligible, another bundle), RESOURCE_EXHAUSTED (too much is asked at once), ALREADY_EXISTS (an id of other work),
+    CANCELLED, ABORTED (cut short by a purge), DEADLINE_EXCEEDED, UNAVAILABLE (stopping), INTERNAL (a defect). The message
+    is one line.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The pace of the head between two laws, of proposals without a limit and of the shortest: which it learns to follow."""
+"""The pace of the head between two laws, proposals without a limit and the shortest: which it learns to follow."""
 
 from dataclasses import dataclass, replace
 

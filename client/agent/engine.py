@@ -1,0 +1,233 @@
+"""Writes the agent's texts: several at once, block by block in turns, one of them a lesson. It knows no wire.
+
+    request -> admission   so many at once, so many wait, the others are refused
+            -> seat        the text that finds it free teaches: it is written by the learning pair
+            -> contexts    any other is written by a pair of its own, over the same models and adapter in force
+            -> turns       one block each, in the order in which they ask
+
+A block is the unit of fairness and of cancelling. Learning goes on beside all of it (``background.py``).
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ...common.errors import ConfigError
+from ...common.lora import LoraAdapter
+from ...common.metrics import DraftCounters
+from ..bundle import Bundle
+from ..guarding.personal import Rebased
+from ..online.background import BackgroundConfig
+from ..online.online import OnlineConfig
+from ..pair import Pair
+from ..runtimes.decoder import Decoder
+from ..state.state import State
+from .admission import Admission, Call
+from .learning import LearningPair, Seat
+from .refusal import Cut, Gone, Overdue
+from .served import Served, Targets
+from .settings import AgentTable
+from .text import Account, Event, Finished, Piece, TextRequest
+from .turns import Turns
+
+_BYTES_PER_TOKEN = 64
+"""A prompt with more bytes than this for each token that fits is refused before it is tokenised."""
+_SEAT_S = 30.0
+_SNAPSHOT_S = 1.0
+
+Say = Callable[[str], None]
+
+
+class Engine:
+    """Texts, and the learner that sees them.
+
+    Args:
+      state: open; the caller closes it, after ``close``.
+      targets: the first one's texts teach.
+      may_learn: whether the learner may train now; from any thread.
+      say: told a line that a person should read; nothing of a text.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        state: State,
+        targets: Targets,
+        settings: AgentTable,
+        may_learn: Callable[[], bool],
+        say: Say,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.bundle, self.targets, self.turns = bundle, targets, Turns(settings.workers)
+        self.admission = Admission(settings.texts, settings.waiting)
+        self._state, self._settings, self._may_learn, self._say, self._clock = state, settings, may_learn, say, clock
+        self._seat, self._lock = Seat(), threading.Lock()
+        self._teacher = targets.first.context()
+        self._learning = self._opened()
+        self._lesson: Account | None = None
+        """Of the text that teaches now."""
+        self._told, self._told_at = self._learning.status(), clock()
+        self._counted = dict[str, DraftCounters]()
+        """Of texts that the learner did not see, by target."""
+        self._last_text = clock()
+
+    # --- texts ------------------------------------------------------------------------------------------------
+
+    def write(self, request: TextRequest, call: Call, remote: Decoder | None = None) -> Iterator[Event]:
+        """Writes one text; closing the iterator ends it.
+
+        Args:
+          remote: the target, where a program runs it.
+
+        Raises:
+          UserError: the request cannot be done.
+          Refusal: not now.
+        """
+        began = self._clock()
+        target = self.targets.named(request.target, remote is not None)
+        account = Account(target.pair.target_codec, request.options)
+        if remote is not None:
+            account.give_up = call.cancel
+        with self.admission.admit(call):
+            try:
+                self._check_prompt(request.prompt, target, remote)
+                with self._written(target, request, account, remote) as (pieces, learned):
+                    yield from self._events(pieces, account, call, began, learned)
+            finally:
+                self._last_text = self._clock()
+
+    def _check_prompt(self, prompt: str, target: Served, remote: Decoder | None) -> None:
+        """Too long a prompt costs nothing."""
+        limit = remote.limit if remote is not None else self._limit(target)
+        size, most = len(prompt.encode()), limit * _BYTES_PER_TOKEN
+        if size > most:
+            raise ConfigError(f"prompt has {size} bytes, expected at most {most} for a context of {limit} tokens")
+
+    def _limit(self, target: Served) -> int:
+        return target.pair.target.limit
+
+    @contextlib.contextmanager
+    def _written(
+        self, target: Served, request: TextRequest, account: Account, remote: Decoder | None
+    ) -> Iterator[tuple[Iterator[str], bool]]:
+        """The pieces of a text, each made when it is asked for, and whether they teach."""
+        wanted = self._settings.learn if request.learn is None else request.learn
+        teaches = wanted and target is self.targets.first and request.options.draft_tokens > 0
+        with contextlib.ExitStack() as stack:
+            seated = teaches and stack.enter_context(self._seat.if_free())
+            context = self._teacher if seated else stack.enter_context(target.lend())
+            stack.enter_context(context.target.using(remote))
+            stack.callback(self._ended, target, account, seated)
+            if seated:
+                self._lesson, self._learning.seen = account, account.observe
+                pieces = self._learning.stream(request.prompt, request.options)
+            else:
+                pieces = self._begun(context.pair, request, account)
+            try:
+                yield pieces, seated
+            finally:
+                with self.turns.take():
+                    pieces.close()  # type: ignore[attr-defined]
+
+    def _begun(self, pair: Pair, request: TextRequest, account: Account) -> Iterator[str]:
+        """Begins when it is first asked for a piece, which reads the prompt."""
+        yield from pair.drafted.stream(request.prompt, request.options, account)
+
+    def _ended(self, target: Served, account: Account, learned: bool) -> None:
+        if learned:
+            self._lesson = None
+            self._learning.seen = lambda _: None
+            self._snapshot(_SNAPSHOT_S)
+            return
+        with self._lock:
+            self._counted[target.name] = self._counted.get(target.name, DraftCounters()) + account.counters
+
+    def _events(
+        self, pieces: Iterator[str], account: Account, call: Call, began: float, learned: bool
+    ) -> Iterator[Event]:
+        first_s, until = 0.0, began + self._settings.text_limit_s
+        while True:
+            self._check(call, account, until)
+            with self.turns.take():
+                piece = next(pieces, None)
+            yield from account.taken()
+            if piece is None:
+                break
+            first_s = first_s or self._clock() - began
+            yield Piece(piece)
+        first_s = first_s or self._clock() - began
+        yield Finished(reason=account.reason, counters=account.counters, first_piece_s=first_s, learned=learned)
+
+    def _check(self, call: Call, account: Account, until: float) -> None:
+        if account.is_cut:
+            raise Cut("the text was ended by a purge")
+        if not call.is_active():
+            raise Gone("nobody waits for this text any more")
+        if self._clock() > until:
+            raise Overdue(f"the text took longer than text_limit_s = {self._settings.text_limit_s:g}")
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the newest text ended; 0 while one is written."""
+        return 0.0 if self.admission.active else self._clock() - self._last_text
+
+    # --- learning ---------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Says that the learner may train."""
+        self._learning.wake()
+
+    def take_release(self, release: LoraAdapter) -> Rebased | None:
+        """See ``OnlinePair.take_release``; waits for the text that teaches.
+
+        Raises:
+          Full: that text does not end soon.
+          ModelError: the release is of another drafter.
+        """
+        with self._seat.mine(_SEAT_S):
+            rebased = self._learning.take_release(release)
+            self._snapshot()
+            return rebased
+
+    def purge(self, everything: bool) -> int:
+        """Deletes the lessons, or all that was learned; ends the text that teaches. Bytes that are free now."""
+        if (lesson := self._lesson) is not None:
+            lesson.cut()
+        with self._seat.mine(_SEAT_S):
+            before = self._state.size_bytes
+            self._learning.close()
+            try:
+                self._state.purge(lessons_only=not everything)
+            finally:
+                self._learning = self._opened()
+            self._snapshot()
+            return max(0, before - self._state.size_bytes)
+
+    def status(self) -> dict[str, Any]:
+        """Of the learning pair, at most one of its texts old."""
+        with self._seat.if_free() as free:
+            if free:
+                self._snapshot()
+        return self._told
+
+    def counters(self, target: Served) -> DraftCounters:
+        """Of its texts: those the learner saw since the state began, all others since this engine did."""
+        with self._lock:
+            others = self._counted.get(target.name, DraftCounters())
+        taught = DraftCounters(**self._told["counters"]) if target is self.targets.first else DraftCounters()
+        return others + taught
+
+    def close(self) -> None:
+        """Ends learning and writes what is not written yet."""
+        self._learning.close()
+
+    def _snapshot(self, unless_newer_s: float = 0.0) -> None:
+        """Notes the learner's status; by whoever has the seat."""
+        if self._clock() - self._told_at >= unless_newer_s:
+            self._told, self._told_at = self._learning.status(), self._clock()
+
+    def _opened(self) -> LearningPair:
+        config = OnlineConfig(background=BackgroundConfig(budget=self._settings.budget))
+        return LearningPair(self._teacher.pair, self._state, self.bundle.adapter(), config, self._say, self._may_learn)

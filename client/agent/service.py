@@ -1,0 +1,350 @@
+"""``fleetdraft.device.v1`` as the agent serves it: requests in, events out, errors as status codes. It owns no model.
+
+Each call has a thread of the server's pool to itself. An error is a status code with one line; what is no error of ours
+is INTERNAL with its kind and place alone, because its message may hold a user's text.
+"""
+
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import NoReturn, TypeVar
+
+import grpc
+
+from ...common.errors import (
+    ConfigError,
+    ContextLimitError,
+    FingerprintError,
+    FleetdraftError,
+    ModelError,
+    TrainingError,
+    UserError,
+)
+from ...common.messages import EvaluateTask, Release, TrainTask
+from ...common.wire import device_pb2 as wire
+from ...common.wire import device_pb2_grpc
+from ..participant import Participant
+from ..prompts import is_text
+from . import refusal
+from .agent import Agent, Asked
+from .codec import (
+    answer_bytes,
+    answer_events,
+    counters_message,
+    event_message,
+    feedback_message,
+    head_of,
+    options_of,
+)
+from .fleet import Job, Stopped
+from .remote import Question, RemoteDecoder
+from .text import Block, Event, Piece, TextRequest
+
+_log = logging.getLogger(__name__)
+
+_Code = grpc.StatusCode
+CODES: dict[type[BaseException], grpc.StatusCode] = {
+    refusal.Full: _Code.RESOURCE_EXHAUSTED,
+    refusal.Draining: _Code.UNAVAILABLE,
+    refusal.Gone: _Code.CANCELLED,
+    refusal.Overdue: _Code.DEADLINE_EXCEEDED,
+    refusal.NotNow: _Code.FAILED_PRECONDITION,
+    refusal.Cut: _Code.ABORTED,
+    refusal.OtherWork: _Code.ALREADY_EXISTS,
+    Stopped: _Code.FAILED_PRECONDITION,
+    FingerprintError: _Code.FAILED_PRECONDITION,
+    TrainingError: _Code.ABORTED,
+    ConfigError: _Code.INVALID_ARGUMENT,
+    ContextLimitError: _Code.INVALID_ARGUMENT,
+    ModelError: _Code.INVALID_ARGUMENT,
+    UserError: _Code.FAILED_PRECONDITION,
+    FleetdraftError: _Code.ABORTED,
+}
+"""By the first that fits."""
+_PIECES_S = 0.02
+"""Pieces that come faster are sent together: nobody reads that fast, and a message costs as much as a small block."""
+_PROGRESS_S = 5.0
+_BACKSTOP_S = 5.0
+_LONGEST_CONTEXT = 1 << 20
+_LONGEST_ID = 256
+
+T = TypeVar("T")
+Context = grpc.ServicerContext
+
+
+@contextmanager
+def answered(context: Context) -> Iterator[None]:
+    """Turns errors into status codes."""
+    try:
+        yield
+    except (FleetdraftError, OSError) as error:
+        code = next((code for kind, code in CODES.items() if isinstance(error, kind)), _Code.INTERNAL)
+        context.abort(code, " ".join(str(error).split()))
+    except grpc.RpcError:  # the other side has gone
+        raise
+    except Exception as error:
+        _abort_defect(context, error)
+
+
+def _abort_defect(context: Context, error: Exception) -> NoReturn:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{type(error).__name__} in {place.name}, line {place.lineno} of {place.filename.rsplit('/', 1)[-1]}"
+    _log.error("a defect: %s", where)
+    context.abort(_Code.INTERNAL, f"a defect of the agent: {where}")
+
+
+class DeviceService(device_pb2_grpc.DeviceServicer):
+    """Serves one agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._default = agent.device.table.generation.options(seed=0)
+        self._version = metadata.version("fleetdraft")
+
+    # --- texts ------------------------------------------------------------------------------------------------
+
+    def Generate(self, request: wire.GenerateRequest, context: Context) -> Iterator[wire.GenerateEvent]:
+        """Writes a text."""
+        with answered(context), self._limited(context):
+            wanted = self._request(request.prompt, request.target, request.options, _flag(request, "learn"))
+            events = self._agent.engine.write(wanted, context)
+            yield from _messages(events, request.token_events)
+
+    def Feedback(self, requests: Iterator[wire.FeedbackRequest], context: Context) -> Iterator[wire.FeedbackEvent]:
+        """Writes a text with a target that the caller runs."""
+        with answered(context), self._limited(context):
+            begin = _first(requests, "begin", wire.FeedbackRequest).begin
+            wanted = self._request(begin.prompt, begin.target, begin.options, _flag(begin, "learn"))
+            yield from _Dialogue(self._agent, wanted, begin, requests, context).events()
+
+    def _request(self, prompt: str, target: str, options: wire.Options, learn: bool | None) -> TextRequest:
+        if not prompt or not is_text(prompt):
+            raise ConfigError("prompt is empty, expected some text to continue")
+        return TextRequest(prompt=prompt, target=target, options=options_of(options, self._default), learn=learn)
+
+    @contextmanager
+    def _limited(self, context: Context) -> Iterator[None]:
+        """Ends a call that hangs where the engine does not look: at a reader, or a program, that has stopped."""
+        limit_s = self._agent.settings.text_limit_s + _BACKSTOP_S
+        timer = threading.Timer(limit_s, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    # --- the device -------------------------------------------------------------------------------------------
+
+    def Status(self, request: wire.StatusRequest, context: Context) -> wire.StatusReply:
+        """What is going on."""
+        with answered(context):
+            return self._status()
+
+    def _status(self) -> wire.StatusReply:
+        agent, told = self._agent, self._agent.status()
+        number, digest = agent.release
+        refusals = agent.fleet.refusals
+        return wire.StatusReply(
+            version=self._version,
+            base=agent.bundle.base,
+            targets=[
+                wire.TargetStatus(
+                    name=target.name,
+                    family=target.family,
+                    counters=counters_message(agent.engine.counters(target)),
+                    learns=target is agent.targets.first,
+                    generates=target.native,
+                )
+                for target in agent.targets
+            ],
+            participates=agent.fleet.participates,
+            eligible=not refusals,
+            refusals=refusals,
+            release=number,
+            release_digest=digest,
+            training=agent.fleet.training,
+            draining=agent.engine.admission.draining,
+            texts_active=agent.engine.admission.active,
+            texts_waiting=agent.engine.admission.waiting,
+            decisions=[f"{each['what']}: {each['why']}" for each in told["decisions"]],
+            resident_bytes=agent.resident_bytes,
+            learning_refusals=agent.learning_refusals,
+            lessons=told["lessons"],
+            training_steps=told["training_steps"],
+            failure=told["failure"],
+        )
+
+    def Participate(self, request: wire.ParticipateRequest, context: Context) -> wire.ParticipateReply:
+        """Consent."""
+        with answered(context):
+            return wire.ParticipateReply(participates=self._agent.fleet.participate(request.participate))
+
+    def Purge(self, request: wire.PurgeRequest, context: Context) -> wire.PurgeReply:
+        """Forgets."""
+        with answered(context):
+            if request.what not in (wire.PurgeRequest.TEXTS, wire.PurgeRequest.ALL):
+                raise ConfigError(f"what is {request.what}, expected TEXTS or ALL")
+            return wire.PurgeReply(freed_bytes=self._agent.purge(request.what == wire.PurgeRequest.ALL))
+
+    def PullRelease(self, requests: Iterator[wire.PullReleaseRequest], context: Context) -> wire.PullReleaseReply:
+        """Takes a release."""
+        with answered(context):
+            head = head_of(_first(requests, "head", wire.PullReleaseRequest).head)
+            self._agent.check_head(head)
+            most, data = self._agent.most_release_bytes, bytearray()
+            for each in requests:
+                data += each.data
+                if len(data) > most:
+                    raise ConfigError(f"the release has more than {most} bytes, expected an adapter of this bundle")
+            changed, what = self._agent.take_release(head, bytes(data))
+            return wire.PullReleaseReply(changed=changed, what=what)
+
+    def PushUpdate(self, request: wire.PushUpdateRequest, context: Context) -> Iterator[wire.PushUpdateEvent]:
+        """Trains or measures for the fleet."""
+        with answered(context):
+            job = self._agent.train(_asked(request))
+            yield from _progress(job, context)
+            if job.answer is not None:
+                yield from answer_events(job.answer)
+
+
+def _asked(request: wire.PushUpdateRequest) -> Asked:
+    """The work that a message asks for.
+
+    Raises:
+      ConfigError: it asks for none.
+    """
+    if not 0 < len(request.id) <= _LONGEST_ID:
+        raise ConfigError(f"id has {len(request.id)} characters, expected 1 to {_LONGEST_ID}")
+    work: Callable[[Participant, Release], bytes]
+    if request.work == wire.PushUpdateRequest.TRAIN:
+        factors = tuple(request.factors)
+        if not factors or not set(factors) <= {"A", "B"} or not request.clip_norm > 0:
+            raise ConfigError("factors or clip_norm make no task, expected A, B or both, and a norm > 0")
+        task = TrainTask(round=request.round, seed=request.seed, factors=factors, clip_norm=request.clip_norm)
+        work, about = (lambda device, release: answer_bytes(device.train(task, release))), repr(task)
+    elif request.work == wire.PushUpdateRequest.EVALUATE:
+        measured = EvaluateTask(round=request.round, seed=request.seed)
+        work, about = (lambda device, release: answer_bytes(device.evaluate(measured, release))), repr(measured)
+    else:
+        raise ConfigError(f"work is {request.work}, expected TRAIN or EVALUATE")
+    return Asked(id=request.id, about=about, head=head_of(request.release), adapter=request.adapter or None, work=work)
+
+
+def _progress(job: Job, context: Context) -> Iterator[wire.PushUpdateEvent]:
+    """Progress until the job has ended.
+
+    Raises:
+      FleetdraftError: why it has no answer.
+    """
+    told = (0, 0)
+    while not job.ended and context.is_active():
+        if job.wait(told, _PROGRESS_S) and not job.ended:
+            told = job.progress
+            yield wire.PushUpdateEvent(progress=wire.PushProgress(done=told[0], total=told[1]))
+    if job.error is not None:
+        raise job.error
+
+
+def _flag(request: wire.GenerateRequest | wire.FeedbackBegin, name: str) -> bool | None:
+    return bool(getattr(request, name)) if request.HasField(name) else None
+
+
+def _first(requests: Iterator[T], what: str, kind: type[T]) -> T:
+    """The first message of a call.
+
+    Raises:
+      ConfigError: there is none, or it is not what it has to be.
+    """
+    first = next(requests, None)
+    if first is None or first.WhichOneof("what") != what:  # type: ignore[attr-defined]
+        raise ConfigError(f"the first {kind.__name__} has no {what}, expected one before all else")
+    return first
+
+
+def _messages(events: Iterator[Event], token_events: bool) -> Iterator[wire.GenerateEvent]:
+    """Events as messages; pieces that come fast are joined, but for the first, which somebody waits for."""
+    held, sent = "", 0.0
+    try:
+        for event in events:
+            if isinstance(event, Piece):
+                held += event.text
+                if (now := time.monotonic()) - sent < _PIECES_S:
+                    continue
+                held, piece, sent = "", held, now
+                yield wire.GenerateEvent(piece=piece)
+            elif token_events or not isinstance(event, Block):
+                if held:
+                    yield wire.GenerateEvent(piece=held)
+                    held = ""
+                yield event_message(event)
+    finally:
+        events.close()  # type: ignore[attr-defined]
+
+
+_END = object()
+
+
+class _Dialogue:
+    """A text in a thread of its own, because it asks its caller in the middle of a block; the call's thread sends."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        wanted: TextRequest,
+        begin: wire.FeedbackBegin,
+        requests: Iterator[wire.FeedbackRequest],
+        context: Context,
+    ) -> None:
+        self._agent, self._wanted, self._begin, self._requests, self._context = agent, wanted, begin, requests, context
+        self._out: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def events(self) -> Iterator[wire.FeedbackEvent]:
+        """What the caller is sent.
+
+        Raises:
+          Exception: what ended the text.
+        """
+        thread = threading.Thread(target=self._run, name="fleetdraft feedback", daemon=True)
+        thread.start()
+        while (item := self._out.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item  # type: ignore[misc]
+
+    def _run(self) -> None:
+        try:
+            for message in _messages(self._written(), self._begin.token_events):
+                self._out.put(feedback_message(message))
+            self._out.put(_END)
+        except BaseException as error:
+            self._out.put(error)
+
+    def _written(self) -> Iterator[Event]:
+        begin = self._begin
+        if not 1 <= begin.context_limit <= _LONGEST_CONTEXT:
+            raise ConfigError(f"context_limit is {begin.context_limit}, expected 1 to {_LONGEST_CONTEXT}")
+        width = self._agent.targets.named(begin.target, remote=True).pair.target.vocab_size
+        remote = RemoteDecoder(width, begin.context_limit, self._asked)
+        return self._agent.engine.write(self._wanted, self._context, remote)
+
+    def _asked(self, question: Question) -> bytes:
+        """The caller's rows; others have their turns meanwhile."""
+        score = wire.ScoreRequest(keep=question.keep, token_ids=question.tokens, rows=question.rows)
+        self._out.put(wire.FeedbackEvent(score=score))
+        with self._agent.engine.turns.let_go():
+            try:
+                answer = next(self._requests, None)
+            except grpc.RpcError:
+                raise refusal.Gone("nobody waits for this text any more") from None
+        if answer is None:
+            raise refusal.Gone("the program stopped answering")
+        if answer.WhichOneof("what") != "scores":
+            raise ConfigError("a FeedbackRequest has no scores, expected the answer to the ScoreRequest before it")
+        return answer.scores.logits
