@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fleetdraft/common/wire/fleet.proto\x12\x13\x66leetdraft.fleet.v1\"x\n\x0e\x43heckInRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0b\x61pp_version\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0f\n\x07release\x18\x05 \x01(\t\x12\x10\n\x08\x65ligible\x18\x06 \x01(\x08\"\xa9\x01\n\x0c\x43heckInReply\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x19.fleetdraft.fleet.v1.TaskH\x00\x12\x32\n\tcome_back\x18\x02 \x01(\x0b\x32\x1d.fleetdraft.fleet.v1.ComeBackH\x00\x12\x32\n\x08promoted\x18\x03 \x01(\x0b\x32 .fleetdraft.fleet.v1.ReleaseHeadB\x06\n\x04what\"\xbd\x01\n\x08\x43omeBack\x12\x0f\n\x07\x61\x66ter_s\x18\x01 \x01(\x01\x12\x34\n\x06reason\x18\x02 \x01(\x0e\x32$.fleetdraft.fleet.v1.ComeBack.Reason\"j\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08NO_ROUND\x10\x01\x12\x0e\n\nROUND_FULL\x10\x02\x12\x10\n\x0cNOT_ELIGIBLE\x10\x03\x12\x0e\n\nWRONG_BASE\x10\x04\x12\x08\n\x04\x44ONE\x10\x05\"z\n\x0bReleaseHead\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x05 \x01(\t\x12\x15\n\rcontent_bytes\x18\x06 \x01(\x04\"\xff\x01\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.fleetdraft.fleet.v1.Task.Kind\x12\x31\n\x07release\x18\x03 \x01(\x0b\x32 .fleetdraft.fleet.v1.ReleaseHead\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x0f\n\x07\x66\x61\x63tors\x18\x06 \x03(\t\x12\x11\n\tclip_norm\x18\x07 \x01(\x01\x12\x12\n\ndeadline_s\x18\x08 \x01(\x01\"5\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\"5\n\x13\x46\x65tchReleaseRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\",\n\x0cReleaseChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"=\n\x12UploadStateRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\t\"2\n\x10UploadStateReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\"Z\n\x0bUploadChunk\x12-\n\x04head\x18\x01 \x01(\x0b\x32\x1f.fleetdraft.fleet.v1.UploadHead\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xf7\x01\n\nUploadHead\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\t\x12\x15\n\rcontent_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\x0f\n\x07release\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\x01\x12\x34\n\x08\x64rafting\x18\x08 \x01(\x0b\x32\".fleetdraft.fleet.v1.DraftCounters\x12\x34\n\x08training\x18\t \x01(\x0b\x32\".fleetdraft.fleet.v1.TrainCounters\"\xa2\x01\n\x0bUploadReply\x12\x39\n\x07outcome\x18\x01 \x01(\x0e\x32(.fleetdraft.fleet.v1.UploadReply.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x0c\n\x08REJECTED\x10\x02\x12\x08\n\x04LATE\x10\x03\"V\n\rReportRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x34\n\x08\x64rafting\x18\x02 \x01(\x0b\x32\".fleetdraft.fleet.v1.DraftCounters\"X\n\x0bReportReply\x12\x39\n\x07outcome\x18\x01 \x01(\x0e\x32(.fleetdraft.fleet.v1.UploadReply.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb7\x01\n\rDraftCounters\x12\x0f\n\x07prompts\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x0f\n\x07\x64rafted\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\x04\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\x04\x12\x15\n\rdrafter_calls\x18\x07 \x01(\x04\x12\x14\n\x0ctarget_calls\x18\x08 \x01(\x04\x12\x0f\n\x07seconds\x18\t \x01(\x01\"?\n\rTrainCounters\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x11\n\tpositions\x18\x02 \x01(\x04\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x32\xb8\x03\n\x05\x46leet\x12Q\n\x07\x43heckIn\x12#.fleetdraft.fleet.v1.CheckInRequest\x1a!.fleetdraft.fleet.v1.CheckInReply\x12]\n\x0c\x46\x65tchRelease\x12(.fleetdraft.fleet.v1.FetchReleaseRequest\x1a!.fleetdraft.fleet.v1.ReleaseChunk0\x01\x12]\n\x0bUploadState\x12\'.fleetdraft.fleet.v1.UploadStateRequest\x1a%.fleetdraft.fleet.v1.UploadStateReply\x12N\n\x06Upload\x12 .fleetdraft.fleet.v1.UploadChunk\x1a .fleetdraft.fleet.v1.UploadReply(\x01\x12N\n\x06Report\x12\".fleetdraft.fleet.v1.ReportRequest\x1a .fleetdraft.fleet.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fleetdraft/common/wire/fleet.proto\x12\x13\x66leetdraft.fleet.v1\"x\n\x0e\x43heckInRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x13\n\x0b\x61pp_version\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x04 \x01(\t\x12\x0f\n\x07release\x18\x05 \x01(\t\x12\x10\n\x08\x65ligible\x18\x06 \x01(\x08\"\xa9\x01\n\x0c\x43heckInReply\x12)\n\x04task\x18\x01 \x01(\x0b\x32\x19.fleetdraft.fleet.v1.TaskH\x00\x12\x32\n\tcome_back\x18\x02 \x01(\x0b\x32\x1d.fleetdraft.fleet.v1.ComeBackH\x00\x12\x32\n\x08promoted\x18\x03 \x01(\x0b\x32 .fleetdraft.fleet.v1.ReleaseHeadB\x06\n\x04what\"\xbd\x01\n\x08\x43omeBack\x12\x0f\n\x07\x61\x66ter_s\x18\x01 \x01(\x01\x12\x34\n\x06reason\x18\x02 \x01(\x0e\x32$.fleetdraft.fleet.v1.ComeBack.Reason\"j\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08NO_ROUND\x10\x01\x12\x0e\n\nROUND_FULL\x10\x02\x12\x10\n\x0cNOT_ELIGIBLE\x10\x03\x12\x0e\n\nWRONG_BASE\x10\x04\x12\x08\n\x04\x44ONE\x10\x05\"\x96\x01\n\x0bReleaseHead\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\t\x12\x0e\n\x06layout\x18\x04 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x05 \x01(\t\x12\x15\n\rcontent_bytes\x18\x06 \x01(\x04\x12\x1a\n\x12layout_fingerprint\x18\x07 \x01(\t\"\xff\x01\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.fleetdraft.fleet.v1.Task.Kind\x12\x31\n\x07release\x18\x03 \x01(\x0b\x32 .fleetdraft.fleet.v1.ReleaseHead\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x0f\n\x07\x66\x61\x63tors\x18\x06 \x03(\t\x12\x11\n\tclip_norm\x18\x07 \x01(\x01\x12\x12\n\ndeadline_s\x18\x08 \x01(\x01\"5\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05TRAIN\x10\x01\x12\x0c\n\x08\x45VALUATE\x10\x02\"5\n\x13\x46\x65tchReleaseRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\",\n\x0cReleaseChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"=\n\x12UploadStateRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\t\"2\n\x10UploadStateReply\x12\x10\n\x08received\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x08\"Z\n\x0bUploadChunk\x12-\n\x04head\x18\x01 \x01(\x0b\x32\x1f.fleetdraft.fleet.v1.UploadHead\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xf7\x01\n\nUploadHead\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\t\x12\x15\n\rcontent_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t\x12\x0e\n\x06layout\x18\x05 \x01(\t\x12\x0f\n\x07release\x18\x06 \x01(\t\x12\x0e\n\x06weight\x18\x07 \x01(\x01\x12\x34\n\x08\x64rafting\x18\x08 \x01(\x0b\x32\".fleetdraft.fleet.v1.DraftCounters\x12\x34\n\x08training\x18\t \x01(\x0b\x32\".fleetdraft.fleet.v1.TrainCounters\"\xa2\x01\n\x0bUploadReply\x12\x39\n\x07outcome\x18\x01 \x01(\x0e\x32(.fleetdraft.fleet.v1.UploadReply.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\x0c\n\x08REJECTED\x10\x02\x12\x08\n\x04LATE\x10\x03\"V\n\rReportRequest\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x34\n\x08\x64rafting\x18\x02 \x01(\x0b\x32\".fleetdraft.fleet.v1.DraftCounters\"X\n\x0bReportReply\x12\x39\n\x07outcome\x18\x01 \x01(\x0e\x32(.fleetdraft.fleet.v1.UploadReply.Outcome\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb7\x01\n\rDraftCounters\x12\x0f\n\x07prompts\x18\x01 \x01(\x04\x12\x0e\n\x06\x62locks\x18\x02 \x01(\x04\x12\x0f\n\x07\x64rafted\x18\x03 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x04 \x01(\x04\x12\x0e\n\x06tokens\x18\x05 \x01(\x04\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\x04\x12\x15\n\rdrafter_calls\x18\x07 \x01(\x04\x12\x14\n\x0ctarget_calls\x18\x08 \x01(\x04\x12\x0f\n\x07seconds\x18\t \x01(\x01\"?\n\rTrainCounters\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x11\n\tpositions\x18\x02 \x01(\x04\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x32\xb8\x03\n\x05\x46leet\x12Q\n\x07\x43heckIn\x12#.fleetdraft.fleet.v1.CheckInRequest\x1a!.fleetdraft.fleet.v1.CheckInReply\x12]\n\x0c\x46\x65tchRelease\x12(.fleetdraft.fleet.v1.FetchReleaseRequest\x1a!.fleetdraft.fleet.v1.ReleaseChunk0\x01\x12]\n\x0bUploadState\x12\'.fleetdraft.fleet.v1.UploadStateRequest\x1a%.fleetdraft.fleet.v1.UploadStateReply\x12N\n\x06Upload\x12 .fleetdraft.fleet.v1.UploadChunk\x1a .fleetdraft.fleet.v1.UploadReply(\x01\x12N\n\x06Report\x12\".fleetdraft.fleet.v1.ReportRequest\x1a .fleetdraft.fleet.v1.ReportReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,36 +39,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMEBACK']._serialized_end=543
   _globals['_COMEBACK_REASON']._serialized_start=437
   _globals['_COMEBACK_REASON']._serialized_end=543
-  _globals['_RELEASEHEAD']._serialized_start=545
-  _globals['_RELEASEHEAD']._serialized_end=667
-  _globals['_TASK']._serialized_start=670
-  _globals['_TASK']._serialized_end=925
-  _globals['_TASK_KIND']._serialized_start=872
-  _globals['_TASK_KIND']._serialized_end=925
-  _globals['_FETCHRELEASEREQUEST']._serialized_start=927
-  _globals['_FETCHRELEASEREQUEST']._serialized_end=980
-  _globals['_RELEASECHUNK']._serialized_start=982
-  _globals['_RELEASECHUNK']._serialized_end=1026
-  _globals['_UPLOADSTATEREQUEST']._serialized_start=1028
-  _globals['_UPLOADSTATEREQUEST']._serialized_end=1089
-  _globals['_UPLOADSTATEREPLY']._serialized_start=1091
-  _globals['_UPLOADSTATEREPLY']._serialized_end=1141
-  _globals['_UPLOADCHUNK']._serialized_start=1143
-  _globals['_UPLOADCHUNK']._serialized_end=1233
-  _globals['_UPLOADHEAD']._serialized_start=1236
-  _globals['_UPLOADHEAD']._serialized_end=1483
-  _globals['_UPLOADREPLY']._serialized_start=1486
-  _globals['_UPLOADREPLY']._serialized_end=1648
-  _globals['_UPLOADREPLY_OUTCOME']._serialized_start=1576
-  _globals['_UPLOADREPLY_OUTCOME']._serialized_end=1648
-  _globals['_REPORTREQUEST']._serialized_start=1650
-  _globals['_REPORTREQUEST']._serialized_end=1736
-  _globals['_REPORTREPLY']._serialized_start=1738
-  _globals['_REPORTREPLY']._serialized_end=1826
-  _globals['_DRAFTCOUNTERS']._serialized_start=1829
-  _globals['_DRAFTCOUNTERS']._serialized_end=2012
-  _globals['_TRAINCOUNTERS']._serialized_start=2014
-  _globals['_TRAINCOUNTERS']._serialized_end=2077
-  _globals['_FLEET']._serialized_start=2080
-  _globals['_FLEET']._serialized_end=2520
+  _globals['_RELEASEHEAD']._serialized_start=546
+  _globals['_RELEASEHEAD']._serialized_end=696
+  _globals['_TASK']._serialized_start=699
+  _globals['_TASK']._serialized_end=954
+  _globals['_TASK_KIND']._serialized_start=901
+  _globals['_TASK_KIND']._serialized_end=954
+  _globals['_FETCHRELEASEREQUEST']._serialized_start=956
+  _globals['_FETCHRELEASEREQUEST']._serialized_end=1009
+  _globals['_RELEASECHUNK']._serialized_start=1011
+  _globals['_RELEASECHUNK']._serialized_end=1055
+  _globals['_UPLOADSTATEREQUEST']._serialized_start=1057
+  _globals['_UPLOADSTATEREQUEST']._serialized_end=1118
+  _globals['_UPLOADSTATEREPLY']._serialized_start=1120
+  _globals['_UPLOADSTATEREPLY']._serialized_end=1170
+  _globals['_UPLOADCHUNK']._serialized_start=1172
+  _globals['_UPLOADCHUNK']._serialized_end=1262
+  _globals['_UPLOADHEAD']._serialized_start=1265
+  _globals['_UPLOADHEAD']._serialized_end=1512
+  _globals['_UPLOADREPLY']._serialized_start=1515
+  _globals['_UPLOADREPLY']._serialized_end=1677
+  _globals['_UPLOADREPLY_OUTCOME']._serialized_start=1605
+  _globals['_UPLOADREPLY_OUTCOME']._serialized_end=1677
+  _globals['_REPORTREQUEST']._serialized_start=1679
+  _globals['_REPORTREQUEST']._serialized_end=1765
+  _globals['_REPORTREPLY']._serialized_start=1767
+  _globals['_REPORTREPLY']._serialized_end=1855
+  _globals['_DRAFTCOUNTERS']._serialized_start=1858
+  _globals['_DRAFTCOUNTERS']._serialized_end=2041
+  _globals['_TRAINCOUNTERS']._serialized_start=2043
+  _globals['_TRAINCOUNTERS']._serialized_end=2106
+  _globals['_FLEET']._serialized_start=2109
+  _globals['_FLEET']._serialized_end=2549
 # @@protoc_insertion_point(module_scope)

@@ -56,20 +56,22 @@ class ComeBack(_message.Message):
     def __init__(self, after_s: _Optional[float] = ..., reason: _Optional[_Union[ComeBack.Reason, str]] = ...) -> None: ...
 
 class ReleaseHead(_message.Message):
-    __slots__ = ("number", "digest", "base", "layout", "content_sha256", "content_bytes")
+    __slots__ = ("number", "digest", "base", "layout", "content_sha256", "content_bytes", "layout_fingerprint")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     CONTENT_SHA256_FIELD_NUMBER: _ClassVar[int]
     CONTENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     number: int
     digest: str
     base: str
     layout: str
     content_sha256: str
     content_bytes: int
-    def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ..., layout: _Optional[str] = ..., content_sha256: _Optional[str] = ..., content_bytes: _Optional[int] = ...) -> None: ...
+    layout_fingerprint: str
+    def __init__(self, number: _Optional[int] = ..., digest: _Optional[str] = ..., base: _Optional[str] = ..., layout: _Optional[str] = ..., content_sha256: _Optional[str] = ..., content_bytes: _Optional[int] = ..., layout_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Task(_message.Message):
     __slots__ = ("id", "kind", "release", "round", "seed", "factors", "clip_norm", "deadline_s")

@@ -27,9 +27,11 @@ if _version_not_supported:
 
 class FleetStub:
     """Every call carries `authorization: Bearer TOKEN` in its metadata, the token that the operator gave this device.
-    Status codes: UNAUTHENTICATED (no token, a wrong or an expired one), INVALID_ARGUMENT (what can never be right),
-    FAILED_PRECONDITION (right once, not now: check in again), RESOURCE_EXHAUSTED (too large or too often: wait),
-    NOT_FOUND, DEADLINE_EXCEEDED, UNAVAILABLE (try again later with back-off).
+    Status codes: UNAUTHENTICATED (no token, a wrong, an expired or a revoked one), INVALID_ARGUMENT (what can never be
+    right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
+    RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
+    more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
+    taken this upload over), UNAVAILABLE (try again later with back-off).
     """
 
     def __init__(self, channel):
@@ -67,13 +69,16 @@ class FleetStub:
 
 class FleetServicer:
     """Every call carries `authorization: Bearer TOKEN` in its metadata, the token that the operator gave this device.
-    Status codes: UNAUTHENTICATED (no token, a wrong or an expired one), INVALID_ARGUMENT (what can never be right),
-    FAILED_PRECONDITION (right once, not now: check in again), RESOURCE_EXHAUSTED (too large or too often: wait),
-    NOT_FOUND, DEADLINE_EXCEEDED, UNAVAILABLE (try again later with back-off).
+    Status codes: UNAUTHENTICATED (no token, a wrong, an expired or a revoked one), INVALID_ARGUMENT (what can never be
+    right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
+    RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
+    more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
+    taken this upload over), UNAVAILABLE (try again later with back-off).
     """
 
     def CheckIn(self, request, context):
-        """Asks for something to do. The answer is a task, or when to come back.
+        """Asks for something to do. The answer is a task, or when to come back. A device that has an open task is given that
+        one again; if it is not eligible any more, the task is taken back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,9 +150,11 @@ def add_FleetServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Fleet:
     """Every call carries `authorization: Bearer TOKEN` in its metadata, the token that the operator gave this device.
-    Status codes: UNAUTHENTICATED (no token, a wrong or an expired one), INVALID_ARGUMENT (what can never be right),
-    FAILED_PRECONDITION (right once, not now: check in again), RESOURCE_EXHAUSTED (too large or too often: wait),
-    NOT_FOUND, DEADLINE_EXCEEDED, UNAVAILABLE (try again later with back-off).
+    Status codes: UNAUTHENTICATED (no token, a wrong, an expired or a revoked one), INVALID_ARGUMENT (what can never be
+    right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
+    RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
+    more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
+    taken this upload over), UNAVAILABLE (try again later with back-off).
     """
 
     @staticmethod
