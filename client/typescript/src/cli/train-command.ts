@@ -1,4 +1,4 @@
-/** `fleetdraft-phone train`: an adapter trained on lessons, and the change as a fleet would be sent it. */
+/** `fleetdraft-phone train`: an adapter trained on lessons, and the clipped change. */
 
 import { l2Norm } from "../learning/clipping.js";
 import { readLessons } from "../learning/lesson-folder.js";
@@ -6,8 +6,7 @@ import { OBJECTIVE, divergenceOf } from "../learning/objective.js";
 import { TRAINING, train as trained, type TrainingConfig } from "../learning/training.js";
 import { updateOf } from "../learning/update.js";
 import { Bundle } from "../model/bundle.js";
-import { writeFloats, readSafetensors } from "../format/safetensors.js";
-import { asFloat32 } from "../format/floats.js";
+import { writeFloats } from "../format/safetensors.js";
 import { writeWhole } from "../format/whole-file.js";
 import { TrainStep } from "../runtime/train-step.js";
 import { UserError } from "../errors.js";
@@ -33,7 +32,7 @@ const OPTIONS = {
   help: { type: "boolean", short: "h" },
 } as const;
 
-const HELP = `Trains the adapter on lessons, and writes the clipped change as a fleet would be sent it.
+const HELP = `Trains the adapter on lessons, and writes the clipped change.
 
   fleetdraft-phone train --bundle DIR --lessons PATH… --out FILE [options]
 
@@ -71,12 +70,12 @@ export async function train(words: readonly string[], print: (line: string) => v
   const found = await trained(step, from, lessons, config);
   await step.close();
   const clipNorm = number(given, "clip-norm", Number.MIN_VALUE, Number.MAX_VALUE) ?? 10;
-  const update = updateOf(from, found, { taskId: "", base: bundle.base, factors: config.factors, clipNorm });
-  writeWhole(out, update.content);
+  const update = updateOf(from, found, config.factors, clipNorm);
+  writeWhole(out, writeFloats(update.delta));
   const adapterOut = text(given, "adapter-out");
   if (adapterOut !== undefined) writeWhole(adapterOut, found.adapter.toBytes());
   const { losses, positions } = found;
-  const told = { schema: 1, losses, positions, weight: update.head.weight, norm: normOf(update.content), out };
+  const told = { schema: 1, losses, positions, weight: update.weight, norm: l2Norm(update.delta), out };
   print(given["json"] ? JSON.stringify(told) : `${losses.length} steps, loss ${shown(losses)}, change in ${out}`);
 }
 
@@ -94,11 +93,6 @@ export function trainingConfig(given: Given): TrainingConfig {
     factors: factors.length ? factors : TRAINING.factors,
     objective: { ...OBJECTIVE, divergence },
   };
-}
-
-function normOf(content: Uint8Array): number {
-  const stored = [...readSafetensors(content, "the update")];
-  return l2Norm(new Map(stored.map(([name, tensor]) => [name, asFloat32(tensor, name)])));
 }
 
 function shown(losses: readonly number[]): string {
