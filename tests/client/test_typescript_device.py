@@ -52,7 +52,7 @@ def phone() -> Phone:
     return run
 
 
-@pytest.fixture(scope="module", params=["as shipped", "int8", "int4"])
+@pytest.fixture(scope="module", params=["as shipped", "int4"])
 def any_bundle(request: pytest.FixtureRequest, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     if request.param == "as shipped":
         return bundle
