@@ -5,6 +5,7 @@ Flower's records are one encoding of these values (``records.py``); the laws her
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,45 @@ class EvaluateTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SumTerms:
+    """How a gateway has to add up its devices' answers, so that their sum counts as they would have one by one."""
+
+    weights: str
+    """By what an update weighs: ``equal``, ``tokens`` or ``examples``."""
+    devices: int
+    """The most devices that one answer may stand for."""
+    in_force: bool = False
+    """Whether the release of the request is the promoted one, which devices may draft with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """The devices that a gateway's answer stands for.
+
+    Raises:
+      ConfigError: no device, more than ``MAX_DEVICES``, or a family's name is none.
+    """
+
+    MAX_DEVICES: ClassVar[int] = 10**6
+
+    devices: int
+    """How many; the answer is their mean, and counts as so many."""
+    families: Mapping[str, DraftCounters]
+    """What they drafted, by target vocabulary."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.devices <= self.MAX_DEVICES:
+            raise ConfigError(f"devices is {self.devices}, expected 1 to {self.MAX_DEVICES}")
+        for name in self.families:
+            Identity(client="any", family=name)  # checks the name
+
+    @property
+    def counters(self) -> DraftCounters:
+        """What all drafted."""
+        return sum(self.families.values(), DraftCounters())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """A device's answer to a TrainTask: the change of the adapter, its weight, and counters that add up."""
 
@@ -103,6 +143,19 @@ class Update:
     """Tokens verified by the client's target this round."""
     counters: DraftCounters = field(default_factory=DraftCounters)
     training: TrainCounters = field(default_factory=TrainCounters)
+    cohort: Cohort | None = None
+    """With it this is a gateway's: ``delta`` is the mean of the cohort's, weighted as ``SumTerms`` say, ``weight`` the
+    sum of their weights; and so are the counters."""
+
+    @property
+    def devices(self) -> int:
+        """How many devices it counts as."""
+        return 1 if self.cohort is None else self.cohort.devices
+
+    @property
+    def families(self) -> Mapping[str, DraftCounters]:
+        """The counters by target vocabulary."""
+        return {self.family: self.counters} if self.cohort is None else self.cohort.families
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +165,13 @@ class Evaluation:
     client: str
     family: str
     counters: DraftCounters = field(default_factory=DraftCounters)
+    cohort: Cohort | None = None
+    """With it this is a gateway's: the sum over the cohort."""
+
+    @property
+    def families(self) -> Mapping[str, DraftCounters]:
+        """The counters by target vocabulary."""
+        return {self.family: self.counters} if self.cohort is None else self.cohort.families
 
 
 def l2_norm(delta: Mapping[str, NDArray[np.float32]]) -> float:

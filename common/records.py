@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import UpdateRejected
 from .lora import LoraAdapter, LoraLayout
-from .messages import EvaluateTask, Evaluation, Identity, Release, TrainCounters, TrainTask, Update
+from .messages import Cohort, EvaluateTask, Evaluation, Identity, Release, SumTerms, TrainCounters, TrainTask, Update
 from .metrics import DraftCounters
 from .printable import printable
 from .shape import DecoderShape
@@ -28,6 +28,11 @@ SCHEMA = 1
 
 #: More than a device comes to between two rounds, in tokens, seconds or summed loss.
 MAX_COUNTER = 10**12
+
+#: Before a family's name, in the name of the record of its counters.
+_FAMILY = "cohort."
+#: The most families that one answer tells apart.
+MAX_FAMILIES = 256
 
 _NPY_1_0 = b"\x93NUMPY\x01\x00"
 
@@ -58,6 +63,11 @@ class _UpdateHead:
     weight: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CohortHead:
+    devices: int
+
+
 def encode_identity(identity: Identity) -> RecordDict:
     """A device's answer to hello."""
     return RecordDict({"hello": _config(_Hello(schema=SCHEMA, client=identity.client, family=identity.family))})
@@ -72,15 +82,20 @@ def decode_identity(records: RecordDict) -> Identity:
         return Identity(client=hello.client, family=hello.family)
 
 
-def encode_request(task: TrainTask | EvaluateTask, release: Release) -> RecordDict:
-    """A task with the release it is about; the same value may be sent to every device."""
+def encode_request(task: TrainTask | EvaluateTask, release: Release, terms: SumTerms | None = None) -> RecordDict:
+    """A task with the release it is about; the same value may be sent to every device.
+
+    Args:
+      terms: for gateways, in a record that devices need not know.
+    """
     head = _ReleaseHead(
         number=release.number,
         base=release.base,
         digest=release.adapter.digest,
         layout=json.dumps(asdict(release.adapter.layout)),
     )
-    return RecordDict({"task": _config(task), "release": _config(head), "adapter": _arrays(release.adapter.arrays)})
+    records = {"task": _config(task), "release": _config(head), "adapter": _arrays(release.adapter.arrays)}
+    return RecordDict(records | ({"sums": _config(terms)} if terms else {}))
 
 
 def decode_train(records: RecordDict) -> tuple[TrainTask, Release]:
@@ -95,41 +110,50 @@ def decode_evaluate(records: RecordDict) -> tuple[EvaluateTask, Release]:
         return _flat(EvaluateTask, records["task"]), _release(records)
 
 
+def decode_terms(records: RecordDict) -> SumTerms | None:
+    """How a request wants answers added up; none where the server takes no sum from whom it asked."""
+    with _decoding("request"):
+        return _flat(SumTerms, records["sums"]) if "sums" in records else None
+
+
 def encode_update(update: Update) -> RecordDict:
     """An update without the name of its sender."""
     head = _UpdateHead(base=update.base, layout=update.layout, release=update.release, weight=update.weight)
-    return RecordDict(
-        {
-            "update": _config(head),
-            "delta": _arrays(update.delta),
-            "drafting": _counters(update.counters),
-            "training": _counters(update.training),
-        }
-    )
+    records = {
+        "update": _config(head),
+        "delta": _arrays(update.delta),
+        "drafting": _counters(update.counters),
+        "training": _counters(update.training),
+    }
+    return RecordDict(records | _cohort_records(update.cohort))
 
 
 def decode_update(records: RecordDict, sender: Identity) -> Update:
     """An update as ``sender`` sent it; its numbers are still to be judged by the gate."""
     with _decoding("update"):
+        cohort = _cohort(records)
         return Update(
             client=sender.client,
             family=sender.family,
             delta=_tensors(records["delta"]),
-            counters=_drafting(records),
-            training=_additive(TrainCounters, records["training"]),
+            counters=cohort.counters if cohort else _drafting(records["drafting"]),
+            training=_additive(TrainCounters, records["training"], cohort.devices if cohort else 1),
+            cohort=cohort,
             **vars(_flat(_UpdateHead, records["update"])),
         )
 
 
 def encode_evaluation(evaluation: Evaluation) -> RecordDict:
     """An evaluation without the name of its sender."""
-    return RecordDict({"drafting": _counters(evaluation.counters)})
+    return RecordDict({"drafting": _counters(evaluation.counters), **_cohort_records(evaluation.cohort)})
 
 
 def decode_evaluation(records: RecordDict, sender: Identity) -> Evaluation:
     """An evaluation as ``sender`` sent it."""
     with _decoding("evaluation"):
-        return Evaluation(client=sender.client, family=sender.family, counters=_drafting(records))
+        cohort = _cohort(records)
+        counters = cohort.counters if cohort else _drafting(records["drafting"])
+        return Evaluation(client=sender.client, family=sender.family, counters=counters, cohort=cohort)
 
 
 def tensor_bytes(records: RecordDict) -> int:
@@ -184,21 +208,50 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _drafting(records: RecordDict) -> DraftCounters:
+def _cohort_records(cohort: Cohort | None) -> dict[str, ConfigRecord | MetricRecord]:
+    """What a gateway's answer has beside a device's; a device's is as it was before there were gateways."""
+    if cohort is None:
+        return {}
+    families = {_FAMILY + name: _counters(counters) for name, counters in cohort.families.items()}
+    return {"cohort": ConfigRecord({"devices": cohort.devices}), **families}
+
+
+def _cohort(records: RecordDict) -> Cohort | None:
+    if "cohort" not in records:
+        return None
+    devices = _flat(_CohortHead, records["cohort"]).devices
+    Cohort(devices=devices, families={})  # checks the number, by which counters are bounded
+    names = [name for name in records if name.startswith(_FAMILY)]
+    if len(names) > MAX_FAMILIES:
+        raise UpdateRejected(f"{len(names)} families, expected at most {MAX_FAMILIES}")
+    families = {name.removeprefix(_FAMILY): _drafting(records[name], devices) for name in names}
+    return Cohort(devices=devices, families=families)
+
+
+def _drafting(record: object, devices: int = 1) -> DraftCounters:
     """Counters that are additive and do not contradict each other, so that a sum of them does not either."""
-    counters = _additive(DraftCounters, records["drafting"])
+    counters = _additive(DraftCounters, record, devices)
     if contradiction := counters.contradiction:
         raise UpdateRejected(f"counter {contradiction}")
     return counters
 
 
-def _additive(kind: type[T], record: object) -> T:
-    """Counters that cannot spoil a sum: no field negative or above ``MAX_COUNTER``, so that none overflows either."""
+def _additive(kind: type[T], record: object, devices: int = 1) -> T:
+    """Counters that cannot spoil a sum: no field negative or above ``MAX_COUNTER`` a device, so that none overflows."""
     counters = _flat(kind, record)
-    for name, value in vars(counters).items():
-        if not 0 <= value <= MAX_COUNTER:  # so that NaN is refused too
-            raise UpdateRejected(f"counter {name} is {value}, expected a number from 0 to {MAX_COUNTER:g}")
+    check_counters(counters, devices)
     return counters
+
+
+def check_counters(counters: object, devices: int = 1) -> None:
+    """Returns if no field of a dataclass of counters is negative or above ``MAX_COUNTER`` a device.
+
+    Raises:
+      UpdateRejected: one is.
+    """
+    for name, value in vars(counters).items():
+        if not 0 <= value <= MAX_COUNTER * devices:  # so that NaN is refused too
+            raise UpdateRejected(f"counter {name} is {value}, expected a number from 0 to {MAX_COUNTER * devices:g}")
 
 
 def _release(records: RecordDict) -> Release:

@@ -13,10 +13,11 @@ from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from ..common.messages import TrainTask
-from ..common.records import encode_request, tensor_bytes
+from ..common.records import tensor_bytes
 from .config import ServerConfig
 from .exchange import Exchange
 from .intake import take
+from .requests import Requests
 from .roster import Nodes, Roster
 from .round import Round
 
@@ -68,7 +69,7 @@ class AsyncRounds:
         free = len(idle) if self._config.clients_per_round is None else self._config.clients_per_round - len(busy)
         for node, identity in self._drawn(idle, free):
             task = self._task(opened, identity.client)
-            request = encode_request(task, opened.release)
+            request = Requests(self._config, task, opened).to(identity)
             self._exchange.ask(node, identity, request, task.timeout_s)
             opened.asked(identity.client, tensor_bytes(request))
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..common.errors import ConfigError
+from ..common.messages import Cohort
 from .aggregation.aggregate import AggregationConfig
 from .aggregation.rules import RULES
 from .privacy.config import LEAST_CLIENTS, Conditions, PrivacyConfig, SecAggConfig
@@ -50,6 +51,10 @@ class ServerConfig:
     """Which releases are blocked after they were measured."""
     privacy: PrivacyConfig | None = None
     """Differential privacy; none: no noise, and no promise."""
+    gateways: tuple[str, ...] = ()
+    """Clients that answer for devices without Flower, each with one mean that counts as all of them."""
+    gateway_devices: int = 1000
+    """The most devices that one gateway's answer may count as."""
     secure_aggregation: SecAggConfig | None = None
     """With it the server sees the sum of a round's updates and no single one."""
 
@@ -68,6 +73,8 @@ class ServerConfig:
             _check("evaluate_every", self.evaluate_every, self.evaluate_every >= 1, reason)
         self._check_async() if self.asynchronous else self._check_sync()
         self._check_privacy()
+        if self.gateways:
+            self._check_gateways()
 
     @property
     def asynchronous(self) -> bool:
@@ -117,6 +124,22 @@ class ServerConfig:
             count = self.clients_per_round
             expectation = f"at least {LEAST_CLIENTS} with secure aggregation"
             _check("clients_per_round", count, count is None or count >= LEAST_CLIENTS, expectation)
+
+    def _check_gateways(self) -> None:
+        """A gateway shows a mean and no single update: what needs more than that cannot be had."""
+        rule, balance = self.aggregation.rule, self.aggregation.balance
+        allowed = ", ".join(name for name, kind in RULES.items() if kind.sum_only)
+        _check("rule", rule, self.aggregation.kind.sum_only, f"with gateways one of {allowed}")
+        reason = "exponent 1 and worst_family_rate 0 with gateways, whose mean is over all families"
+        _check("balance", balance, balance.pooled, reason)
+        reason = "none with gateways: who is drawn there, and how many, is not what the accounting assumes"
+        _check("privacy", self.privacy, self.privacy is None, reason)
+        reason = "none with gateways: a mask hides one device's update, not the mean of many"
+        _check("secure_aggregation", self.secure_aggregation, self.secure_aggregation is None, reason)
+        limit = Cohort.MAX_DEVICES
+        _check(
+            "gateway_devices", self.gateway_devices, 1 <= self.gateway_devices <= limit, f"a number from 1 to {limit}"
+        )
 
     def evaluates(self, round: int) -> bool:
         """Whether devices measure the release after ``round``."""

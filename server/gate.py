@@ -28,6 +28,7 @@ class Gate:
       behind: earlier releases that an update may start from, by digest, and how many releases ago they were.
       max_staleness: how far behind is too far.
       max_weight: the most tokens that one device can have verified in a round.
+      gateways: who may answer with the mean of several devices, and of how many at most.
     """
 
     factors: tuple[str, ...]
@@ -36,6 +37,7 @@ class Gate:
     behind: Mapping[str, int] = field(default_factory=dict)
     max_staleness: int = 0
     max_weight: float = MAX_WEIGHT
+    gateways: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, update: Update, release: Release) -> None:
         """Returns if ``update`` is a sound change of ``release``.
@@ -46,6 +48,7 @@ class Gate:
         self._check_origin(update, release)
         self._check_tensors(update, release)
         self._check_values(update)
+        self._check_cohort(update)
         self._check_weight(update)
 
     def _check_origin(self, update: Update, release: Release) -> None:
@@ -98,9 +101,21 @@ class Gate:
         if norm > limit:
             raise UpdateRejected(f"norm is {norm:.6g}, expected at most {self.clip_norm:g}", Reason.NORM)
 
+    def _check_cohort(self, update: Update) -> None:
+        """A mean of clipped updates is within the clip as well; what it counts for is the sender's claim."""
+        if update.cohort is None:
+            return
+        if (limit := self.gateways.get(update.client)) is None:
+            raise UpdateRejected(
+                "a sum of several devices, expected from the gateways of fleet.toml only", Reason.WEIGHT
+            )
+        if update.devices > limit:
+            raise UpdateRejected(f"counts as {update.devices} devices, expected at most {limit}", Reason.WEIGHT)
+
     def _check_weight(self, update: Update) -> None:
-        if not (math.isfinite(update.weight) and 0 < update.weight <= self.max_weight):
-            expectation = f"expected 0 < weight <= {self.max_weight:g}"
+        limit = self.max_weight * update.devices
+        if not (math.isfinite(update.weight) and 0 < update.weight <= limit):
+            expectation = f"expected 0 < weight <= {limit:g}"
             raise UpdateRejected(f"weight is {update.weight:g}, {expectation}", Reason.WEIGHT)
 
 

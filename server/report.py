@@ -28,6 +28,8 @@ class RoundReport:
     """The same clients' reasons as codes."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """By code, how many answers did not count or did not come; also a second answer of a client that was accepted."""
+    devices: int = 0
+    """Whose updates are in the release: as many as clients are accepted, but that a gateway stands for several."""
     stale: int = 0
     """Accepted updates that started from an earlier release."""
     retried: int = 0
@@ -83,6 +85,7 @@ class RoundReport:
         privacy, secure = value.get("privacy"), value.get("secure")
         given = {
             "codes": codes,
+            "devices": value.get("devices", len(value["accepted"])),
             "training": TrainCounters(**value["training"]),
             "privacy": PrivacyReport(**privacy) if privacy else None,
             "secure": SecureReport.from_json(secure) if secure else None,

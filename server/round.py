@@ -30,6 +30,7 @@ class Round:
       release: that the round starts from.
       wanted: with so many valid updates it is full; none: with all that were asked.
       repeats: whether a client may contribute more than once.
+      in_force: whether the release is the promoted one.
       clock: in seconds, for the report.
     """
 
@@ -42,10 +43,12 @@ class Round:
         aggregate: Aggregate,
         wanted: int | None = None,
         repeats: bool = False,
+        in_force: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.number = number
         self.release = release
+        self.in_force = in_force
         self._aggregate = aggregate
         self._saved: Saved | None = None
         self._gate = gate
@@ -57,6 +60,7 @@ class Round:
         self._accepted: list[str] = []
         self._excluded: dict[str, UpdateRejected] = {}
         self._counts = Counter[Reason]()
+        self._devices = 0
         self._stale = 0
         self._retried = 0
         self._bytes_up = 0
@@ -90,6 +94,7 @@ class Round:
             client: UpdateRejected(reason, report.codes[client]) for client, reason in report.excluded.items()
         }
         self._counts = Counter({Reason(code): count for code, count in report.counts.items()})
+        self._devices = report.devices
         self._stale, self._retried = report.stale, report.retried
         self._bytes_up, self._bytes_down = report.bytes_up, report.bytes_down
         self._families, self._training = dict(report.families), report.training
@@ -151,7 +156,8 @@ class Round:
         self._accepted.append(update.client)
         self._excluded.pop(update.client, None)
         self._stale += behind > 0
-        self._families[update.family] = self._families.get(update.family, DraftCounters()) + update.counters
+        self._devices += update.devices
+        _add(self._families, update.families)
         self._training += update.training
 
     def take_sum(self, total: Mapping[str, NDArray[np.float64]], clients: tuple[str, ...]) -> None:
@@ -159,6 +165,7 @@ class Round:
         self._aggregate.add_sum(total, float(len(clients)), family="")
         self._saved = None
         self._accepted.extend(clients)
+        self._devices += len(clients)
 
     def exclude(self, client: str, reason: UpdateRejected) -> None:
         """Counts an answer that does not count; whose update is in the round already stays in."""
@@ -207,8 +214,7 @@ class Round:
 
     def measure(self, evaluation: Evaluation) -> None:
         """Adds what a device measured with the new release."""
-        family = evaluation.family
-        self._evaluation[family] = self._evaluation.get(family, DraftCounters()) + evaluation.counters
+        _add(self._evaluation, evaluation.families)
         self._evaluated.append(evaluation.client)
 
     def miss(self, client: str, reason: UpdateRejected) -> None:
@@ -230,6 +236,7 @@ class Round:
             excluded=_sorted({client: str(reason) for client, reason in self._excluded.items()}),
             codes=_sorted({client: reason.code for client, reason in self._excluded.items()}),
             counts=_sorted({code.value: count for code, count in self._counts.items()}),
+            devices=self._devices,
             stale=self._stale,
             retried=self._retried,
             release=self.release.number,
@@ -246,6 +253,11 @@ class Round:
             privacy=self.privacy,
             secure=self.secure,
         )
+
+
+def _add(table: dict[str, DraftCounters], families: Mapping[str, DraftCounters]) -> None:
+    for family, counters in families.items():
+        table[family] = table.get(family, DraftCounters()) + counters
 
 
 def _sorted(table: Mapping[str, T]) -> dict[str, T]:

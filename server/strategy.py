@@ -13,7 +13,7 @@ from flwr.supercore import log
 
 from ..common.errors import BudgetSpent, FleetError, RegistryError, UpdateRejected
 from ..common.messages import EvaluateTask
-from ..common.records import encode_request, tensor_bytes
+from ..common.records import tensor_bytes
 from .aggregation.aggregate import Aggregate, Carried
 from .async_rounds import AsyncRounds
 from .config import ServerConfig
@@ -24,6 +24,7 @@ from .mailbox import POLL_S, Mailbox
 from .privacy.protection import Protection, check_covered
 from .registry.registry import Registry
 from .report import RoundReport
+from .requests import Requests
 from .resumption import Resumption, journal_of, resumption
 from .roster import Nodes, Roster
 from .round import Round
@@ -160,7 +161,9 @@ class FleetStrategy:
             mixed_ranks=aggregation.kind.mixed_ranks,
             behind=self._behind(),
             max_staleness=self._config.max_staleness,
+            gateways=dict.fromkeys(self._config.gateways, self._config.gateway_devices),
         )
+        promoted = self._registry.promoted() if self._config.gateways else None
         opened = Round(
             number=number,
             release=release,
@@ -168,6 +171,7 @@ class FleetStrategy:
             aggregate=Aggregate(aggregation, release.adapter, number, self._carried()),
             wanted=self._config.wanted,
             repeats=self._config.asynchronous,
+            in_force=promoted is not None and promoted.number == release.number,
         )
         if entry is not None:
             self._restore(opened, entry)
@@ -204,10 +208,11 @@ class FleetStrategy:
     def _evaluate(self, grid: Grid, opened: Round) -> None:
         """Sums what the devices measure with the release; whoever has done so before a kill is not asked again."""
         task = EvaluateTask(round=opened.number, seed=self._config.seed, timeout_s=self._config.timeout_s)
-        request = encode_request(task, opened.release)
+        requests = Requests(self._config, task, opened)
         exchange = Exchange(grid, MessageType.EVALUATE, self._config.retries)
         for node, identity in self._roster.nodes():
             if identity.client not in opened.measured:
+                request = requests.to(identity)
                 exchange.ask(node, identity, request, task.timeout_s)
                 opened.sent(tensor_bytes(request))
         for answer in exchange.answers():

@@ -7,10 +7,11 @@ from flwr.serverapp import Grid
 
 from ..common.errors import Reason, UpdateRejected
 from ..common.messages import TrainTask
-from ..common.records import encode_request, tensor_bytes
+from ..common.records import tensor_bytes
 from .config import ServerConfig
 from .exchange import Exchange
 from .intake import take
+from .requests import Requests
 from .roster import Nodes, Roster
 from .round import Round
 
@@ -51,9 +52,10 @@ class SyncRounds:
 
     def _ask(self, grid: Grid, opened: Round, nodes: Nodes) -> Exchange:
         task = task_of(self._config, opened.number)
-        request = encode_request(task, opened.release)
+        requests = Requests(self._config, task, opened)
         exchange = Exchange(grid, MessageType.TRAIN, self._config.retries)
         for node, identity in nodes:
+            request = requests.to(identity)
             exchange.ask(node, identity, request, task.timeout_s)
             opened.asked(identity.client, tensor_bytes(request))
         return exchange

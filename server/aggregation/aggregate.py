@@ -123,9 +123,10 @@ class Aggregate:
           UpdateRejected: its weight is none; nothing has changed.
         """
         weight = WEIGHTS[self._config.weights](update)
-        if not 0 < weight <= MAX_WEIGHT:
+        limit = MAX_WEIGHT * update.devices
+        if not 0 < weight <= limit:
             raise UpdateRejected(
-                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {MAX_WEIGHT:g}", Reason.WEIGHT
+                f"weight by {self._config.weights} is {weight:g}, expected 0 < weight <= {limit:g}", Reason.WEIGHT
             )
         self._accumulator.add(update.delta, weight * discount, update.family)
 

@@ -184,9 +184,10 @@ RULES: dict[str, Rule] = {
 }
 
 #: Weight of an update by name: the tokens that its device's target verified, the prompts it learned from, or one vote
-#: a device (which a privacy accountant and the rules that withstand arbitrary updates need).
+#: a device (which a privacy accountant and the rules that withstand arbitrary updates need). A gateway's is the sum of
+#: its devices'.
 WEIGHTS: dict[str, Callable[[Update], float]] = {
     "tokens": lambda update: update.weight,
     "examples": lambda update: float(update.counters.prompts),
-    "equal": lambda update: 1.0,
+    "equal": lambda update: float(update.devices),
 }

@@ -38,17 +38,17 @@ def _lines(reports: Sequence[RoundReport], standing: Standing) -> Iterator[str]:
     excluded: Counter[str] = Counter()
     for report in reports:
         excluded.update(report.counts)
-    yield from _family("rounds_total", "counter", "Rounds finished, by what they did to the release.",
+    yield from exposed("rounds_total", "counter", "Rounds finished, by what they did to the release.",
                        [({"outcome": name}, outcomes[name]) for name in ("released", "kept")])  # fmt: skip
     yield from _single(
         "updates_accepted_total", "counter", "Updates in releases.", sum(len(r.accepted) for r in reports)
     )
-    yield from _family("answers_excluded_total", "counter", "Answers that did not count or did not come, by reason.",
+    yield from exposed("answers_excluded_total", "counter", "Answers that did not count or did not come, by reason.",
                        [({"reason": reason}, excluded[reason]) for reason in Reason])  # fmt: skip
     yield from _single("requests_retried_total", "counter", "Requests sent again.", sum(r.retried for r in reports))
     yield from _drafting(reports)
     yield from _single("round_seconds_total", "counter", "Time spent in rounds.", sum(r.seconds for r in reports))
-    yield from _family("tensor_bytes_total", "counter", "Bytes of tensors, from the devices and to them.", [
+    yield from exposed("tensor_bytes_total", "counter", "Bytes of tensors, from the devices and to them.", [
         ({"direction": "up"}, sum(r.bytes_up for r in reports)),
         ({"direction": "down"}, sum(r.bytes_down for r in reports)),
     ])  # fmt: skip
@@ -59,7 +59,7 @@ def _drafting(reports: Sequence[RoundReport]) -> Iterator[str]:
     sums = _summed(r.families for r in reports)
     for name, text in (("drafted", "Proposed target tokens"), ("accepted", "Accepted target tokens")):
         samples = [({"family": family}, getattr(counters, name)) for family, counters in sums.items()]
-        yield from _family(f"tokens_{name}_total", "counter", f"{text} of training devices, by target family.", samples)
+        yield from exposed(f"tokens_{name}_total", "counter", f"{text} of training devices, by target family.", samples)
     newest = next((r.families for r in reversed(reports) if r.families), {})
     measured = next((r.evaluation for r in reversed(reports) if r.evaluation), {})
     rates = [("training", newest), ("evaluation", measured)]
@@ -68,7 +68,7 @@ def _drafting(reports: Sequence[RoundReport]) -> Iterator[str]:
         for of, families in rates
         for family, counters in families.items()
     ]
-    yield from _family("acceptance_rate", "gauge", "Accepted per proposed token, newest round that says.", samples)
+    yield from exposed("acceptance_rate", "gauge", "Accepted per proposed token, newest round that says.", samples)
 
 
 def _standing(reports: Sequence[RoundReport], standing: Standing) -> Iterator[str]:
@@ -93,10 +93,11 @@ def _summed(tables: Iterable[Mapping[str, DraftCounters]]) -> dict[str, DraftCou
 
 
 def _single(name: str, kind: str, text: str, value: float) -> Iterator[str]:
-    return _family(name, kind, text, [({}, value)])
+    return exposed(name, kind, text, [({}, value)])
 
 
-def _family(name: str, kind: str, text: str, samples: Sequence[tuple[Labels, float]]) -> Iterator[str]:
+def exposed(name: str, kind: str, text: str, samples: Sequence[tuple[Labels, float]]) -> Iterator[str]:
+    """The lines of one metric, whose name is prefixed with the project's."""
     yield f"# HELP fleetdraft_{name} {text}"
     yield f"# TYPE fleetdraft_{name} {kind}"
     for labels, value in samples:

@@ -1,0 +1,373 @@
+"""The gateway: what devices ask and what Flower asks, brought together. It knows no connection."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from ...common.content import digest
+from ...common.errors import UpdateRejected
+from ...common.files import write_atomic
+from ...common.fleet_wire import CHUNK_BYTES, PROTOCOL, release_content, release_head
+from ...common.messages import Evaluation, Release, Update
+from ...common.wire import fleet_pb2 as wire
+from .ask import Ask, records_of
+from .cohort import Cohort, CohortTable, check_drafting
+from .ledger import CohortEntry, Ledger, Outcome, Settled, TaskEntry
+from .limits import Limits, LimitsTable
+from .pace import PaceTable
+from .refusal import Refusal, never
+from .spool import Spool
+from .tokens import Tokens
+
+_PRIVATE = 0o600
+#: Of the time that Flower gives, so much is left for the answer's own way, but not more than so many seconds.
+_MARGIN, _MOST_MARGIN_S = 0.1, 30.0
+#: Counting the devices takes a look at every one, so it is done so often.
+_COUNT_EVERY_S = 5.0
+_MAX_NAME = 64
+
+_OUTCOMES = {
+    Outcome.ACCEPTED: wire.UploadReply.ACCEPTED,
+    Outcome.REJECTED: wire.UploadReply.REJECTED,
+    Outcome.LATE: wire.UploadReply.LATE,
+    Outcome.DROPPED: wire.UploadReply.LATE,
+    Outcome.DECLINED: wire.UploadReply.LATE,
+}
+
+Read = Callable[[], Awaitable[wire.UploadChunk | None]]
+"""The next message of an upload; None after the last."""
+OnClosed = Callable[[Cohort], None]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A release that devices may fetch."""
+
+    head: wire.ReleaseHead
+    content: bytes
+
+    @classmethod
+    def of(cls, release: Release) -> "Served":
+        return cls(release_head(release), release_content(release))
+
+
+class Gateway:
+    """One gateway; all of it belongs to one event loop.
+
+    Args:
+      name: the gateway's in the fleet.
+      folder: its own; see ``folder.py``.
+      clock: in seconds since 1970.
+      chance: uniform in [0, 1), for the jitter.
+      on_closed: told of each cohort that has closed.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        folder: Path,
+        ledger: Ledger,
+        tokens: Tokens,
+        cohort: CohortTable,
+        pace: PaceTable,
+        limits: LimitsTable,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+        chance: Callable[[], float],
+        on_closed: OnClosed = lambda cohort: None,
+    ) -> None:
+        self._name, self._folder, self._ledger, self._tokens = name, folder, ledger, tokens
+        self._table, self._pace, self._limits_table = cohort, pace, limits
+        self._clock, self._monotonic, self._chance, self._on_closed = clock, monotonic, chance, on_closed
+        self._limits = Limits(limits, monotonic)
+        self._spool = Spool(folder / "spool", limits.spool_bytes)
+        self._uploads: dict[str, asyncio.Task[None]] = {}
+        self._known, self._counted_at = 0, -_COUNT_EVERY_S
+        self._running: asyncio.Task[None] | None = None
+        self.cohort: Cohort | None = None
+        self.promoted: Served | None = None
+        self.told = Counter[str]()
+        """Why devices were told to come back, since this process began."""
+        self.refused = Counter[str]()
+        """Calls that were refused, by status, since this process began."""
+
+    def resume(self) -> None:
+        """Goes on with the cohort that a process before this one had open.
+
+        Raises:
+          UpdateRejected: its request cannot be read any more.
+        """
+        self.promoted = self._read_promoted()
+        entry = self._ledger.newest()
+        if entry is None:
+            return
+        ask = Ask.read(entry.kind, records_of((self._folder / "requests" / entry.request).read_bytes()))
+        self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
+        self._start(entry, ask)
+
+    async def stop(self) -> None:
+        """Leaves the cohort as it is on disk; a process after this one goes on."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+
+    async def ask(self, kind: str, request: bytes) -> Update | Evaluation:
+        """What Flower asks: has devices answer, and returns their mean or sum.
+
+        The same request, asked again while its time lasts, is the same cohort, also after a restart.
+
+        Raises:
+          UpdateRejected: with the reason why there is no answer.
+        """
+        ask = Ask.read(kind, records_of(request))
+        cohort = self.cohort
+        if cohort is None or cohort.ask.key != ask.key or self._clock() >= cohort.entry.closes:
+            cohort = await self._begin(ask, request)
+        await cohort.closed.wait()
+        return cohort.answer(self._name)
+
+    def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
+        """A task, or when to come back."""
+        self._check_request(request)
+        self._limits.call(device)
+        self._tokens.saw(device, request.family, request.app_version)
+        reply = wire.CheckInReply(promoted=self.promoted.head if self.promoted else None)
+        found = self._task_for(device, request)
+        if isinstance(found, TaskEntry) and self.cohort is not None:
+            reply.task.CopyFrom(self.cohort.told(found))
+        elif not isinstance(found, TaskEntry):
+            self.told[wire.ComeBack.Reason.Name(found)] += 1
+            reply.come_back.CopyFrom(wire.ComeBack(after_s=self._come_back_s(), reason=found))
+        return reply
+
+    def fetch(self, device: str, request: wire.FetchReleaseRequest) -> Iterator[wire.ReleaseChunk]:
+        """A release's content from a byte on."""
+        self._limits.call(device)
+        served = self._served(request.digest)
+        if request.offset > len(served.content):
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {request.offset} of {len(served.content)} bytes")
+        for at in range(request.offset, len(served.content), CHUNK_BYTES):
+            data = served.content[at : at + CHUNK_BYTES]
+            self._limits.transfer(device, len(data))
+            yield wire.ReleaseChunk(offset=at, data=data)
+
+    def upload_state(self, device: str, request: wire.UploadStateRequest) -> wire.UploadStateReply:
+        """How much of an upload is there."""
+        self._limits.call(device)
+        task = self._task(request.task_id, device)
+        if task.outcome != Outcome.OPEN:
+            return wire.UploadStateReply(done=True)
+        same = task.head is not None and wire.UploadHead.FromString(task.head).content_sha256 == request.content_sha256
+        return wire.UploadStateReply(received=self._spool.received(task.id) if same else 0)
+
+    async def upload(self, device: str, read: Read) -> wire.UploadReply:
+        """Takes in an update; the head is judged before anything else is read."""
+        self._limits.call(device)
+        first = await self._first(read)
+        head = first.head
+        task = self._task(head.task_id, device)
+        cohort = self._cohort_of(task, trains=True)
+        if cohort is None:
+            return self._late(task)
+        if task.outcome != Outcome.OPEN:
+            return _reply(task.settled)
+        cohort.check_head(head)
+        await self._receive_alone(task, first, read)
+        return _reply(await cohort.take(task, head=head))
+
+    async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
+        """Takes in an evaluation."""
+        self._limits.call(device)
+        task = self._task(request.task_id, device)
+        cohort = self._cohort_of(task, trains=False)
+        if cohort is None:
+            reply = self._late(task)
+        elif task.outcome != Outcome.OPEN:
+            reply = _reply(task.settled)
+        else:
+            try:
+                check_drafting(request.drafting)
+            except UpdateRejected as error:
+                raise never(str(error)) from error
+            reply = _reply(await cohort.take(task, report=request))
+        return wire.ReportReply(outcome=reply.outcome, reason=reply.reason)
+
+    def promote(self, release: Release) -> None:
+        """Has devices draft with a release from now on."""
+        if self.promoted is None or self.promoted.head.digest != release.adapter.digest:
+            self.promoted = Served.of(release)
+            write_atomic(self._folder / "promoted.content", self.promoted.content, _PRIVATE)
+            write_atomic(self._folder / "promoted.head", self.promoted.head.SerializeToString(), _PRIVATE)
+
+    @property
+    def spooled_bytes(self) -> int:
+        """What all open uploads come to."""
+        return self._spool.size_bytes
+
+    def known(self) -> int:
+        """Devices that checked in lately."""
+        now = self._monotonic()
+        if now - self._counted_at >= _COUNT_EVERY_S:
+            self._known, self._counted_at = self._tokens.seen_within(self._pace.most_s), now
+        return self._known
+
+    async def _begin(self, ask: Ask, request: bytes) -> Cohort:
+        """Opens a cohort; one that is under way ends, since Flower awaits its answer no more."""
+        if self.cohort is not None and self._running is not None:
+            self.cohort.end("the server has asked for something else")
+            await self._running
+        now, name = self._clock(), digest(request)
+        for path in (self._folder / "requests").glob("*"):
+            path.unlink()
+        write_atomic(self._folder / "requests" / name, request, _PRIVATE)
+        closes = now + ask.task.timeout_s - min(_MOST_MARGIN_S, _MARGIN * ask.task.timeout_s)
+        entry = self._ledger.begin(key=ask.key, kind=ask.kind, request=name, opened=now, closes=closes, about="")
+        if ask.terms.in_force:
+            self.promote(ask.release)
+        return self._start(entry, ask)
+
+    def _start(self, entry: CohortEntry, ask: Ask) -> Cohort:
+        self.cohort = cohort = Cohort(entry, ask, self._table, self._folder, self._ledger, self._spool, self._clock)
+        self._current = Served(ask.head, ask.content)
+        self._running = asyncio.create_task(self._run(cohort))
+        return cohort
+
+    async def _run(self, cohort: Cohort) -> None:
+        was_closed = cohort.closed.is_set()
+        await cohort.run()
+        if not was_closed:
+            self._on_closed(cohort)
+
+    def _task_for(self, device: str, request: wire.CheckInRequest) -> "TaskEntry | wire.ComeBack.Reason":
+        cohort = self.cohort
+        if not request.eligible:
+            if cohort is not None:
+                cohort.decline(device)
+            return wire.ComeBack.NOT_ELIGIBLE
+        if cohort is None or cohort.closed.is_set():
+            return wire.ComeBack.NO_ROUND
+        if request.base != cohort.ask.release.base:
+            return wire.ComeBack.WRONG_BASE
+        return cohort.task_for(device, request.family)
+
+    def _come_back_s(self) -> float:
+        return self._pace.come_back_s(self.known(), self._table.given, self._chance())
+
+    def _served(self, name: str) -> Served:
+        found = [self.promoted, self._current if self.cohort is not None else None]
+        for served in found:
+            if served is not None and served.head.digest == name:
+                return served
+        raise Refusal(grpc.StatusCode.NOT_FOUND, "no such release here; check in again")
+
+    def _task(self, name: str, device: str) -> TaskEntry:
+        task = self._ledger.task(name, device) if len(name) <= _MAX_NAME else None
+        if task is None:
+            raise Refusal(grpc.StatusCode.NOT_FOUND, "this device has no such task; check in again")
+        return task
+
+    def _cohort_of(self, task: TaskEntry, *, trains: bool) -> Cohort | None:
+        """The cohort that awaits an answer of this kind to a task; none, once it is closed."""
+        cohort = self.cohort
+        if cohort is None or cohort.entry.number != task.cohort:
+            return None
+        if cohort.ask.trains != trains:
+            raise never(f"the task is to {'train' if cohort.ask.trains else 'evaluate'}; answer in the other way")
+        return None if cohort.closed.is_set() and task.outcome in (Outcome.OPEN, Outcome.DROPPED) else cohort
+
+    def _late(self, task: TaskEntry) -> wire.UploadReply:
+        """What came of a task of a closed cohort: its answer is late, unless it was taken in before."""
+        if task.outcome in (Outcome.OPEN, Outcome.DROPPED):
+            self._ledger.set_outcome(task.id, Outcome.LATE)
+            return _reply(Settled(task=task.id, outcome=Outcome.LATE))
+        return _reply(task.settled)
+
+    async def _first(self, read: Read) -> wire.UploadChunk:
+        try:
+            async with asyncio.timeout(self._limits_table.head_s):
+                first = await read()
+        except TimeoutError as error:
+            message = f"no message within {self._limits_table.head_s:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
+        if first is None or not first.HasField("head"):
+            raise never("the first message of an upload has no head")
+        return first
+
+    async def _receive_alone(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
+        """Receives an upload to its end; a call before this one that is still at it ends."""
+        if (before := self._uploads.get(task.id)) is not None:
+            before.cancel()
+            await asyncio.wait([before])
+        receiving = self._uploads[task.id] = asyncio.create_task(self._receive(task, first, read))
+        try:
+            await receiving
+        except asyncio.CancelledError as error:
+            if (current := asyncio.current_task()) is not None and current.cancelling():
+                receiving.cancel()
+                raise
+            raise Refusal(grpc.StatusCode.ABORTED, "another call has taken this upload over") from error
+        finally:
+            if self._uploads.get(task.id) is receiving:
+                del self._uploads[task.id]
+
+    async def _receive(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
+        head = first.head
+        if task.head is None or wire.UploadHead.FromString(task.head).content_sha256 != head.content_sha256:
+            self._spool.drop(task.id)
+        self._ledger.begin_upload(task.id, head.SerializeToString())
+        limit_s = self._limits_table.upload_s
+        try:
+            async with asyncio.timeout(limit_s):
+                chunk: wire.UploadChunk | None = first
+                while chunk is not None:
+                    self._store(task, head, chunk)
+                    if self._spool.received(task.id) == head.content_bytes:
+                        return
+                    chunk = await read()
+        except TimeoutError as error:
+            message = f"not complete within {limit_s:g} s; go on at {self._spool.received(task.id)}"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
+        at = self._spool.received(task.id)
+        raise Refusal(
+            grpc.StatusCode.OUT_OF_RANGE, f"the upload ended at byte {at} of {head.content_bytes}; go on there"
+        )
+
+    def _store(self, task: TaskEntry, head: wire.UploadHead, chunk: wire.UploadChunk) -> None:
+        received = self._spool.received(task.id)
+        if chunk.offset != received:
+            raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {chunk.offset}, expected {received}; go on there")
+        if len(chunk.data) > CHUNK_BYTES:
+            raise never(f"a chunk has {len(chunk.data)} bytes, expected at most {CHUNK_BYTES}")
+        if received + len(chunk.data) > head.content_bytes:
+            raise never(f"more bytes than content_bytes = {head.content_bytes}")
+        if chunk.data:
+            self._limits.transfer(task.device, len(chunk.data))
+            self._spool.append(task.id, chunk.data)
+
+    def _read_promoted(self) -> Served | None:
+        path = self._folder / "promoted.head"
+        if not path.exists():
+            return None
+        head, content = wire.ReleaseHead.FromString(path.read_bytes()), path.with_suffix(".content").read_bytes()
+        # A kill between the two files leaves a content that the head is not of; the next request tells anew.
+        return Served(head, content) if digest(content) == head.content_sha256 else None
+
+    def _check_request(self, request: wire.CheckInRequest) -> None:
+        if request.protocol != PROTOCOL:
+            message = f"protocol is {request.protocol}, expected {PROTOCOL}; update the app"
+            raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, message)
+        for name in ("app_version", "base", "family", "release"):
+            value = getattr(request, name)
+            if len(value) > _MAX_NAME or not value.isprintable():
+                raise never(f"{name} has {len(value)} characters, expected at most {_MAX_NAME}, all printable")
+        if not request.family:
+            raise never("family is empty, expected the name of the target's vocabulary")
+
+
+def _reply(settled: Settled) -> wire.UploadReply:
+    return wire.UploadReply(outcome=_OUTCOMES[settled.outcome], reason=settled.reason)

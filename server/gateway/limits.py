@@ -1,0 +1,97 @@
+"""How often and how much each device may ask. It knows no device but by name, and forgets those that are idle."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...common.errors import ConfigError
+from .refusal import too_much
+
+_MINUTE_S, _HOUR_S = 60.0, 3600.0
+#: With more names than this, idle ones are forgotten.
+_NAMES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsTable:
+    """``[limits]``: what one device, and all together, may take."""
+
+    calls_per_minute: int = 120
+    """Of one device."""
+    bytes_per_hour: int = 1 << 30
+    """Of content, of one device, up and down together."""
+    head_s: float = 10.0
+    """For the first message of an upload."""
+    upload_s: float = 300.0
+    """For one call of an upload; what has arrived by then is kept."""
+    spool_bytes: int = 4 << 30
+    """Of all uploads that are not complete."""
+    concurrent_calls: int = 1000
+    """Of all devices; further ones are told to try again later."""
+    streams: int = 8
+    """Calls at once on one connection."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ConfigError(f"{name} is {value:g}, expected a number > 0")
+
+
+class _Bucket:
+    """What may be taken now; refills evenly up to its size."""
+
+    def __init__(self, size: float, per_s: float, now: float) -> None:
+        self._size, self._per_s = size, per_s
+        self._level, self._at = size, now
+
+    def take(self, amount: float, now: float) -> bool:
+        """Whether there was enough."""
+        self._refill(now)
+        if amount > self._level:
+            return False
+        self._level -= amount
+        return True
+
+    def is_full(self, now: float) -> bool:
+        self._refill(now)
+        return self._level >= self._size
+
+    def _refill(self, now: float) -> None:
+        self._level = min(self._size, self._level + (now - self._at) * self._per_s)
+        self._at = now
+
+
+class Limits:
+    """Counts what devices take; ``clock`` in seconds, never backwards."""
+
+    def __init__(self, table: LimitsTable, clock: Callable[[], float]) -> None:
+        self._table = table
+        self._clock = clock
+        self._calls: dict[str, _Bucket] = {}
+        self._bytes: dict[str, _Bucket] = {}
+
+    def call(self, device: str) -> None:
+        """Counts a call.
+
+        Raises:
+          Refusal: too many lately.
+        """
+        limit = self._table.calls_per_minute
+        if not self._take(self._calls, device, 1, limit, limit / _MINUTE_S):
+            raise too_much(f"more than {limit} calls a minute; wait")
+
+    def transfer(self, device: str, size_bytes: int) -> None:
+        """Counts content.
+
+        Raises:
+          Refusal: too much lately.
+        """
+        limit = self._table.bytes_per_hour
+        if not self._take(self._bytes, device, size_bytes, limit, limit / _HOUR_S):
+            raise too_much(f"more than {limit} bytes an hour; wait")
+
+    def _take(self, buckets: dict[str, _Bucket], device: str, amount: float, size: float, per_s: float) -> bool:
+        now = self._clock()
+        if len(buckets) > _NAMES:
+            for name in [name for name, bucket in buckets.items() if bucket.is_full(now)]:
+                del buckets[name]
+        return buckets.setdefault(device, _Bucket(size, per_s, now)).take(amount, now)
