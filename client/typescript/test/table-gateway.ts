@@ -26,6 +26,8 @@ export class TableGateway implements Gateway {
   readonly uploads: number[] = [];
   /** Bytes after which the next transfers are cut, one each. */
   cuts: number[] = [];
+  /** Whether the answers to the next uploads are lost, one each. */
+  losses: boolean[] = [];
   /** Codes with which the next calls fail, one each. */
   failures: string[] = [];
   tasks: Task[] = [];
@@ -77,8 +79,9 @@ export class TableGateway implements Gateway {
 
   async uploadState(taskId: string, contentSha256: string): Promise<{ received: number; done: boolean }> {
     this.mayFail();
+    const done = this.counted.some(({ head }) => head.taskId === taskId);
     const content = this.received.get(taskId + contentSha256);
-    return { received: content?.byteLength ?? 0, done: false };
+    return { received: done ? 0 : (content?.byteLength ?? 0), done };
   }
 
   async upload(chunks: Iterable<UploadChunk>): Promise<{ outcome: "ACCEPTED" | "REJECTED" | "LATE"; reason: string }> {
@@ -92,13 +95,16 @@ export class TableGateway implements Gateway {
         this.uploads.push(Number(chunk.offset));
         content = this.received.get(this.key(head)) ?? content;
       }
+      if (this.counted.some((update) => update.head.taskId === head.taskId)) break;
       if (chunk.offset !== content.byteLength) throw new Refusal("OUT_OF_RANGE", `offset is ${String(chunk.offset)}`);
       content = Buffer.concat([content, chunk.data as Uint8Array]);
       this.received.set(this.key(head), content);
       if (content.byteLength >= cut) throw new Refusal("UNAVAILABLE", "cut");
     }
     this.tasks = [];
+    const lost = this.losses.shift() ?? false;
     if (!this.counted.some((update) => update.head.taskId === head.taskId)) this.counted.push({ head, content });
+    if (lost) throw new Refusal("UNAVAILABLE", "the answer was lost");
     return { outcome: this.outcome, reason: "" };
   }
 

@@ -14,10 +14,9 @@ export interface Surroundings {
 export interface BackOff {
   readonly tries: number;
   readonly firstS: number;
-  readonly longestS: number;
 }
 
-export const BACK_OFF: BackOff = { tries: 8, firstS: 1, longestS: 300 };
+export const BACK_OFF: BackOff = { tries: 6, firstS: 1 };
 
 /** Calls until it succeeds, fails with another remedy than those given, or has been tried often enough. */
 export async function again<Reply>(
@@ -37,7 +36,7 @@ export async function again<Reply>(
   }
 }
 
-/** Seconds before the try after the `attempt`-th: between half and all of first · 2^(attempt − 1), at most `longestS`. */
-export function waitS(attempt: number, { firstS, longestS }: BackOff, chance: number): number {
-  return Math.min(longestS, firstS * 2 ** (attempt - 1)) * (0.5 + chance / 2);
+/** Seconds before the try after the `attempt`-th: half to one and a half of first · 2^(attempt − 1). */
+export function waitS(attempt: number, { firstS }: BackOff, chance: number): number {
+  return firstS * 2 ** (attempt - 1) * (0.5 + chance);
 }

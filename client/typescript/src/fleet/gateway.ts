@@ -49,12 +49,10 @@ export class Refusal extends Error {
 /** Every code that is not here is an error that trying again will not mend. */
 const REMEDIES: Readonly<Record<string, Remedy>> = {
   ABORTED: "again",
-  CANCELLED: "again",
   DEADLINE_EXCEEDED: "again",
   INTERNAL: "again",
   RESOURCE_EXHAUSTED: "again",
   UNAVAILABLE: "again",
-  UNKNOWN: "again",
   OUT_OF_RANGE: "resume",
   NOT_FOUND: "check-in",
 };

@@ -13,13 +13,14 @@ export async function sent(
 ): Promise<UploadReply> {
   const { taskId, contentSha256 } = pending.head;
   const attempt = async (): Promise<UploadReply> => {
-    const { received } = await gateway.uploadState(taskId, contentSha256);
-    return gateway.upload(chunks(pending, Math.min(received, pending.content.byteLength)));
+    const { received, done } = await gateway.uploadState(taskId, contentSha256);
+    const size = pending.content.byteLength;
+    return gateway.upload(chunks(pending, done ? size : Math.min(received, size)));
   };
   return again(attempt, backOff, surroundings, ["again", "resume"]);
 }
 
-/** The head, and what the gateway has not got; with all there, the head alone. */
+/** The head, and what the gateway has not got; with all there, or answered already, the head alone. */
 function* chunks({ head, content }: Pending, from: number): Generator<UploadChunk> {
   for (let at = from; at === from || at < content.byteLength; at += CHUNK_BYTES) {
     const data = content.subarray(at, at + CHUNK_BYTES);
