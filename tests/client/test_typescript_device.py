@@ -1,10 +1,8 @@
-"""The device in TypeScript decodes, trains and learns the numbers of this one, on the shipped bundle and in integers."""
+"""The device in TypeScript decodes and trains to the numbers of this one, on the shipped bundle and in integers."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,8 @@ from fleetdraft.common.messages import clipped
 from fleetdraft.common.objective import Objective
 from fleetdraft.export.bundle import BundleRecipe, build_bundle
 
-DEVICE = Path(__file__).resolve().parents[2] / "client" / "typescript"
-#: Both run ONNX Runtime's kernels for the same processor, of 1.31 here and of 1.30 in the npm package: at most the order
-#: of sums differs.
+#: Both run ONNX Runtime's kernels for the same processor, of 1.31 here and of 1.30 in the npm package: at most the
+#: order of sums differs.
 TOLERANCE = 1e-6
 #: AdamW divides by the square root of a mean of squares: where a gradient is as small as its error, the step is not.
 STEP = 3e-4
@@ -34,18 +31,11 @@ Phone = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def phone() -> Phone:
-    """Runs the built command; skips where Node or its packages are absent."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("needs Node.js 20 or newer")
-    if not (DEVICE / "node_modules").is_dir():
-        pytest.skip(f"needs the packages of {DEVICE}; run: make typescript")
-    subprocess.run([npm, "run", "--silent", "build"], cwd=DEVICE, check=True, timeout=120)
+def phone(typescript: list[str]) -> Phone:
+    """Runs the command."""
 
     def run(*words: str | Path, code: int = 0) -> str:
-        command = [node, str(DEVICE / "dist/src/cli.js"), *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*typescript, *map(str, words)], capture_output=True, text=True, timeout=60)
         assert done.returncode == code, done.stderr
         return done.stdout if code == 0 else done.stderr
 
@@ -158,9 +148,7 @@ def test_it_trains_to_the_adapter_of_the_python_learner(
     assert_near(load_file(tmp_path / "update"), delta, 0.01)
 
 
-def test_an_adapter_of_another_drafter_is_told_in_one_line(
-    phone: Phone, bundle: Bundle, tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_drafter_is_told_in_one_line(phone: Phone, bundle: Bundle, tmp_path: Path) -> None:
     bundle.adapter().save(tmp_path / "adapter", "0" * 64)
     told = phone("decode", "--bundle", bundle.directory, "--adapter", tmp_path / "adapter", "--tokens", "1", code=2)
     assert told == f"error: {tmp_path}/adapter: base is 000000000000…, expected {bundle.base[:12]}…\n"

@@ -1,9 +1,7 @@
-"""The device in TypeScript joins a real gateway over TLS, beside a device in Python: one round, one mean, one release."""
+"""The device in TypeScript joins a real gateway over TLS, beside a device in Python: one round, one mean."""
 
 import asyncio
 import json
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from fleetdraft.common.lora import Arrays
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, Update, clipped, l2_norm
 from fleetdraft.common.objective import Objective
 
-DEVICE = Path(__file__).resolve().parents[2] / "client" / "typescript"
 FAMILY = "spm-3072"
 #: A mean of two, so half of the change of each.
 TOLERANCE = 1e-6
@@ -27,14 +24,8 @@ TASK = TrainTask(round=1, seed=7, factors=("B",), clip_norm=0.05, timeout_s=60)
 
 
 @pytest.fixture(scope="module")
-def command() -> list[str]:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        pytest.skip("needs Node.js 20 or newer")
-    if not (DEVICE / "node_modules").is_dir():
-        pytest.skip(f"needs the packages of {DEVICE}; run: make typescript")
-    subprocess.run([npm, "run", "--silent", "build"], cwd=DEVICE, check=True, timeout=120)
-    return [node, str(DEVICE / "dist/src/cli.js"), "join"]
+def command(typescript: list[str]) -> list[str]:
+    return [*typescript, "join"]
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +76,18 @@ async def joined(
       TimeoutError: it was killed after ``limit_s``.
     """
     (folder / "token").write_text(gate.token("node") if token is None else token)
-    words = ["--bundle", str(Bundle.open(EMBEDDED).directory), "--gateway", gate.address.replace("127.0.0.1", "localhost")]
-    files = ["--token-file", str(folder / "token"), "--state", str(folder / "state"), "--lessons", str(folder / "lessons")]
+    options = {
+        "bundle": Bundle.open(EMBEDDED).directory,
+        "gateway": gate.address.replace("127.0.0.1", "localhost"),  # a name, as the certificate has one
+        "token-file": folder / "token",
+        "state": folder / "state",
+        "lessons": folder / "lessons",
+        "longest-wait": 0.2,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     trust = ["--ca", str(gate.authority)] if gate.authority else ["--plaintext"]
     process = await asyncio.create_subprocess_exec(
-        *command, *words, *files, *trust, "--json", "--longest-wait", "0.2", *more,
+        *command, *words, *trust, "--json", *more,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

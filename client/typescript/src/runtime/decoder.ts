@@ -15,6 +15,8 @@ import { decodeWeights } from "../model/weights.js";
 const FIRST_ROWS = 256;
 
 export class Decoder {
+  /** (heads, head size) of each KV buffer by input name; a graph may pad its heads, so it is asked. */
+  private readonly sizes: ReadonlyMap<string, readonly [number, number]>;
   private caches = new Map<string, Tensor>();
   private lora = new Map<string, Tensor>();
   private rows = 0;
@@ -23,7 +25,9 @@ export class Decoder {
   private constructor(
     private readonly session: InferenceSession,
     private readonly bundle: Bundle,
-  ) {}
+  ) {
+    this.sizes = cacheSizes(session);
+  }
 
   /** Opens the graph with an adapter, by default the one that changes nothing, and an empty context. */
   static async open(bundle: Bundle, adapter: LoraAdapter = bundle.adapter(), threads = 1): Promise<Decoder> {
@@ -83,12 +87,13 @@ export class Decoder {
     const limit = this.bundle.contextLimit;
     if (end > limit) throw new UserError(`${end} tokens, the drafter's context holds ${limit}; use a shorter text`);
     if (end <= this.rows) return;
-    const { layers, kv_heads: heads, head_dim: size } = this.bundle.layout.shape;
     let rows = Math.max(FIRST_ROWS, this.rows);
     while (rows < end) rows *= 2;
     rows = Math.min(rows, limit);
-    const names = Array.from({ length: layers }, (_, layer) => [`key.${layer}`, `value.${layer}`]).flat();
-    this.caches = new Map(names.map((name) => [name, this.widened(this.caches.get(name), [1, heads, rows, size])]));
+    const widened = [...this.sizes].map(([name, [heads, size]]) => {
+      return [name, this.widened(this.caches.get(name), [1, heads, rows, size])] as const;
+    });
+    this.caches = new Map(widened);
     this.rows = rows;
   }
 
@@ -101,6 +106,16 @@ export class Decoder {
     }
     return floatInput(cache);
   }
+}
+
+function cacheSizes(session: InferenceSession): Map<string, readonly [number, number]> {
+  const sizes = new Map<string, readonly [number, number]>();
+  for (const input of session.inputMetadata) {
+    if (input.isTensor && /^(key|value)\./u.test(input.name)) {
+      sizes.set(input.name, [Number(input.shape[1]), Number(input.shape[3])]);
+    }
+  }
+  return sizes;
 }
 
 /** The likeliest continuation of a text, token by token. */
