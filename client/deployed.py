@@ -1,9 +1,15 @@
-"""The ClientApp that Flower loads on a device: the device whose settings file the SuperNode's configuration names."""
+"""The ClientApp that Flower loads on a device: the device whose settings file the SuperNode's configuration names.
+
+A SuperNode whose configuration has another setting is of another kind: a gateway, for one. Whoever answers for it is
+found by that setting among the entry points ``fleetdraft.nodes``, so that nothing here imports it.
+"""
 
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-from flwr.app import Context
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
 from ..common.errors import ConfigError
 from ..common.messages import Identity
@@ -41,4 +47,18 @@ def _settings(path: Path) -> DeviceFile:
     return DeviceFile.open(path)
 
 
-app = make_client_app(device_for=_device, identity_for=_identity, least_threshold_for=_least_threshold)
+class _Deployed(ClientApp):
+    """A device's app, that leaves messages for nodes of another kind to who answers for them."""
+
+    def __init__(self, device: ClientApp) -> None:
+        super().__init__()
+        self._device = device
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        for entry in metadata.entry_points(group="fleetdraft.nodes"):
+            if entry.name in context.node_config:
+                return entry.load()(message, context)
+        return self._device(message, context)
+
+
+app = _Deployed(make_client_app(device_for=_device, identity_for=_identity, least_threshold_for=_least_threshold))

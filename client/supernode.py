@@ -1,21 +1,9 @@
-"""This device as a SuperNode: Flower's program, started with the device's settings and watched."""
+"""This device as a SuperNode: which of its settings Flower's program is given."""
 
-import socket
-import subprocess
-import time
 from collections.abc import Callable
 
-from ..common.child import Child, Relay, how_it_ended, running, stoppable
-from ..common.errors import ConfigError, FleetError
-from ..common.flower import environment, program
+from ..common import supernode as common
 from .device_file import DeviceFile
-
-#: What Flower 1.41 says as it ends because the SuperLink does not let it in; its return code is that of all errors.
-_REFUSED = "Failed to activate SuperNode"
-#: The SuperNode, and what it starts by name.
-_PROGRAMS = ("flower-supernode", "flower-superexec", "flwr-clientapp")
-_AGAIN_S = 5.0
-_POLL_S = 0.2
 
 
 def supernode(device: DeviceFile) -> list[str]:
@@ -25,71 +13,27 @@ def supernode(device: DeviceFile) -> list[str]:
       ConfigError: the settings' path is one that Flower cannot take.
       UserError: Flower is not installed, or one of its programs is missing.
     """
-    server = device.table.server
-    if '"' in str(device.path):
-        raise ConfigError(f"{device.path} has a quotation mark in it, which Flower cannot take; rename the folder")
-    supernode, *_ = [program(name, "fleetdraft node", "node") for name in _PROGRAMS]
-    return [
-        supernode,
-        *("--superlink", server.address),
-        *("--root-certificates", str(device.folder / server.authority)),
-        *("--auth-supernode-private-key", str(device.folder / server.key)),
-        *("--node-config", f'device="{device.path}"'),
-        # Where its own processes reach it; each SuperNode of a machine needs a port of its own.
-        *("--host", "127.0.0.1", "--port", str(_free_port())),
-    ]
+    return _node(device).command()
 
 
 def join(device: DeviceFile, wait_s: float, tell: Callable[[str], None]) -> None:
-    """Takes part in the fleet until told to stop (interrupt, termination); waits for a SuperLink that is away.
-
-    Args:
-      wait_s: how long to go on trying once the SuperLink has not let the device in. One that was cut off without a
-        word counts as connected until it has missed two heartbeats, a minute; Flower 1.41 refuses it that long.
-      tell: told, in a line, what a person should know.
+    """Takes part in the fleet until told to stop; see ``common/supernode.py``.
 
     Raises:
       FleetError: the SuperLink does not let it in, or the SuperNode ended by itself.
     """
-    # Unbuffered, as its helpers would otherwise keep what they print to a pipe until they end.
-    variables = environment(device.folder / "flower", PYTHONUNBUFFERED="1")
-    first_refusal: float | None = None
-    with stoppable() as stopped:
-        while not stopped():
-            with running(supernode(device), variables, subprocess.PIPE) as child:
-                relay = Relay(child, _REFUSED)
-                code = _until_end(child, stopped)
-            if code is None:
-                return
-            if not relay.heard(_REFUSED):
-                raise FleetError(f"the SuperNode {how_it_ended(code)}; what it said stands above")
-            now = time.monotonic()
-            first_refusal = now if first_refusal is None else first_refusal
-            if now - first_refusal >= wait_s:
-                raise FleetError(
-                    f"the SuperLink at {device.table.server.address} does not let this device in; "
-                    "what it said stands above; the operator needs its public key: fleetdraft server keys add"
-                )
-            tell(f"not let in yet; trying again for {wait_s - (now - first_refusal):.0f} s")
-            _pause(stopped)
+    common.join(_node(device), wait_s, tell)
 
 
-def _until_end(child: Child, stopped: Callable[[], bool]) -> int | None:
-    """The return code; None when we are told to stop."""
-    while not stopped():
-        if (code := child.poll()) is not None:
-            return code
-        time.sleep(_POLL_S)
-    return None
-
-
-def _pause(stopped: Callable[[], bool]) -> None:
-    until = time.monotonic() + _AGAIN_S
-    while time.monotonic() < until and not stopped():
-        time.sleep(_POLL_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _node(device: DeviceFile) -> common.SuperNode:
+    server = device.table.server
+    return common.SuperNode(
+        superlink=server.address,
+        authority=device.folder / server.authority,
+        key=device.folder / server.key,
+        setting="device",
+        path=device.path,
+        home=device.folder / "flower",
+        asked_by="fleetdraft node",
+        extra="node",
+    )

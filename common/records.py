@@ -94,8 +94,10 @@ def encode_request(task: TrainTask | EvaluateTask, release: Release, terms: SumT
         digest=release.adapter.digest,
         layout=json.dumps(asdict(release.adapter.layout)),
     )
-    records = {"task": _config(task), "release": _config(head), "adapter": _arrays(release.adapter.arrays)}
-    return RecordDict(records | ({"sums": _config(terms)} if terms else {}))
+    records = RecordDict({"task": _config(task), "release": _config(head), "adapter": _arrays(release.adapter.arrays)})
+    if terms is not None:
+        records["sums"] = _config(terms)
+    return records
 
 
 def decode_train(records: RecordDict) -> tuple[TrainTask, Release]:
@@ -119,13 +121,15 @@ def decode_terms(records: RecordDict) -> SumTerms | None:
 def encode_update(update: Update) -> RecordDict:
     """An update without the name of its sender."""
     head = _UpdateHead(base=update.base, layout=update.layout, release=update.release, weight=update.weight)
-    records = {
-        "update": _config(head),
-        "delta": _arrays(update.delta),
-        "drafting": _counters(update.counters),
-        "training": _counters(update.training),
-    }
-    return RecordDict(records | _cohort_records(update.cohort))
+    return RecordDict(
+        {
+            "update": _config(head),
+            "delta": _arrays(update.delta),
+            "drafting": _counters(update.counters),
+            "training": _counters(update.training),
+            **_cohort_records(update.cohort),
+        }
+    )
 
 
 def decode_update(records: RecordDict, sender: Identity) -> Update:

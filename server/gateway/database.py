@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS tasks (
 CREATE INDEX IF NOT EXISTS tasks_outcome ON tasks (cohort, outcome);
 """
 
-_BUSY_S = 5.0
+_BUSY_S = 2.0
 
 
 def open_database(path: Path) -> sqlite3.Connection:

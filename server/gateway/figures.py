@@ -1,5 +1,8 @@
 """What is told of a gateway: a status for people, metrics for Prometheus, a journal of cohorts. It changes nothing."""
 
+import socket
+import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +10,7 @@ from ...common.files import write_atomic, write_json
 from ..deployment.journal import Journal
 from ..deployment.metrics import exposed
 from .cohort import Cohort
+from .database import open_database
 from .folder import GatewayFolder
 from .gateway import Gateway
 from .ledger import CohortEntry, Ledger, Outcome
@@ -63,6 +67,31 @@ class Figures:
         ):
             samples = [({key: str(value)}, float(count)) for value, count in table.items()]
             yield from exposed(f"gateway_{name}", "counter", text, samples)
+
+
+def read_standing(folder: GatewayFolder) -> dict[str, Any]:
+    """Where a gateway stands, whether it runs or not."""
+    database = open_database(folder.path("gateway.db"))
+    try:
+        tokens, ledger, now = Tokens(database, time.time), Ledger(database), time.time()
+        entry = ledger.newest()
+        return {
+            "schema": SCHEMA,
+            "name": folder.table.name,
+            "serving": _answers(folder),
+            "devices_known": tokens.seen_within(folder.table.pace.most_s),
+            "tokens": dict(sorted(Counter(token.state(now) for token in tokens.listed()).items())),
+            "outcomes": [outcome.value for outcome in Outcome],
+            "cohort": None if entry is None else of_cohort(entry, ledger),
+        }
+    finally:
+        database.close()
+
+
+def _answers(folder: GatewayFolder) -> bool:
+    """Whether a process serves the folder."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(folder.socket)) == 0
 
 
 def of_cohort(entry: CohortEntry, ledger: Ledger) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 import time
@@ -13,6 +14,8 @@ import grpc
 
 from ...common.directory_lock import DirectoryLock
 from ...common.errors import ConfigError
+from ...common.messages import Release
+from ..registry.registry import Registry
 from .database import open_database
 from .figures import Figures
 from .folder import GatewayFolder
@@ -21,7 +24,8 @@ from .ledger import Ledger
 from .service import FleetService, LocalService, fleet_server, local_server
 from .tokens import Tokens
 
-_TELL_EVERY_S = 5.0
+_TELL_EVERY_S = 2.0
+_log = logging.getLogger(__name__)
 #: For calls that are under way when the gateway is told to stop; uploads go on where they were after the next start.
 _GRACE_S = 5.0
 
@@ -65,7 +69,7 @@ async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) 
         )
         gateway.resume()
         async with _doors(folder, gateway, tokens) as port:
-            telling = asyncio.create_task(_tell(figures, gateway))
+            telling = asyncio.create_task(_tell(folder, figures, gateway))
             try:
                 yield Open(gateway, tokens, figures, port)
             finally:
@@ -82,7 +86,7 @@ async def _doors(folder: GatewayFolder, gateway: Gateway, tokens: Tokens) -> Asy
     door = folder.table.door
     path = folder.socket
     path.unlink(missing_ok=True)
-    local = local_server(LocalService(gateway, folder.table.name), path)
+    local = local_server(LocalService(gateway), path)
     fleet = fleet_server(FleetService(gateway, tokens), folder.table.limits)
     _check_free(door.host, door.port)
     where = f"[{door.host}]:{door.port}" if ":" in door.host else f"{door.host}:{door.port}"
@@ -99,10 +103,29 @@ async def _doors(folder: GatewayFolder, gateway: Gateway, tokens: Tokens) -> Asy
         await asyncio.gather(fleet.stop(_GRACE_S), local.stop(0))
 
 
-async def _tell(figures: Figures, gateway: Gateway) -> None:
+async def _tell(folder: GatewayFolder, figures: Figures, gateway: Gateway) -> None:
+    """Writes figures, and looks what is promoted, for as long as the gateway runs."""
     while True:
-        figures.write(gateway)
+        try:
+            if (release := await asyncio.to_thread(_promoted, folder, gateway)) is not None:
+                gateway.promote(release)
+            figures.write(gateway)
+        except Exception:  # a full disk, or a registry that is being written: devices are served all the same
+            _log.exception("figures or registry")
         await asyncio.sleep(_TELL_EVERY_S)
+
+
+def _promoted(folder: GatewayFolder, gateway: Gateway) -> Release | None:
+    """The promoted release of a registry on this machine; its layout is that of what Flower asked last."""
+    root, cohort = folder.table.registry, gateway.cohort
+    if root is None or cohort is None:
+        return None
+    release = cohort.ask.release
+    registry = Registry(folder.path(root), release.adapter.layout, release.base)
+    try:
+        return registry.promoted()
+    finally:
+        registry.close()
 
 
 def _check_free(host: str, port: int) -> None:

@@ -31,7 +31,7 @@ KIND = "fleetdraft-kind"
 """Metadata of a local call: the type of Flower's message."""
 
 #: A release with its task comes whole from Flower; protobuf takes no more.
-_LOCAL_BYTES = (1 << 31) - 1
+LOCAL_BYTES = (1 << 31) - 1
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -97,19 +97,12 @@ class FleetService(stubs.FleetServicer):
 class LocalService:
     """What Flower asks through a ClientApp on this machine; see ``client_app.py``."""
 
-    def __init__(self, gateway: Gateway, name: str) -> None:
+    def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._name = name
 
     def handler(self) -> grpc.GenericRpcHandler:
-        methods: dict[str, Any] = {
-            "Name": grpc.unary_unary_rpc_method_handler(self._tell_name),
-            "Answer": grpc.unary_unary_rpc_method_handler(self._answer),
-        }
+        methods: dict[str, Any] = {"Answer": grpc.unary_unary_rpc_method_handler(self._answer)}
         return grpc.method_handlers_generic_handler(LOCAL_SERVICE, methods)
-
-    async def _tell_name(self, request: bytes, context: Context) -> bytes:
-        return self._name.encode()
 
     async def _answer(self, request: bytes, context: Context) -> bytes:
         kind = next((str(value) for key, value in context.invocation_metadata() or () if key == KIND), "")
@@ -148,7 +141,7 @@ def fleet_server(service: FleetService, limits: LimitsTable) -> grpc.aio.Server:
 
 def local_server(service: LocalService, socket: Path) -> grpc.aio.Server:
     """A server for Flower's ClientApp, on a Unix socket for this user only."""
-    options = (("grpc.max_receive_message_length", _LOCAL_BYTES), ("grpc.max_send_message_length", _LOCAL_BYTES))
+    options = (("grpc.max_receive_message_length", LOCAL_BYTES), ("grpc.max_send_message_length", LOCAL_BYTES))
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((service.handler(),))
     server.add_insecure_port(f"unix:{socket}")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fleet_processes import PROMPTS
 
-from fleetdraft.client import supernode
 from fleetdraft.client.device_file import DeviceFile
+from fleetdraft.client.supernode import join
+from fleetdraft.common import supernode
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import FleetError
 
@@ -43,7 +44,7 @@ class Twin:
         path.write_text(TWIN.format(python=sys.executable, acts=acts, starts=str(self._folder / "starts")))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         self._monkeypatch.setattr(supernode, "program", lambda name, *_: str(self._folder / name))
-        supernode.join(DeviceFile.open(self._folder / "d/device.toml"), wait_s, self.told.append)
+        join(DeviceFile.open(self._folder / "d/device.toml"), wait_s, self.told.append)
 
     @property
     def starts(self) -> int:
