@@ -4,7 +4,7 @@
 import { decode } from "./cli/decode-command.js";
 import { join } from "./cli/join-command.js";
 import { train } from "./cli/train-command.js";
-import { UserError } from "./errors.js";
+import { UserError, firstLine } from "./errors.js";
 
 const COMMANDS = { decode, train, join } as const;
 
@@ -26,10 +26,15 @@ async function main(words: readonly string[]): Promise<number> {
     await command(rest, (line) => said(line));
     return 0;
   } catch (error) {
-    if (!(error instanceof UserError)) throw error;
-    process.stderr.write(`error: ${error.message}\n`);
+    if (!(error instanceof UserError) && !isOfSystem(error)) throw error;
+    process.stderr.write(`error: ${firstLine(error)}\n`);
     return 2;
   }
+}
+
+/** A file that cannot be read or written, for example. */
+function isOfSystem(error: unknown): boolean {
+  return error instanceof Error && "syscall" in error;
 }
 
 function said(line: string): number {

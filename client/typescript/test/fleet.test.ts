@@ -126,7 +126,21 @@ for (const [what, change, message] of FOREIGN) {
   });
 }
 
-test("a gateway that sends more than it said, or from elsewhere, is refused", async () => {
+test("a chunk that is not where the one before ended is refused", async () => {
+  const { gateway, phone } = home();
+  gateway.promoted = gateway.head;
+  gateway.shift = 4;
+  await assert.rejects(phone().turn(), /a chunk of release 3 is at 4, expected 0/u);
+});
+
+test("a release whose content is another adapter than its digest says is not put in force", async () => {
+  const { folder, gateway, phone } = home();
+  gateway.promoted = { ...gateway.head, digest: "a".repeat(64) };
+  await assert.rejects(phone().turn(), /release 3 has digest [0-9a-f]{64}, expected a{64}/u);
+  assert.equal(Store.open(folder).release, "");
+});
+
+test("a gateway that sends more than it said is refused", async () => {
   const { gateway, phone } = home();
   gateway.promoted = gateway.head;
   gateway.spoil = (content) => Buffer.concat([content, Buffer.alloc(8)]);

@@ -7,7 +7,9 @@ import { ADAMW, AdamW } from "../src/learning/adamw.js";
 import { clipped, l2Norm } from "../src/learning/clipping.js";
 import { TRAINING, only, train } from "../src/learning/training.js";
 import { updateOf } from "../src/learning/update.js";
+import { LoraAdapter } from "../src/model/adapter.js";
 import { contentBytes, fromContent, toContent } from "../src/model/content.js";
+import { fusedAdapter } from "../src/model/fused-adapter.js";
 import { Decoder, argmax, greedy } from "../src/runtime/decoder.js";
 import { TrainStep } from "../src/runtime/train-step.js";
 import { held, mapped, type Floats } from "../src/format/tensor.js";
@@ -81,6 +83,17 @@ test("content is 4 bytes an entry in the layout's order, and comes back", () => 
   const first = held(arrays, "lora.0.q_proj.A").data;
   assert.deepEqual(new Float32Array(new Uint8Array(content).buffer, 0, first.length), first);
   assert.equal(toContent(arrays, layout, ["B"]).byteLength, contentBytes(layout, ["B"]));
+});
+
+test("the decode graph is given As one below the other, and Bs on a diagonal times alpha / rank", () => {
+  const { arrays, layout } = moved(embedded(), 0.5);
+  const fused = fusedAdapter(new LoraAdapter(layout, arrays));
+  const [a, b] = [held(fused, "lora.1.gate_up_proj.A"), held(fused, "lora.1.gate_up_proj.B")];
+  assert.deepEqual([a.shape, b.shape], [[32, 128], [768, 32]]);
+  assert.deepEqual(a.data.subarray(16 * 128), held(arrays, "lora.1.up_proj.A").data);
+  const row = (i: number): number[] => [...b.data.subarray(i * 32, (i + 1) * 32)];
+  assert.deepEqual(row(383), [...Array<number>(16).fill(1), ...Array<number>(16).fill(0)]);
+  assert.deepEqual(row(384), [...Array<number>(16).fill(0), ...Array<number>(16).fill(1)]);
 });
 
 test("a context that was rewound gives the bits of a fresh one, and an adapter begins it anew", async () => {

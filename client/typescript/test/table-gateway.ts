@@ -33,6 +33,8 @@ export class TableGateway implements Gateway {
   tasks: Task[] = [];
   promoted: ReleaseHead | null = null;
   outcome: "ACCEPTED" | "REJECTED" | "LATE" = "ACCEPTED";
+  /** Added to the offsets that are told on the way down. */
+  shift = 0;
   /** Changes content on its way down. */
   spoil: (content: Buffer) => Buffer = (content) => content;
   private readonly received = new Map<string, Buffer>();
@@ -68,11 +70,13 @@ export class TableGateway implements Gateway {
   async *fetchRelease(digest: string, offset: number): AsyncGenerator<ReleaseChunk> {
     this.mayFail();
     this.fetches.push(offset);
-    if (digest !== this.release.digest) throw new Refusal("NOT_FOUND", "no such release");
+    if (digest !== this.promoted?.digest && digest !== this.tasks[0]?.release?.digest) {
+      throw new Refusal("NOT_FOUND", "no such release");
+    }
     const content = this.spoil(Buffer.from(this.content));
     const end = Math.min(content.byteLength, this.cuts.shift() ?? Infinity);
     for (let at = offset; at < end; at += CHUNK) {
-      yield { offset: at, data: content.subarray(at, Math.min(at + CHUNK, end)) };
+      yield { offset: at + this.shift, data: content.subarray(at, Math.min(at + CHUNK, end)) };
     }
     if (end < content.byteLength) throw new Refusal("UNAVAILABLE", "cut");
   }

@@ -99,10 +99,12 @@ export async function join(words: readonly string[], print: (line: string) => vo
 function connect(given: Given): GrpcGateway {
   const file = required(given, "token-file");
   if (!existsSync(file)) throw new UserError(`no token at ${file}; ask the fleet's operator for one`);
+  const token = readFileSync(file, "utf8").trim();
+  if (!/^[\x21-\x7e]{1,128}$/u.test(token)) throw new UserError(`${file} holds no token, expected 1 to 128 printable characters`);
   const ca = text(given, "ca");
   return new GrpcGateway({
     gateway: required(given, "gateway"),
-    token: readFileSync(file, "utf8").trim(),
+    token,
     plaintext: given["plaintext"] === true,
     ...(ca === undefined ? {} : { ca }),
   });
