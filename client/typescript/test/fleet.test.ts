@@ -6,9 +6,10 @@ import { join } from "node:path";
 import { test } from "node:test";
 
 import { BACK_OFF, again, waitS, type Surroundings } from "../src/fleet/back-off.js";
-import { Refusal } from "../src/fleet/gateway.js";
+import { Refusal, type Task } from "../src/fleet/gateway.js";
 import { Phone } from "../src/fleet/phone.js";
 import { Store } from "../src/fleet/store.js";
+import { comeBackS } from "../src/fleet/terms.js";
 import type { Lesson } from "../src/learning/lesson.js";
 import { TRAINING, train } from "../src/learning/training.js";
 import { updateOf } from "../src/learning/update.js";
@@ -217,7 +218,7 @@ test("a task that is gone means to check in again", async () => {
   const { gateway, phone, folder } = home();
   gateway.tasks = [gateway.task()];
   gateway.failures = ["", "", "NOT_FOUND"];
-  assert.deepEqual(await phone().turn(), { kind: "come-back", afterS: 0, reason: "NOT_FOUND: as the test says" });
+  assert.deepEqual(await phone().turn(), { kind: "come-back", afterS: 1, reason: "NOT_FOUND: as the test says" });
   assert.equal(Store.open(folder).pending, undefined);
 });
 
@@ -226,6 +227,40 @@ test("an evaluation is answered with sums of zero, for this device has no target
   gateway.tasks = [gateway.task({ kind: "EVALUATE" })];
   assert.equal((await phone().turn()).kind, "answered");
   assert.deepEqual(gateway.reports, [{ taskId: "task-1", drafting: {} }]);
+});
+
+test("a token that is refused leaves the update for the next turn", async () => {
+  const { gateway, phone, folder } = home();
+  gateway.tasks = [gateway.task()];
+  gateway.failures = ["", "", "UNAUTHENTICATED"];
+  await assert.rejects(phone().turn(), /UNAUTHENTICATED/u);
+  assert.ok(Store.open(folder).pending !== undefined);
+  gateway.failures = ["INVALID_ARGUMENT"];
+  await assert.rejects(phone().turn(), /INVALID_ARGUMENT/u);
+  assert.equal(Store.open(folder).pending, undefined);
+});
+
+const UNKNOWN: readonly Partial<Task>[] = [
+  { kind: "KIND_UNSPECIFIED" },
+  { factors: ["A", "C"] },
+  { factors: [] },
+  { clipNorm: 0 },
+  { clipNorm: NaN },
+  { clipNorm: Infinity },
+  { release: null },
+];
+
+for (const change of UNKNOWN) {
+  test(`a task is refused that asks for ${Object.keys(change)[0]} = ${String(Object.values(change)[0])}`, async () => {
+    const { gateway, phone } = home();
+    gateway.tasks = [gateway.task(change)];
+    await assert.rejects(phone().turn(), /which this version does not know; update the app/u);
+    assert.deepEqual(gateway.fetches, []);
+  });
+}
+
+test("no gateway can make a phone come back at once, or never", () => {
+  assert.deepEqual([0, -5, 7, 1e9, Infinity, NaN].map((afterS) => comeBackS(afterS, 1)), [1, 1, 7, 86400, 86400, 86400]);
 });
 
 test("of releases only those in force and at work are kept", async () => {

@@ -13,9 +13,10 @@ import { sha256, toContent } from "../model/content.js";
 import { TrainStep } from "../runtime/train-step.js";
 import { again, type BackOff, type Surroundings } from "./back-off.js";
 import { release } from "./fetching.js";
-import { PROTOCOL, Refusal, type Gateway, type ReleaseHead, type Task } from "./gateway.js";
+import { PROTOCOL, Refusal, type Gateway, type ReleaseHead } from "./gateway.js";
 import { sent } from "./sending.js";
 import type { Pending, Store } from "./store.js";
+import { comeBackS, termsOf, type Terms } from "./terms.js";
 
 /** What became of one turn. */
 export type Turn =
@@ -57,28 +58,30 @@ export class Phone {
     }
   }
 
-  /** What is gone is forgotten; what may come right stays for the next turn; the rest is told. */
+  /** What is gone or can never be right is forgotten; what may come right stays for the next turn. */
   private refused(error: Refusal): Turn {
-    const { store } = this.parts;
-    if (error.remedy === "check-in" || error.remedy === "stop") store.pending = undefined;
-    if (error.remedy === "check-in") return { kind: "come-back", afterS: 0, reason: error.message };
-    throw new UserError(`the gateway refused: ${error.message}`);
+    if (["NOT_FOUND", "INVALID_ARGUMENT"].includes(error.code)) this.parts.store.pending = undefined;
+    if (error.remedy !== "check-in") throw new UserError(`the gateway refused: ${error.message}`);
+    return { kind: "come-back", afterS: this.settings.backOff.firstS, reason: error.message };
   }
 
   private async checkIn(): Promise<Turn> {
-    const { bundle, gateway, lessons, store } = this.parts;
+    const { bundle, gateway, store, surroundings } = this.parts;
+    const lessons = this.parts.lessons();
     const request = {
       protocol: PROTOCOL,
       appVersion: this.settings.appVersion,
       base: bundle.base,
       family: this.settings.family,
       release: store.release,
-      eligible: lessons().length > 0,
+      eligible: lessons.length > 0,
     };
-    const reply = await this.again(() => gateway.checkIn(request));
-    if (reply.promoted !== null) await this.putInForce(reply.promoted);
-    if (reply.task) return this.work(reply.task);
-    return { kind: "come-back", afterS: reply.comeBack?.afterS ?? 0, reason: reply.comeBack?.reason ?? "" };
+    const { promoted, task, comeBack } = await this.again(() => gateway.checkIn(request));
+    const now = surroundings.now();
+    if (promoted !== null) await this.putInForce(promoted);
+    if (task) return this.work(termsOf(task, now), lessons);
+    const afterS = comeBackS(comeBack?.afterS ?? 0, this.settings.backOff.firstS);
+    return { kind: "come-back", afterS, reason: comeBack?.reason ?? "" };
   }
 
   private async putInForce(head: ReleaseHead): Promise<void> {
@@ -88,28 +91,26 @@ export class Phone {
     store.release = head.digest;
   }
 
-  private async work(task: Task): Promise<Turn> {
-    if (task.release === null) throw new UserError(`task ${task.id} names no release; the gateway is of another version`);
-    const started = this.parts.surroundings.now();
-    const from = await this.fetched(task.release);
-    this.parts.store.keepOnly([this.parts.store.release, task.release.digest]);
-    if (task.kind !== "TRAIN") return this.report(task);
-    const pending = await this.trained(task, from, started + task.deadlineS);
-    this.parts.store.pending = pending;
+  private async work(terms: Terms, lessons: readonly Lesson[]): Promise<Turn> {
+    const { store } = this.parts;
+    const from = await this.fetched(terms.release);
+    store.keepOnly([store.release, terms.release.digest]);
+    if (terms.kind === "EVALUATE") return this.report(terms.taskId);
+    const pending = await this.trained(terms, from, lessons);
+    store.pending = pending;
     return this.answer(pending);
   }
 
-  private async trained(task: Task, from: LoraAdapter, until: number): Promise<Pending> {
-    const { bundle, lessons } = this.parts;
-    const step = await TrainStep.open(bundle);
+  private async trained(terms: Terms, from: LoraAdapter, lessons: readonly Lesson[]): Promise<Pending> {
+    const { taskId, factors, clipNorm, until } = terms;
+    const { base, layout } = this.parts.bundle;
+    const step = await TrainStep.open(this.parts.bundle);
     try {
-      const config = { ...this.settings.training, factors: task.factors };
-      const { delta, weight, training } = updateOf(from, await train(step, from, lessons(), config), task.factors, task.clipNorm);
-      const content = toContent(delta, bundle.layout, task.factors);
-      const [contentSha256, contentBytes] = [sha256(content), content.byteLength];
-      const [layout, digest] = [bundle.layout.fingerprint, from.digest];
-      const head = { taskId: task.id, contentSha256, contentBytes, base: bundle.base, layout, release: digest, weight, training };
-      return { head, until, content };
+      const found = await train(step, from, lessons, { ...this.settings.training, factors });
+      const { delta, weight, training } = updateOf(from, found, factors, clipNorm);
+      const content = toContent(delta, layout, factors);
+      const told = { contentSha256: sha256(content), contentBytes: content.byteLength, weight, training };
+      return { head: { taskId, base, layout: layout.fingerprint, release: from.digest, ...told }, until, content };
     } finally {
       await step.close();
     }
@@ -124,9 +125,9 @@ export class Phone {
   }
 
   /** This device has no target, so it can measure nothing: its sums are zero, which changes no sum. */
-  private async report(task: Task): Promise<Turn> {
-    const { outcome, reason } = await this.again(() => this.parts.gateway.report({ taskId: task.id, drafting: {} }));
-    return { kind: "answered", taskId: task.id, outcome, reason };
+  private async report(taskId: string): Promise<Turn> {
+    const { outcome, reason } = await this.again(() => this.parts.gateway.report({ taskId, drafting: {} }));
+    return { kind: "answered", taskId, outcome, reason };
   }
 
   private fetched(head: ReleaseHead): Promise<LoraAdapter> {
