@@ -47,7 +47,13 @@ function home(): Home {
     lessons: LESSONS,
     phone: () => {
       const { gateway, clock: surroundings } = found;
-      const parts = { bundle: BUNDLE, store: Store.open(found.folder), gateway, lessons: () => found.lessons, surroundings };
+      const parts = {
+        bundle: BUNDLE,
+        store: Store.open(found.folder),
+        gateway,
+        lessons: () => found.lessons,
+        surroundings,
+      };
       return new Phone(parts, { appVersion: "t", family: "spm-3072", training: TRAINING, backOff: BACK_OFF });
     },
   };
@@ -83,7 +89,10 @@ test("a promoted release is put in force, once, and told at the next check-in ov
   gateway.promoted = gateway.head;
   await phone().turn();
   await phone().turn();
-  assert.deepEqual(gateway.checkIns.map(({ release }) => release), ["", RELEASE.digest]);
+  assert.deepEqual(
+    gateway.checkIns.map(({ release }) => release),
+    ["", RELEASE.digest],
+  );
   assert.deepEqual(gateway.fetches, [0]);
 });
 
@@ -115,7 +124,11 @@ const FOREIGN: readonly [string, object, RegExp][] = [
   ["of another drafter", { base: "0".repeat(64) }, /has base 000000000000…, this bundle's is .*; update the bundle/u],
   ["of another layout", { layoutFingerprint: "0".repeat(64) }, /has layoutFingerprint 000000000000…/u],
   ["of another size", { contentBytes: 1e12 }, /has 1000000000000 bytes, its layout has \d+/u],
-  ["with a path for a digest", { digest: "../../etc/passwd" }, /digest is "..\/..\/etc\/passwd", expected 64 hexadecimal/u],
+  [
+    "with a path for a digest",
+    { digest: "../../etc/passwd" },
+    /digest is "..\/..\/etc\/passwd", expected 64 hexadecimal/u,
+  ],
 ];
 
 for (const [what, change, message] of FOREIGN) {
@@ -260,7 +273,10 @@ for (const change of UNKNOWN) {
 }
 
 test("no gateway can make a phone come back at once, or never", () => {
-  assert.deepEqual([0, -5, 7, 1e9, Infinity, NaN].map((afterS) => comeBackS(afterS, 1)), [1, 1, 7, 86400, 86400, 86400]);
+  assert.deepEqual(
+    [0, -5, 7, 1e9, Infinity, NaN].map((afterS) => comeBackS(afterS, 1)),
+    [1, 1, 7, 86400, 86400, 86400],
+  );
 });
 
 test("of releases only those in force and at work are kept", async () => {

@@ -26,7 +26,8 @@ test("what is written is read again", () => {
 });
 
 test("a file is the reference's bytes: names in order, data at a multiple of 8", () => {
-  const header = '{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"b":{"dtype":"F32","shape":[2,1],"data_offsets":[12,20]}}';
+  const header =
+    '{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"b":{"dtype":"F32","shape":[2,1],"data_offsets":[12,20]}}';
   const written = Buffer.from(writeFloats(TENSORS));
   assert.equal(written.readBigUInt64LE(0), 112n);
   assert.equal(written.subarray(8, 120).toString(), header.padEnd(112));
@@ -37,16 +38,24 @@ const TORN: readonly [string, (content: Buffer) => Buffer][] = [
   ["empty", () => Buffer.alloc(0)],
   ["cut", (content) => content.subarray(0, -1)],
   ["a header longer than the file", (content) => (content.writeBigUInt64LE(1n << 40n), content)],
-  ["offsets that do not fit the shape", (content) => Buffer.from(content.toString("latin1").replace("[12,20]", "[12,19]"), "latin1")],
+  [
+    "offsets that do not fit the shape",
+    (content) => Buffer.from(content.toString("latin1").replace("[12,20]", "[12,19]"), "latin1"),
+  ],
   ["an unknown type", (content) => Buffer.from(content.toString("latin1").replace('"F32"', '"Q32"'), "latin1")],
 ];
 
 for (const [what, tear] of TORN) {
   test(`a file is refused in one line: ${what}`, () => {
     const content = tear(Buffer.from(writeFloats(TENSORS)));
-    assert.throws(() => readSafetensors(content, "x.safetensors"), (error) => {
-      return error instanceof ModelError && error.message.startsWith("x.safetensors") && !error.message.includes("\n");
-    });
+    assert.throws(
+      () => readSafetensors(content, "x.safetensors"),
+      (error) => {
+        return (
+          error instanceof ModelError && error.message.startsWith("x.safetensors") && !error.message.includes("\n")
+        );
+      },
+    );
   });
 }
 
@@ -67,13 +76,27 @@ test("integers are no floats and floats no flags", () => {
 
 test("numbers are written as Python writes them", () => {
   const written = [32, 10000, 1e-5, 1.5e-5, 0.0001, 1e15, 1e16, 1e22, 0.1, 1e-10].map(pythonFloat);
-  const expected = ["32.0", "10000.0", "1e-05", "1.5e-05", "0.0001", "1000000000000000.0", "1e+16", "1e+22", "0.1", "1e-10"];
+  const expected = [
+    "32.0",
+    "10000.0",
+    "1e-05",
+    "1.5e-05",
+    "0.0001",
+    "1000000000000000.0",
+    "1e+16",
+    "1e+22",
+    "0.1",
+    "1e-10",
+  ];
   assert.deepEqual(written, expected);
 });
 
 test("fingerprint and digest are those that Python wrote beside the shipped adapter", () => {
   const adapter = embedded().adapter(); // the loader compares base, layout and digest
-  const about = JSON.parse(readFileSync(join(BUNDLE, "drafter/initial/fleetdraft.json"), "utf8")) as Record<string, string>;
+  const about = JSON.parse(readFileSync(join(BUNDLE, "drafter/initial/fleetdraft.json"), "utf8")) as Record<
+    string,
+    string
+  >;
   assert.equal(adapter.layout.fingerprint, about["layout"]);
   assert.equal(adapter.digest, about["digest"]);
 });

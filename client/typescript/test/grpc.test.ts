@@ -91,7 +91,13 @@ test("certificates that are not there are told", () => {
 
 function phone(gateway: Gateway): Phone {
   const surroundings = { sleep: () => Promise.resolve(), now: () => 0, random: () => 0 };
-  const parts = { bundle: BUNDLE, store: Store.open(scratchFolder()), gateway, lessons: () => [lesson(50)], surroundings };
+  const parts = {
+    bundle: BUNDLE,
+    store: Store.open(scratchFolder()),
+    gateway,
+    lessons: () => [lesson(50)],
+    surroundings,
+  };
   return new Phone(parts, { appVersion: "t", family: "spm-3072", training: TRAINING, backOff: BACK_OFF });
 }
 
@@ -112,7 +118,10 @@ async function answer<Reply>(
   }
 }
 
-async function stream<Chunk>(call: grpc.ServerWritableStream<unknown, Chunk>, chunks: AsyncIterable<Chunk>): Promise<void> {
+async function stream<Chunk>(
+  call: grpc.ServerWritableStream<unknown, Chunk>,
+  chunks: AsyncIterable<Chunk>,
+): Promise<void> {
   try {
     for await (const chunk of chunks) if (!call.write(chunk)) await once(call, "drain");
     call.end();

@@ -22,7 +22,10 @@ const THREE_FOUR: Floats = new Map([
 
 test("the norm is over all tensors, and the bound scales them as a whole", () => {
   assert.equal(l2Norm(THREE_FOUR), 5);
-  assert.deepEqual([...clipped(THREE_FOUR, 1).values()].map(({ data }) => data[0]), [3, 4].map((x) => Math.fround(x * Math.fround(0.2))));
+  assert.deepEqual(
+    [...clipped(THREE_FOUR, 1).values()].map(({ data }) => data[0]),
+    [3, 4].map((x) => Math.fround(x * Math.fround(0.2))),
+  );
   for (const bound of [5, 50]) assert.deepEqual(clipped(THREE_FOUR, bound), THREE_FOUR);
 });
 
@@ -62,7 +65,10 @@ test("a factor that is frozen keeps its bits", async () => {
   await step.close();
   assert.deepEqual(only(trained.adapter.arrays, ["A"]), only(from.arrays, ["A"]));
   const update = updateOf(from, trained, ["B"], 1e-3);
-  assert.deepEqual([...update.delta.keys()], [...from.arrays.keys()].filter((name) => name.endsWith(".B")));
+  assert.deepEqual(
+    [...update.delta.keys()],
+    [...from.arrays.keys()].filter((name) => name.endsWith(".B")),
+  );
   assert.ok(Math.abs(l2Norm(update.delta) - 1e-3) < 1e-9);
   assert.equal(update.weight, 12);
 });
@@ -89,7 +95,13 @@ test("the decode graph is given As one below the other, and Bs on a diagonal tim
   const { arrays, layout } = moved(embedded(), 0.5);
   const fused = fusedAdapter(new LoraAdapter(layout, arrays));
   const [a, b] = [held(fused, "lora.1.gate_up_proj.A"), held(fused, "lora.1.gate_up_proj.B")];
-  assert.deepEqual([a.shape, b.shape], [[32, 128], [768, 32]]);
+  assert.deepEqual(
+    [a.shape, b.shape],
+    [
+      [32, 128],
+      [768, 32],
+    ],
+  );
   assert.deepEqual(a.data.subarray(16 * 128), held(arrays, "lora.1.up_proj.A").data);
   const row = (i: number): number[] => [...b.data.subarray(i * 32, (i + 1) * 32)];
   assert.deepEqual(row(383), [...Array<number>(16).fill(1), ...Array<number>(16).fill(0)]);

@@ -85,7 +85,7 @@ export async function join(words: readonly string[], print: (line: string) => vo
   const tasks = count(given, "tasks", 1, 1e9) ?? Infinity;
   const longestS = number(given, "longest-wait", 0, 86400) ?? Infinity;
   try {
-    for (let answered = 0; answered < tasks; ) {
+    for (let answered = 0; answered < tasks;) {
       const turn = await phone.turn();
       print(given["json"] ? JSON.stringify(turn) : told(turn));
       if (turn.kind === "answered") answered += 1;
@@ -100,7 +100,8 @@ function connect(given: Given): GrpcGateway {
   const file = required(given, "token-file");
   if (!existsSync(file)) throw new UserError(`no token at ${file}; ask the fleet's operator for one`);
   const token = readFileSync(file, "utf8").trim();
-  if (!/^[\x21-\x7e]{1,128}$/u.test(token)) throw new UserError(`${file} holds no token, expected 1 to 128 printable characters`);
+  if (!/^[\x21-\x7e]{1,128}$/u.test(token))
+    throw new UserError(`${file} holds no token, expected 1 to 128 printable characters`);
   const ca = text(given, "ca");
   return new GrpcGateway({
     gateway: required(given, "gateway"),

@@ -2,7 +2,7 @@
 
 import { parseArgs, type ParseArgsConfig } from "node:util";
 
-import { UserError } from "../errors.js";
+import { UserError, firstLine } from "../errors.js";
 
 export type Given = Readonly<Record<string, string | boolean | readonly (string | boolean)[] | undefined>>;
 
@@ -11,7 +11,7 @@ export function parsed(words: readonly string[], options: NonNullable<ParseArgsC
   try {
     return parseArgs({ args: [...words], options, strict: true, allowPositionals: false }).values;
   } catch (error) {
-    throw new UserError(`${(error as Error).message.split(/[.;]? /u).join(" ").split("\n")[0] ?? ""}`);
+    throw new UserError(firstLine(error));
   }
 }
 
@@ -45,7 +45,8 @@ export function number(given: Given, name: string, least: number, most: number):
 /** A whole number in a range. */
 export function count(given: Given, name: string, least: number, most: number): number | undefined {
   const found = number(given, name, least, most);
-  if (found !== undefined && !Number.isInteger(found)) throw new UserError(`--${name} is ${found}, expected a whole number`);
+  if (found !== undefined && !Number.isInteger(found))
+    throw new UserError(`--${name} is ${found}, expected a whole number`);
   return found;
 }
 
@@ -56,7 +57,9 @@ export function tokens(given: Given, name: string, vocabulary: number): number[]
     .map((word) => {
       const token = Number(word);
       if (word.trim() === "" || !Number.isInteger(token) || token < 0 || token >= vocabulary) {
-        throw new UserError(`--${name} holds ${word || "nothing"}, expected whole numbers below ${vocabulary}, as 1,5,9`);
+        throw new UserError(
+          `--${name} holds ${word || "nothing"}, expected whole numbers below ${vocabulary}, as 1,5,9`,
+        );
       }
       return token;
     });

@@ -92,7 +92,9 @@ function write(call: grpc.ClientWritableStream<UploadChunk>, chunks: Iterator<Up
   }
 }
 
-function answered<Reply>(call: (done: (error: grpc.ServiceError | null, reply?: Reply) => void) => void): Promise<Reply> {
+function answered<Reply>(
+  call: (done: (error: grpc.ServiceError | null, reply?: Reply) => void) => void,
+): Promise<Reply> {
   return new Promise((resolve, reject) => {
     call((error, reply) => {
       if (error !== null || reply === undefined) reject(refusal(error));
@@ -113,7 +115,8 @@ function within(seconds: number): grpc.CallOptions {
 
 function credentials({ gateway, ca, plaintext }: Address): grpc.ChannelCredentials {
   if (plaintext) {
-    if (!isLoopback(gateway)) throw new UserError(`--plaintext to ${gateway}, expected this machine; a token needs TLS`);
+    if (!isLoopback(gateway))
+      throw new UserError(`--plaintext to ${gateway}, expected this machine; a token needs TLS`);
     return grpc.credentials.createInsecure();
   }
   if (ca === undefined) return grpc.credentials.createSsl();

@@ -154,6 +154,7 @@ function readHead(value: JsonObject, path: string): Pending["head"] {
 
 /** A digest becomes part of a file's name, so it must be one. */
 function checked(digest: string): string {
-  if (!DIGEST.test(digest)) throw new ModelError(`digest is ${JSON.stringify(digest.slice(0, 80))}, expected 64 hexadecimal digits`);
+  if (!DIGEST.test(digest))
+    throw new ModelError(`digest is ${JSON.stringify(digest.slice(0, 80))}, expected 64 hexadecimal digits`);
   return digest;
 }

@@ -41,7 +41,8 @@ export function readSafetensors(content: Uint8Array, where: string): Map<string,
 function readTensor(body: Uint8Array, about: unknown, where: string): Stored {
   const fields = asObject(about, where);
   const dtype = textOf(fields, "dtype", where);
-  if (!isDtype(dtype)) throw new ModelError(`${where} holds ${dtype}, expected one of ${Object.keys(BYTES).join(", ")}`);
+  if (!isDtype(dtype))
+    throw new ModelError(`${where} holds ${dtype}, expected one of ${Object.keys(BYTES).join(", ")}`);
   const shape = asList(fields["shape"], where).map(Number);
   const [begin = NaN, end = NaN] = asList(fields["data_offsets"], where).map(Number);
   const whole = [...shape, begin, end].every((n) => Number.isSafeInteger(n) && n >= 0);

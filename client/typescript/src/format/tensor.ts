@@ -21,7 +21,10 @@ export function sameShape(a: readonly number[], b: readonly number[]): boolean {
 }
 
 /** Each tensor changed entry by entry; results are rounded to float32. */
-export function mapped(tensors: Floats, entry: (value: number, at: number, name: string) => number): Map<string, FloatTensor> {
+export function mapped(
+  tensors: Floats,
+  entry: (value: number, at: number, name: string) => number,
+): Map<string, FloatTensor> {
   const found = new Map<string, FloatTensor>();
   for (const [name, { shape, data }] of tensors) {
     found.set(name, { shape, data: data.map((value, at) => entry(value, at, name)) });

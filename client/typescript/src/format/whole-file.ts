@@ -9,7 +9,7 @@ export function writeWhole(path: string, content: Uint8Array | string): void {
   const file = openSync(scratch, "w", 0o600);
   try {
     const bytes = typeof content === "string" ? Buffer.from(content) : content;
-    for (let at = 0; at < bytes.byteLength; ) at += writeSync(file, bytes, at);
+    for (let at = 0; at < bytes.byteLength;) at += writeSync(file, bytes, at);
     fsyncSync(file);
   } finally {
     closeSync(file);

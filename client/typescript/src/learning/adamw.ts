@@ -1,4 +1,4 @@
-/** AdamW with decoupled weight decay (Loshchilov & Hutter 2019), rounded after each operation as NumPy rounds float32. */
+/** AdamW with decoupled weight decay (Loshchilov & Hutter 2019), rounded to float32 after each operation. */
 
 import type { LoraAdapter } from "../model/adapter.js";
 import { clipped } from "./clipping.js";

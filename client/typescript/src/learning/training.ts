@@ -1,4 +1,4 @@
-/** Training steps over lessons: each in the order in which they came, again from the first where there are more steps. */
+/** Training steps over lessons in their order, and again from the first where there are more steps. */
 
 import type { LoraAdapter } from "../model/adapter.js";
 import { factorOf } from "../model/adapter.js";

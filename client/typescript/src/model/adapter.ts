@@ -36,7 +36,8 @@ export class LoraAdapter {
       }
       arrays.set(name, asFloat32(tensor, `${where}: ${name}`));
     }
-    if (stored.size !== arrays.size) throw new ModelError(`${where} has ${stored.size} tensors, expected ${arrays.size}`);
+    if (stored.size !== arrays.size)
+      throw new ModelError(`${where} has ${stored.size} tensors, expected ${arrays.size}`);
     return new LoraAdapter(layout, arrays);
   }
 

@@ -3,7 +3,14 @@
 import { createHash } from "node:crypto";
 
 import { asObject, countOf, numberOf, parsedObject } from "../format/json.js";
-import { PROJECTION_NAMES, canonicalShape, projectionSize, pythonFloat, readShape, type DecoderShape } from "./shape.js";
+import {
+  PROJECTION_NAMES,
+  canonicalShape,
+  projectionSize,
+  pythonFloat,
+  readShape,
+  type DecoderShape,
+} from "./shape.js";
 
 export class LoraLayout {
   /** Name (`lora.{layer}.{projection}.A` or `.B`) to shape of every tensor, in the order of the train graph. */

@@ -21,7 +21,9 @@ export function batchInputs(lessons: readonly Lesson[], objective: Objective): R
   const judged = (row: (lesson: Lesson, row: number) => number, fill = 0): number[] =>
     found.length ? found.map(({ lesson, row: at }) => row(lesson, at)) : [fill];
   const listed = (row: (lesson: Lesson, at: number) => number): number[] =>
-    found.length ? found.flatMap(({ lesson, row: at }) => filled(lesson, at, width, row)) : Array<number>(width).fill(0);
+    found.length
+      ? found.flatMap(({ lesson, row: at }) => filled(lesson, at, width, row))
+      : Array<number>(width).fill(0);
 
   return {
     tokens: int64Input(
@@ -29,13 +31,31 @@ export function batchInputs(lessons: readonly Lesson[], objective: Objective): R
       [1, lessons.length, length],
     ),
     rows: int64Input(found.length ? found.map(({ text, row }) => text * length + row) : [-1], [1, rows]),
-    teacher_ids: int64Input(listed((lesson, at) => lesson.teacherIds[at]!), [1, rows, width]),
-    teacher_probs: real(listed((lesson, at) => lesson.teacherProbs[at]!), [1, rows, width]),
-    kl_weight: real(judged((lesson, row) => (lesson.taught[row] ? share : 0)), [1, rows]),
-    labels: int64Input(judged((lesson, row) => lesson.labels[row]!), [1, rows]),
-    nll_weight: real(judged((lesson, row) => (lesson.ngram[row] ? likelihood : 0)), [1, rows]),
+    teacher_ids: int64Input(
+      listed((lesson, at) => lesson.teacherIds[at]!),
+      [1, rows, width],
+    ),
+    teacher_probs: real(
+      listed((lesson, at) => lesson.teacherProbs[at]!),
+      [1, rows, width],
+    ),
+    kl_weight: real(
+      judged((lesson, row) => (lesson.taught[row] ? share : 0)),
+      [1, rows],
+    ),
+    labels: int64Input(
+      judged((lesson, row) => lesson.labels[row]!),
+      [1, rows],
+    ),
+    nll_weight: real(
+      judged((lesson, row) => (lesson.ngram[row] ? likelihood : 0)),
+      [1, rows],
+    ),
     uniforms: real(Array<number>(rows).fill(0), [1, rows, 1]),
-    divergences: real(DIVERGENCES.map((name) => (name === objective.divergence ? 1 : 0)), [DIVERGENCES.length]),
+    divergences: real(
+      DIVERGENCES.map((name) => (name === objective.divergence ? 1 : 0)),
+      [DIVERGENCES.length],
+    ),
     beta: real([objective.beta], []),
     eta: real([objective.eta], []),
   };

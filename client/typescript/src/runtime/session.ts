@@ -1,4 +1,4 @@
-/** ONNX Runtime: sessions and tensors. The one file, with decoder.ts and train-step.ts, that another runtime replaces. */
+/** ONNX Runtime: sessions and tensors. It knows no graph. */
 
 import { InferenceSession, Tensor } from "onnxruntime-node";
 

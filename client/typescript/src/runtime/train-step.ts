@@ -1,4 +1,4 @@
-/** The train graph over a drafter's frozen weights: a batch of lessons in, loss and LoRA gradients out. No optimiser. */
+/** The train graph over a drafter's frozen weights: lessons in, loss and LoRA gradients out. It knows no optimiser. */
 
 import type { InferenceSession, Tensor } from "onnxruntime-node";
 
@@ -35,7 +35,10 @@ export class TrainStep {
   /** Forward and backward on one batch. */
   async gradient(adapter: LoraAdapter, lessons: readonly Lesson[], objective: Objective): Promise<Gradient> {
     // Arrays of one client, so with an axis of length 1 before their own.
-    const lora = [...adapter.arrays].map(([name, { shape, data }]) => [name, floatInput({ shape: [1, ...shape], data })]);
+    const lora = [...adapter.arrays].map(([name, { shape, data }]) => [
+      name,
+      floatInput({ shape: [1, ...shape], data }),
+    ]);
     const inputs = { ...this.weights, ...Object.fromEntries(lora), ...batchInputs(lessons, objective) };
     const found = await this.session.run(inputs);
     const rows = lessons.reduce((sum, lesson) => sum + judgedRows(lesson).length, 0);
