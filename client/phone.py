@@ -39,9 +39,6 @@ _TRANSIENT = (
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.INTERNAL,
 )
-_CALL_S = 60.0
-
-Sleep = Callable[[float], "asyncio.Future[None]"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +58,8 @@ class PhoneConfig:
     """Of one call, before the visit is given up."""
     first_wait_s: float = 1.0
     """Before the second try; each further wait is twice as long, and jittered."""
+    call_s: float = 300.0
+    """For one call, an upload or download included."""
 
     def __post_init__(self) -> None:
         if self.tries < 1 or not self.first_wait_s > 0:
@@ -129,7 +128,7 @@ class Phone:
             release=self._release.adapter.digest if self._release else "",
             eligible=eligible,
         )
-        return await self._tried(lambda: self.stub.CheckIn(request, metadata=self.metadata, timeout=_CALL_S))
+        return await self._tried(lambda: self.stub.CheckIn(request, metadata=self.metadata, timeout=self.config.call_s))
 
     async def fetch(self, head: wire.ReleaseHead) -> Release:
         """A release, checked; one that is here already is not fetched again."""
@@ -155,20 +154,20 @@ class Phone:
         asked = EvaluateTask(round=task.round, seed=task.seed, timeout_s=task.deadline_s)
         found = await asyncio.to_thread(self._device.evaluate, asked, release)
         request = wire.ReportRequest(task_id=task.id, drafting=drafting_to_wire(found.counters))
-        return await self._tried(lambda: self.stub.Report(request, metadata=self.metadata, timeout=_CALL_S))
+        return await self._tried(lambda: self.stub.Report(request, metadata=self.metadata, timeout=self.config.call_s))
 
-    async def upload(self, head: wire.UploadHead, content: bytes) -> wire.UploadReply:
-        """Sends an update, from where the gateway has it."""
+    async def upload(self, head: wire.UploadHead, content: bytes, again: bool = False) -> wire.UploadReply:
+        """Sends an update; ``again``: some of it may be there, so that the gateway is asked first where to go on."""
         state = wire.UploadStateRequest(task_id=head.task_id, content_sha256=head.content_sha256)
-        first = True
+        first = not again
 
         async def once() -> wire.UploadReply:
             nonlocal first
             at = 0
             if not first:
-                at = (await self.stub.UploadState(state, metadata=self.metadata, timeout=_CALL_S)).received
+                at = (await self.stub.UploadState(state, metadata=self.metadata, timeout=self.config.call_s)).received
             first = False
-            return await self.stub.Upload(chunks(head, content, at), metadata=self.metadata, timeout=_CALL_S)
+            return await self.stub.Upload(chunks(head, content, at), metadata=self.metadata, timeout=self.config.call_s)
 
         return await self._tried(once)
 
@@ -177,7 +176,7 @@ class Phone:
 
         async def once() -> bytes:
             request = wire.FetchReleaseRequest(digest=head.digest, offset=len(data))
-            async for chunk in self.stub.FetchRelease(request, metadata=self.metadata, timeout=_CALL_S):
+            async for chunk in self.stub.FetchRelease(request, metadata=self.metadata, timeout=self.config.call_s):
                 if chunk.offset != len(data) or len(data) + len(chunk.data) > head.content_bytes:
                     raise FleetError(f"the gateway sent byte {chunk.offset}, expected {len(data)}")
                 data.extend(chunk.data)

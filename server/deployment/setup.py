@@ -49,6 +49,8 @@ _WORDS = {
     "mode": "sync, or async: devices are asked again as soon as they have answered",
     "clients_per_round": "updates that a round needs; so many are sampled; absent: all that joined",
     "over_selection": "share of devices asked beyond that; the first that answer count",
+    "gateways": "clients that answer for many devices, each with their mean; docs/gateway.md",
+    "gateway_devices": "the most devices that one gateway's answer counts as",
     "min_updates": "with fewer valid updates a round keeps the old release",
 }
 

@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _PRIVATE = 0o600
 #: Answers that are made durable at once; their uploads wait on disk, and are in memory one at a time.
 _BATCH = 64
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,10 @@ class Cohort:
         self._waiting: asyncio.Queue[_Answer | None] = asyncio.Queue()
         """Answers in the order they came; None to look up."""
         self._ending = ""
-        self._sum, self._sums = self._restored(entry)
+        self._sum: PartialSum | None = None
+        """As it is on disk; none: to be read from there."""
+        self._sums = 0
+        self._current()
         self.closed = asyncio.Event()
         self.failure = entry.failure
         if entry.closed is not None:
@@ -107,7 +111,7 @@ class Cohort:
     @property
     def accepted(self) -> int:
         """Answers in the sum."""
-        return self._sum.devices
+        return self._current().devices
 
     @property
     def needed(self) -> int:
@@ -122,7 +126,8 @@ class Cohort:
         """
         if self.failure:
             raise UpdateRejected(self.failure)
-        return self._sum.update(client) if self.ask.trains else self._sum.evaluation(client)
+        found = self._current()
+        return found.update(client) if self.ask.trains else found.evaluation(client)
 
     def task_for(self, device: str, family: str) -> "TaskEntry | wire.ComeBack.Reason":
         """A device's task: the one it has, a new one, or why there is none."""
@@ -184,6 +189,9 @@ class Cohort:
         Raises:
           Refusal: the content is not that of the head, or nothing could be written; the task stays as it is.
         """
+        if self.closed.is_set():
+            self._ledger.set_outcome(task.id, Outcome.LATE)
+            return Settled(task=task.id, outcome=Outcome.LATE)
         settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait(_Answer(task, head, report, settled))
         return await settled
@@ -196,8 +204,12 @@ class Cohort:
                 self._waiting.put_nowait(_Answer(task, head, None, asyncio.get_running_loop().create_future()))
         while not self.closed.is_set():
             await self._settle(await self._next())
-            if self._ending or self.accepted >= self._wanted or self._clock() >= self.entry.closes:
-                self._close(self._ending)
+            try:
+                if self._ending or self.accepted >= self._wanted or self._clock() >= self.entry.closes:
+                    self._close(self._ending)
+            except Exception:  # a full disk, for one: as long as the cohort cannot be closed it stays open
+                _log.exception("the cohort could not be closed")
+                await asyncio.sleep(_AGAIN_S)
         self._turn_away(self._drained())
 
     def end(self, reason: str) -> None:
@@ -231,44 +243,47 @@ class Cohort:
 
     async def _settle(self, batch: Sequence[_Answer]) -> None:
         """Adds answers up, writes the sum, and only then says what came of them."""
-        # A device that was cut off sends again while its first try still waits here: one of the two counts.
-        fresh = {answer.task.id: answer for answer in batch if self._ledger.awaits(answer.task.id)}
         results: dict[str, Settled | Refusal] = {}
         try:
-            if fresh:
-                results = await self._added_up(fresh)
+            results = await self._added_up(batch)
         except Exception as error:
             _log.exception("answers could not be kept")
-            # The sum in memory may hold what is not written, so the written one is what counts.
-            self._sum, self._sums = self._restored(self._ledger.newest() or self.entry)
+            self._sum = None  # it may hold what is not written, and the written one is what counts
             refusal = Refusal(grpc.StatusCode.UNAVAILABLE, f"the answer could not be kept ({type(error).__name__})")
-            results = dict.fromkeys(fresh, refusal)
+            results = {answer.task.id: refusal for answer in batch}
         for answer in batch:
-            result = results.get(answer.task.id) or self._ledger.settled(answer.task.id)
+            result = results[answer.task.id]
             if isinstance(result, Settled) or result.status == grpc.StatusCode.INVALID_ARGUMENT:
                 self._spool.drop(answer.task.id)
             _tell(answer, result)
 
-    async def _added_up(self, answers: Mapping[str, _Answer]) -> dict[str, Settled | Refusal]:
+    async def _added_up(self, batch: Sequence[_Answer]) -> dict[str, Settled | Refusal]:
         """What came of each answer, by task; on disk, but for those that are refused."""
-        results = await asyncio.to_thread(lambda: {name: self._added(answer) for name, answer in answers.items()})
-        settled = [result for result in results.values() if isinstance(result, Settled)]
+        # A device that was cut off sends again while its first try still waits here: one of the two counts.
+        answers = {answer.task.id: answer for answer in batch}
+        results: dict[str, Settled | Refusal] = {
+            name: self._ledger.settled(name) for name in answers if not self._ledger.awaits(name)
+        }
+        running = self._current()
+        fresh = [answer for name, answer in answers.items() if name not in results]
+        added = await asyncio.to_thread(lambda: {a.task.id: self._added(a, running) for a in fresh})
+        settled = [result for result in added.values() if isinstance(result, Settled)]
         if settled:
-            about, sums = await asyncio.to_thread(self._write)
+            about, sums = await asyncio.to_thread(self._write, running)
             self._ledger.settle(self.entry.number, settled, about, sums)
             self._forget_sums(sums)
-        return results
+        return results | added
 
-    def _added(self, answer: _Answer) -> Settled | Refusal:
+    def _added(self, answer: _Answer, running: PartialSum) -> Settled | Refusal:
         """What came of an answer, which is in the sum if it is accepted."""
         name = answer.task.id
-        if self._sum.devices >= self._wanted:
+        if running.devices >= self._wanted:
             return Settled(task=name, outcome=Outcome.LATE)
         try:
             if answer.head is not None:
-                self._sum.take(self._update(answer.task, answer.head))
+                running.take(self._update(answer.task, answer.head))
             elif answer.report is not None:
-                self._sum.measure(_evaluation(answer.task, answer.report))
+                running.measure(_evaluation(answer.task, answer.report))
         except Refusal as refusal:
             return refusal
         except UpdateRejected as error:
@@ -291,9 +306,9 @@ class Cohort:
             training=training_of(head.training),
         )
 
-    def _write(self) -> tuple[str, str]:
+    def _write(self, running: PartialSum) -> tuple[str, str]:
         """Writes the sum's arrays; returns the rest of it, and the file's name."""
-        about, sums = self._sum.saved()
+        about, sums = running.saved()
         if sums is None:
             return about, ""
         self._sums += 1
@@ -302,13 +317,18 @@ class Cohort:
         write_atomic(self._folder / "sums" / place, data.getvalue(), _PRIVATE)
         return about, place
 
-    def _restored(self, entry: CohortEntry) -> tuple[PartialSum, int]:
-        """The sum as it was written last, and the number of its file."""
-        found = PartialSum(self.ask)
-        self._forget_sums(entry.sums)
-        if entry.about:
-            found.restore(entry.about, np.load(self._folder / "sums" / entry.sums) if entry.sums else None)
-        return found, int(Path(entry.sums).stem.partition("-")[2] or 0)
+    def _current(self) -> PartialSum:
+        """The sum, read anew where that in memory was given up."""
+        if self._sum is None:
+            entry = self._ledger.newest()
+            if entry is None or entry.number != self.entry.number:
+                entry = self.entry
+            found = PartialSum(self.ask)
+            self._forget_sums(entry.sums)
+            if entry.about:
+                found.restore(entry.about, np.load(self._folder / "sums" / entry.sums) if entry.sums else None)
+            self._sum, self._sums = found, int(Path(entry.sums).stem.partition("-")[2] or 0)
+        return self._sum
 
     def _forget_sums(self, keep: str) -> None:
         folder = self._folder / "sums"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,12 @@ class Gateway:
         self._name, self._folder, self._ledger, self._tokens = name, folder, ledger, tokens
         self._table, self._pace, self._limits_table = cohort, pace, limits
         self._clock, self._monotonic, self._chance, self._on_closed = clock, monotonic, chance, on_closed
-        self._limits = Limits(limits, monotonic)
+        self.limits = Limits(limits, monotonic)
         self._spool = Spool(folder / "spool", limits.spool_bytes)
         self._uploads: dict[str, asyncio.Task[None]] = {}
         self._known, self._counted_at = 0, -_COUNT_EVERY_S
         self._running: asyncio.Task[None] | None = None
+        self._beginning = asyncio.Lock()
         self.cohort: Cohort | None = None
         self.promoted: Served | None = None
         self.told = Counter[str]()
@@ -97,16 +98,16 @@ class Gateway:
         """Calls that were refused, by status, since this process began."""
 
     def resume(self) -> None:
-        """Goes on with the cohort that a process before this one had open.
-
-        Raises:
-          UpdateRejected: its request cannot be read any more.
-        """
+        """Goes on with the cohort that a process before this one had open."""
         self.promoted = self._read_promoted()
         entry = self._ledger.newest()
         if entry is None:
             return
-        ask = Ask.read(entry.kind, records_of((self._folder / "requests" / entry.request).read_bytes()))
+        try:
+            ask = Ask.read(entry.kind, records_of((self._folder / "requests" / entry.request).read_bytes()))
+        except (OSError, UpdateRejected) as error:  # Flower asks again for what it still wants
+            self._ledger.close(entry.number, self._clock(), f"its request cannot be read any more: {error}")
+            return
         self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
         self._start(entry, ask)
 
@@ -125,16 +126,17 @@ class Gateway:
           UpdateRejected: with the reason why there is no answer.
         """
         ask = Ask.read(kind, records_of(request))
-        cohort = self.cohort
-        if cohort is None or cohort.ask.key != ask.key or self._clock() >= cohort.entry.closes:
-            cohort = await self._begin(ask, request)
+        async with self._beginning:
+            cohort = self.cohort
+            if cohort is None or cohort.ask.key != ask.key or self._clock() >= cohort.entry.closes:
+                cohort = await self._begin(ask, request)
         await cohort.closed.wait()
         return cohort.answer(self._name)
 
     def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
         """A task, or when to come back."""
         self._check_request(request)
-        self._limits.call(device)
+        self.limits.call(device)
         self._tokens.saw(device, request.family, request.app_version)
         reply = wire.CheckInReply(promoted=self.promoted.head if self.promoted else None)
         found = self._task_for(device, request)
@@ -145,20 +147,27 @@ class Gateway:
             reply.come_back.CopyFrom(wire.ComeBack(after_s=self._come_back_s(), reason=found))
         return reply
 
-    def fetch(self, device: str, request: wire.FetchReleaseRequest) -> Iterator[wire.ReleaseChunk]:
-        """A release's content from a byte on."""
-        self._limits.call(device)
+    async def fetch(
+        self, device: str, request: wire.FetchReleaseRequest, write: Callable[[wire.ReleaseChunk], Awaitable[None]]
+    ) -> None:
+        """Writes a release's content from a byte on."""
+        self.limits.call(device)
         served = self._served(request.digest)
         if request.offset > len(served.content):
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {request.offset} of {len(served.content)} bytes")
-        for at in range(request.offset, len(served.content), CHUNK_BYTES):
-            data = served.content[at : at + CHUNK_BYTES]
-            self._limits.transfer(device, len(data))
-            yield wire.ReleaseChunk(offset=at, data=data)
+        try:
+            async with asyncio.timeout(self._limits_table.upload_s):
+                for at in range(request.offset, len(served.content), CHUNK_BYTES):
+                    data = served.content[at : at + CHUNK_BYTES]
+                    self.limits.transfer(device, len(data))
+                    await write(wire.ReleaseChunk(offset=at, data=data))
+        except TimeoutError as error:
+            message = f"not read within {self._limits_table.upload_s:g} s; go on where it stopped"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
 
     def upload_state(self, device: str, request: wire.UploadStateRequest) -> wire.UploadStateReply:
         """How much of an upload is there."""
-        self._limits.call(device)
+        self.limits.call(device)
         task = self._task(request.task_id, device)
         if task.outcome != Outcome.OPEN:
             return wire.UploadStateReply(done=True)
@@ -167,7 +176,7 @@ class Gateway:
 
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
-        self._limits.call(device)
+        self.limits.call(device)
         first = await self._first(read)
         head = first.head
         task = self._task(head.task_id, device)
@@ -182,7 +191,7 @@ class Gateway:
 
     async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
         """Takes in an evaluation."""
-        self._limits.call(device)
+        self.limits.call(device)
         task = self._task(request.task_id, device)
         cohort = self._cohort_of(task, trains=False)
         if cohort is None:
@@ -222,11 +231,12 @@ class Gateway:
             self.cohort.end("the server has asked for something else")
             await self._running
         now, name = self._clock(), digest(request)
-        for path in (self._folder / "requests").glob("*"):
-            path.unlink()
         write_atomic(self._folder / "requests" / name, request, _PRIVATE)
         closes = now + ask.task.timeout_s - min(_MOST_MARGIN_S, _MARGIN * ask.task.timeout_s)
         entry = self._ledger.begin(key=ask.key, kind=ask.kind, request=name, opened=now, closes=closes, about="")
+        for path in (self._folder / "requests").iterdir():
+            if path.name != name:
+                path.unlink()
         if ask.terms.in_force:
             self.promote(ask.release)
         return self._start(entry, ask)
@@ -300,7 +310,7 @@ class Gateway:
 
     async def _receive_alone(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
         """Receives an upload to its end; a call before this one that is still at it ends."""
-        if (before := self._uploads.get(task.id)) is not None:
+        while (before := self._uploads.pop(task.id, None)) is not None:
             before.cancel()
             await asyncio.wait([before])
         receiving = self._uploads[task.id] = asyncio.create_task(self._receive(task, first, read))
@@ -346,7 +356,7 @@ class Gateway:
         if received + len(chunk.data) > head.content_bytes:
             raise never(f"more bytes than content_bytes = {head.content_bytes}")
         if chunk.data:
-            self._limits.transfer(task.device, len(chunk.data))
+            self.limits.transfer(task.device, len(chunk.data))
             self._spool.append(task.id, chunk.data)
 
     def _read_promoted(self) -> Served | None:

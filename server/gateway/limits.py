@@ -1,6 +1,8 @@
 """How often and how much each device may ask. It knows no device but by name, and forgets those that are idle."""
 
-from collections.abc import Callable
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...common.errors import ConfigError
@@ -17,12 +19,14 @@ class LimitsTable:
 
     calls_per_minute: int = 120
     """Of one device."""
+    calls_at_once: int = 8
+    """Of one device, so that none takes the places of others; more than one, since a broken call may linger."""
     bytes_per_hour: int = 1 << 30
     """Of content, of one device, up and down together."""
     head_s: float = 10.0
     """For the first message of an upload."""
     upload_s: float = 300.0
-    """For one call of an upload; what has arrived by then is kept."""
+    """For one call of an upload, whose bytes are kept, or of a download."""
     spool_bytes: int = 4 << 30
     """Of all uploads that are not complete."""
     concurrent_calls: int = 1000
@@ -66,6 +70,7 @@ class Limits:
     def __init__(self, table: LimitsTable, clock: Callable[[], float]) -> None:
         self._table = table
         self._clock = clock
+        self._lasting = Counter[str]()
         self._calls: dict[str, _Bucket] = {}
         self._bytes: dict[str, _Bucket] = {}
 
@@ -78,6 +83,23 @@ class Limits:
         limit = self._table.calls_per_minute
         if not self._take(self._calls, device, 1, limit, limit / _MINUTE_S):
             raise too_much(f"more than {limit} calls a minute; wait")
+
+    @contextlib.contextmanager
+    def at_once(self, device: str) -> Iterator[None]:
+        """Counts a call for as long as it lasts.
+
+        Raises:
+          Refusal: too many last.
+        """
+        if self._lasting[device] >= self._table.calls_at_once:
+            raise too_much(f"more than {self._table.calls_at_once} calls at once; end one")
+        self._lasting[device] += 1
+        try:
+            yield
+        finally:
+            self._lasting[device] -= 1
+            if not self._lasting[device]:
+                del self._lasting[device]
 
     def transfer(self, device: str, size_bytes: int) -> None:
         """Counts content.

@@ -46,7 +46,6 @@ async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) 
 
     Raises:
       UserError: another process serves this folder, or a setting cannot be met.
-      UpdateRejected: the cohort of a process before this one cannot be read.
     """
     table = folder.table
     lock = DirectoryLock(folder.folder, ".lock")

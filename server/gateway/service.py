@@ -47,12 +47,9 @@ class FleetService(stubs.FleetServicer):
         async with self._answering(context) as device:
             return self._gateway.check_in(device, request)
 
-    async def FetchRelease(
-        self, request: wire.FetchReleaseRequest, context: Context
-    ) -> AsyncIterator[wire.ReleaseChunk]:
+    async def FetchRelease(self, request: wire.FetchReleaseRequest, context: Context) -> None:
         async with self._answering(context) as device:
-            for chunk in self._gateway.fetch(device, request):
-                yield chunk
+            await self._gateway.fetch(device, request, context.write)
 
     async def UploadState(self, request: wire.UploadStateRequest, context: Context) -> wire.UploadStateReply:
         async with self._answering(context) as device:
@@ -73,7 +70,9 @@ class FleetService(stubs.FleetServicer):
     async def _answering(self, context: Context) -> AsyncIterator[str]:
         """Yields the device that calls; a refusal becomes its status, and what we did not foresee says nothing."""
         try:
-            yield self._caller(context)
+            device = self._caller(context)
+            with self._gateway.limits.at_once(device):
+                yield device
         except Refusal as refusal:
             self._gateway.refused[refusal.status.name] += 1
             await _abort(context, refusal.status, one_line(refusal))

@@ -46,6 +46,7 @@ min_devices = {least}    # with fewer at the deadline Flower gets no answer: a m
 
 [limits]
 # calls_per_minute = 120    # of one device
+# calls_at_once = 8    # of one device
 # bytes_per_hour = 1073741824    # of one device, up and down together
 # head_s = 10.0    # for the first message of an upload, and for a TLS handshake
 # upload_s = 300.0    # for one call of an upload; what has arrived by then is kept

@@ -13,6 +13,7 @@ import yaml
 
 from fleetdraft.client.cli.node import node
 from fleetdraft.server.cli import server
+from fleetdraft.server.cli_gateway import gateway
 from fleetdraft.server.cli_registry import registry
 from fleetdraft.server.deployment.flower import APP
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/deployment.md"
 DEPLOY = ROOT / "docs/deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
-COMMANDS = {"node": node, "server": server, "registry": registry}
+COMMANDS = {"node": node, "server": server, "registry": registry, "gateway": gateway}
 
 
 def parse(words: list[str]) -> None:
@@ -37,7 +38,9 @@ def parse(words: list[str]) -> None:
 
 def commands_in(text: str) -> list[list[str]]:
     """The words after ``fleetdraft`` of every command line in a text."""
-    lines = re.findall(r"(?:^|[`; ]|/bin/)fleetdraft ((?:node|server|registry) [^`\n&#;]+)", text, flags=re.MULTILINE)
+    lines = re.findall(
+        r"(?:^|[`; ]|/bin/)fleetdraft ((?:node|server|registry|gateway) [^`\n&#;]+)", text, flags=re.MULTILINE
+    )
     return [shlex.split(re.sub(r" 2> \S+", "", line).replace("…", "x")) for line in lines]
 
 
@@ -49,7 +52,7 @@ def test_the_page_goes_from_zero_to_two_rounds_in_ten_commands() -> None:
         parse(words)
 
 
-@pytest.mark.parametrize("path", [PAGE, *UNITS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [PAGE, ROOT / "docs/gateway.md", *UNITS], ids=lambda path: path.name)
 def test_every_command_is_one_of_ours(path: Path) -> None:
     found = [words for words in commands_in(path.read_text()) if len(words) > 2]
     assert found

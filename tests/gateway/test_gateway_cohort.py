@@ -1,15 +1,19 @@
 """The gateway's guarantees towards Flower and phones in the ordinary course: one mean, everyone accounted for."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from flwr.app import MessageType
-from loopback import PATIENT_S, Loopback, device_of, direct_mean, gateway, table
+from loopback import PATIENT_S, Loopback, device_of, direct_mean, gateway, table, until
 
 from fleetdraft.client.device import TableDevice
+from fleetdraft.client.phone import chunks, upload_head
+from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import UpdateRejected
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask
 from fleetdraft.common.records import encode_request
@@ -117,6 +121,46 @@ def test_the_deadline_closes_a_cohort_with_those_that_have_answered(tmp_path: Pa
                 late = await phone.train(task, release)
                 assert late.outcome == wire.UploadReply.LATE
                 assert gate.counts() == {"accepted": 1, "late": 1}
+
+    asyncio.run(play())
+
+
+def test_an_upload_that_the_end_of_its_cohort_cuts_off_is_late(tmp_path: Path, release: Release) -> None:
+    device = device_of(release)
+    content = to_content(device.train(TASK, release).delta, release.adapter.layout.shapes)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device) as phone:
+            await gate.ask(TASK)
+            head = upload_head((await phone.check_in()).task, device.train(TASK, release), content)
+
+            async def slowly() -> AsyncIterator[wire.UploadChunk]:
+                async for chunk in chunks(head, content, size=len(content) // 2):
+                    yield chunk
+                    await until(lambda: gate.open.gateway.spooled_bytes or gate.cohort.closed.is_set())
+                    gate.cohort.end("over")
+                    await gate.cohort.closed.wait()
+
+            with pytest.raises(grpc.aio.AioRpcError) as cut:
+                await phone.stub.Upload(slowly(), metadata=phone.metadata)
+            assert cut.value.code() == grpc.StatusCode.OUT_OF_RANGE
+            assert (await phone.upload(head, content)).outcome == wire.UploadReply.LATE
+            assert gate.counts() == {"late": 1}
+
+    asyncio.run(play())
+
+
+def test_an_upload_that_is_whole_just_after_its_cohort_closed_is_late(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            await gate.ask(TASK)
+            task = (await phone.check_in()).task
+            gate.cohort.end("over")
+            await gate.cohort.closed.wait()
+            entry = gate.open.gateway._ledger.task(task.id, "ann")
+            async with asyncio.timeout(PATIENT_S):
+                settled = await gate.cohort.take(entry, head=wire.UploadHead())
+            assert settled.outcome == "late"
 
     asyncio.run(play())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from loopback import PATIENT_S, Loopback, device_of, gateway, table
+from loopback import PATIENT_S, Loopback, device_of, gateway, table, until
 
 from fleetdraft.client.phone import Phone, PhoneConfig, open_channel, upload_head
 from fleetdraft.common.content import to_content
@@ -42,6 +42,11 @@ async def sent(messages: list[wire.UploadChunk], pause_s: float = 0.0) -> AsyncI
     for message in messages:
         yield message
         await asyncio.sleep(pause_s)
+
+
+async def nothing() -> AsyncIterator[wire.UploadChunk]:
+    await asyncio.sleep(PATIENT_S)
+    yield wire.UploadChunk()
 
 
 def state(gate: Loopback) -> tuple[object, ...]:
@@ -256,6 +261,34 @@ def test_an_upload_that_is_sent_twice_at_once_is_counted_once(tmp_path: Path, re
     asyncio.run(play())
 
 
+def test_an_answer_that_waits_twice_for_its_place_in_the_sum_is_counted_once(tmp_path: Path, release: Release) -> None:
+    """As where a phone was cut off after its last byte, and sends that again while the first try waits."""
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            await gate.ask(TASK)
+            up = Uploading(phone, (await phone.check_in()).task, release)
+            entry = gate.open.gateway._ledger.task(up.task.id, "ann")
+            for _ in range(2):
+                gate.open.gateway._spool.append(up.task.id, up.content)
+                settled = await asyncio.gather(*(gate.cohort.take(entry, head=up.head) for _ in range(2)))
+                assert [each.outcome for each in settled] == ["accepted"] * 2
+            assert gate.cohort.accepted == 1
+            assert gate.open.gateway.spooled_bytes == 0
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("offset", [4, 10**15])
+def test_a_chunk_that_is_not_the_next_is_refused(tmp_path: Path, release: Release, offset: int) -> None:
+    async def play(gate: Loopback, up: Uploading) -> None:
+        gap = wire.UploadChunk(head=up.head, offset=offset, data=up.content[4:])
+        assert "expected 0" in await refused(up.send(gap), grpc.StatusCode.OUT_OF_RANGE)
+        await kept_nothing(gate, up)
+
+    _forgiving(tmp_path, release, play)
+
+
 def test_a_task_is_of_one_device_only(tmp_path: Path, release: Release) -> None:
     async def play() -> None:
         async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
@@ -306,10 +339,6 @@ def test_a_slow_upload_ends_at_its_deadline_and_goes_on_later(tmp_path: Path, re
 
 def test_an_upload_without_a_first_message_ends_soon(tmp_path: Path, release: Release) -> None:
     async def play(gate: Loopback, up: Uploading) -> None:
-        async def nothing() -> AsyncIterator[wire.UploadChunk]:
-            await asyncio.sleep(PATIENT_S)
-            yield wire.UploadChunk()
-
         silent = up.phone.stub.Upload(nothing(), metadata=up.phone.metadata)
         assert "no message" in await refused(silent, grpc.StatusCode.DEADLINE_EXCEEDED)
         assert "no head" in await refused(up.send(wire.UploadChunk()), grpc.StatusCode.INVALID_ARGUMENT)
@@ -372,6 +401,25 @@ def test_a_device_that_calls_too_often_has_to_wait_and_others_do_not(tmp_path: P
                 await CALLS["CheckIn"](ann.stub, ann.metadata)
             await refused(CALLS["CheckIn"](ann.stub, ann.metadata), grpc.StatusCode.RESOURCE_EXHAUSTED)
             assert (await bob.check_in()).HasField("come_back")
+
+    asyncio.run(play())
+
+
+def test_a_device_that_holds_many_calls_open_takes_no_others_place(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        settings = table(limits=LimitsTable(calls_at_once=2))
+        async with (
+            gateway(tmp_path, release, settings) as gate,
+            gate.phone("ann", device_of(release)) as ann,
+            gate.phone("bob", device_of(release)) as bob,
+        ):
+            stalled = [ann.stub.Upload(nothing(), metadata=ann.metadata) for _ in range(2)]
+            await until(lambda: gate.open.gateway.limits._lasting["ann"] == 2)
+            await refused(CALLS["CheckIn"](ann.stub, ann.metadata), grpc.StatusCode.RESOURCE_EXHAUSTED)
+            assert (await bob.check_in()).HasField("come_back")
+            for call in stalled:
+                call.cancel()
+            await until(lambda: not gate.open.gateway.limits._lasting)
 
     asyncio.run(play())
 

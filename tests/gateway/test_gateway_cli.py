@@ -1,0 +1,119 @@
+"""The gateway's commands: what a person makes, sees and gets wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fleetdraft.common.cli import main
+from fleetdraft.server.gateway.folder import GatewayFolder, GatewayTable, ServerTable
+
+
+@pytest.fixture
+def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    (tmp_path / "ca.pem").write_text("of an operator")
+    words = ["--name", "gate", "--server", "fleet.example.org:9443", "--authority", str(tmp_path / "ca.pem")]
+    assert main(["gateway", "init", str(tmp_path / "g"), *words, "--host-name", "gate.example.org"]) == 0
+    capsys.readouterr()
+    return tmp_path / "g"
+
+
+def test_the_settings_as_made_are_the_defaults(folder: Path) -> None:
+    found = GatewayFolder.open(folder).table
+    assert found == GatewayTable(name="gate", superlink=ServerTable(address="fleet.example.org:9443"))
+
+
+def test_every_commented_setting_is_one_with_its_default(folder: Path) -> None:
+    path = folder / "gateway.toml"
+    lines = [line.removeprefix("# ") if " = " in line else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(line for line in lines if not line.startswith("registry")))
+    found = GatewayFolder.open(folder).table
+    assert found == GatewayTable(name="gate", superlink=ServerTable(address="fleet.example.org:9443"))
+
+
+def test_secrets_are_for_their_owner(folder: Path) -> None:
+    for name in ("node.key", "tls/server.key", "tls/ca.key"):
+        assert (folder / name).stat().st_mode & 0o77 == 0
+
+
+def test_tokens_are_made_listed_and_revoked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", "tokens", "new", str(folder), "ann", "bob"]) == 0
+    tokens = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert tokens.keys() == {"ann", "bob"}
+    assert all(len(token) == 43 for token in tokens.values())
+    assert main(["gateway", "tokens", "revoke", str(folder), "ann"]) == 0
+    capsys.readouterr()
+    assert main(["gateway", "tokens", "list", str(folder), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["tokens"]
+    assert [(row["device"], row["state"]) for row in listed] == [("ann", "revoked"), ("bob", "valid")]
+
+
+def test_status_tells_of_a_gateway_that_does_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", "tokens", "new", str(folder), "ann"]) == 0
+    capsys.readouterr()
+    assert main(["gateway", "status", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["serving"], told["tokens"], told["cohort"]) == (False, {"valid": 1}, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("devices = 100", "min_devices is 10"),
+        ("# over_selection = 0.3", "over_selection is -1"),
+        ("# fill_s = 60.0", "fill_s is 0"),
+        ("# streams = 8", "streams is 0"),
+        ('host = "127.0.0.1"', "expected TLS on an address that others can reach"),
+        ("port = 9444", "port is 70000"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_one_line(
+    folder: Path, line: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {
+        "devices": "devices = 5",
+        "# over_selection": "over_selection = -1.0",
+        "# fill_s": "fill_s = 0.0",
+        "# streams": "streams = 0",
+        "host": 'host = "0.0.0.0"\ntls = false',
+        "port": "port = 70000",
+    }[line.partition(" =")[0]]
+    path = folder / "gateway.toml"
+    assert line in path.read_text()
+    path.write_text(path.read_text().replace(line, wrong, 1))
+    assert main(["gateway", "status", str(folder)]) == 2
+    shown = capsys.readouterr().err
+    assert reason in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["init", "{folder}", "--name", "gate", "--server", "x:1", "--authority", "{folder}/ca.pem"],
+        ["init", "{folder}2", "--name", "", "--server", "x:1", "--authority", "{folder}/ca.pem"],
+        ["init", "{folder}2", "--name", "gate", "--server", "x:1", "--authority", "absent"],
+        ["tokens", "new", "{folder}", "a\nb"],
+        ["tokens", "revoke", "{folder}", "nobody"],
+        ["tokens", "list", "{folder}2"],
+        ["status", "absent"],
+        ["start", "absent"],
+        ["join", "absent"],
+    ],
+)
+def test_a_mistake_is_one_line(folder: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", *(word.format(folder=folder) for word in words)]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+
+
+def test_a_key_that_others_can_read_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "node.key").chmod(0o644)
+    assert main(["gateway", "join", str(folder), "--dry-run"]) == 2
+    assert "chmod 600" in capsys.readouterr().err
+
+
+def test_join_becomes_a_supernode_that_names_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", "join", str(folder), "--dry-run"]) == 0
+    assert f"--node-config 'gateway=\"{folder}\"'" in capsys.readouterr().out
