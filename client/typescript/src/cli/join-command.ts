@@ -51,7 +51,7 @@ const HELP = `Takes part in a fleet: checks in at its gateway, trains what it is
 Lessons never leave this device: what is sent is the change of the adapter, its weight and sums.
 
 Example:
-  npx fleetdraft-phone join --bundle ../embedded --gateway fleet.example.org:9443 --ca ca.pem \\
+  npx fleetdraft-phone join --bundle ../embedded --gateway fleet.example.org:9444 --ca ca.pem \\
       --token-file token --state phone-state --lessons lessons/
 `;
 

@@ -18,7 +18,7 @@ const READING: Options = { longs: Number, enums: String, defaults: true, oneofs:
 const LARGEST_MESSAGE = 1 << 20;
 const CALL_S = 30;
 /** For a transfer as a whole; one that is cut goes on where it was. */
-const TRANSFER_S = 600;
+const TRANSFER_S = 300;
 
 export interface Address {
   /** As host:port. */
