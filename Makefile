@@ -15,7 +15,7 @@ PACKAGES := client common export server simulations
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 
-.PHONY: help demo test lint fix contracts stubs types check wheel clean
+.PHONY: help demo test lint fix contracts stubs types check typescript wheel clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -47,12 +47,22 @@ types: wheel  ## Check types on the built wheel, as a user would get it.
 
 check: lint contracts types test  ## Everything CI runs.
 
+PHONE := client/typescript
+
+typescript: $(PHONE)/node_modules/.package-lock.json  ## Build and test the device in TypeScript; needs Node.js 20 or newer.
+	cd $(PHONE) && npm run --silent build && npm test --silent
+
+$(PHONE)/node_modules/.package-lock.json: $(PHONE)/package-lock.json
+	@command -v npm >/dev/null || { echo "error: found no npm; install Node.js 20 or newer" >&2; exit 1; }
+	cd $(PHONE) && npm ci
+
 wheel: $(VENV)/.dev  ## Build dist/fleetdraft-*.whl.
 	@rm -rf dist build/lib build/bdist.*
 	@$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean:  ## Remove what the other targets made, the virtual environment included.
+	rm -rf $(PHONE)/dist $(PHONE)/generated $(PHONE)/node_modules
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/bin/python:

@@ -1,6 +1,8 @@
 """Fixtures of the whole suite."""
 
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +30,16 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs {folder}, which is not part of the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def typescript() -> list[str]:
+    """The words that start the device in TypeScript, built; a test that asks for it skips without Node or packages."""
+    folder = Path(__file__).resolve().parents[1] / "client/typescript"
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("needs Node.js 20 or newer")
+    if not (folder / "node_modules").is_dir():
+        pytest.skip(f"needs the packages of {folder}; run: make typescript")
+    subprocess.run([npm, "run", "--silent", "build"], cwd=folder, check=True, timeout=120)
+    return [node, str(folder / "dist/src/cli.js")]

@@ -1,0 +1,42 @@
+/** Tries again after ever longer waits, at random within each, so that devices do not come back together. */
+
+import { Refusal, type Remedy } from "./gateway.js";
+
+/** Time and chance, as arguments. */
+export interface Surroundings {
+  sleep(seconds: number): Promise<void>;
+  /** Seconds since 1970. */
+  now(): number;
+  /** From 0 to less than 1. */
+  random(): number;
+}
+
+export interface BackOff {
+  readonly tries: number;
+  readonly firstS: number;
+}
+
+export const BACK_OFF: BackOff = { tries: 6, firstS: 1 };
+
+/** Calls until it succeeds, fails with another remedy than those given, or has been tried often enough. */
+export async function again<Reply>(
+  call: () => Promise<Reply>,
+  backOff: BackOff,
+  surroundings: Surroundings,
+  remedies: readonly Remedy[] = ["again"],
+): Promise<Reply> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await call();
+    } catch (error) {
+      const mends = error instanceof Refusal && remedies.includes(error.remedy);
+      if (!mends || attempt >= backOff.tries) throw error;
+      await surroundings.sleep(waitS(attempt, backOff, surroundings.random()));
+    }
+  }
+}
+
+/** Seconds before the try after the `attempt`-th: half to one and a half of first · 2^(attempt − 1). */
+export function waitS(attempt: number, { firstS }: BackOff, chance: number): number {
+  return firstS * 2 ** (attempt - 1) * (0.5 + chance);
+}
