@@ -23,8 +23,9 @@ help:  ## List the targets.
 demo: $(VENV)/.demo  ## A small fleet learns together, offline; ends with a table and a report.
 	$(BIN)/fleetdraft demo
 
+# Two processes, since many tests wait for processes of their own; a file stays in one of them, for its fixtures.
 test: $(VENV)/.dev  ## Run the tests.
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 lint: $(VENV)/.dev  ## Check style and complexity.
 	$(BIN)/ruff check .
