@@ -26,7 +26,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_numbers() -> Iterator[None]:
-    """Training has the processor flush the smallest floats to zero; a command's process ends with that, ours goes on."""
+    """Training has the processor flush the smallest floats to zero; a command ends with that, our process goes on."""
     yield
     if torch := sys.modules.get("torch"):
         torch.set_flush_denormal(False)
