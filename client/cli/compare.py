@@ -14,7 +14,7 @@ from .options import SeedOption
 
 _FIGURES = {
     "acceptance": "draft_acceptance_rate",
-    "length": "mean_acceptance_length",
+    "efficiency": "block_efficiency",
     "speedup": "speedup",
 }
 """What --fail-if-worse may name, and its name in the file."""
@@ -94,5 +94,7 @@ def _line(change: Change) -> str:
 def _remarks(found: Comparison) -> Iterator[str]:
     if left := sum(cell.left_out for cell in found.cells):
         yield f"{left} prompts are in one of the two only and do not count"
+    if found.cells:
+        yield "intervals cover the prompts: a speed-up's does not cover what else the machine did in either run"
     if len(found.cells) > 1:
         yield f"of the {3 * len(found.cells)} intervals (95 %) one in twenty lies beside 0 by chance"

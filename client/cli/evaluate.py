@@ -166,7 +166,7 @@ def _table(target: str, rows: Sequence[Row]) -> Table:
     table = Table(title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("task\ntemp.", "method"):
         table.add_column(heading, overflow="fold")
-    for heading in ("acceptance\n95 %", "length\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
+    for heading in ("acceptance\n95 %", "τ\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
         table.add_column(heading, justify="right", no_wrap=True)
     place = ""
     for row in rows:
@@ -180,7 +180,7 @@ def _figures(row: Row) -> tuple[str, ...]:
     exact = str(row.greedy).replace(" (ties 0)", "").replace(" (", "\n(")
     return (
         f"{row.figure('draft_acceptance_rate'):.3f}\n{span(row.intervals['draft_acceptance_rate'], '.2f')}",
-        f"{row.figure('mean_acceptance_length'):.2f}\n{span(row.intervals['mean_acceptance_length'], '.1f')}",
+        f"{row.figure('block_efficiency'):.2f}\n{span(row.intervals['block_efficiency'], '.1f')}",
         "–" if row.mbsu is None else f"{row.mbsu:.2f}",
         f"{row.drafted.tokens_per_s:,.0f}\n{row.alone.tokens_per_s:,.0f}",
         f"{row.figure('speedup'):.2f}x\n{span(row.intervals['speedup'], '.2f')}",

@@ -95,7 +95,10 @@ def _about(findings: Findings) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = ["Acceptance does not depend on how fast the machine is; speed depends on what else it does."]
+    notes = [
+        "Acceptance does not depend on how fast the machine is; speed depends on what else it does, which a speed-up's "
+        "interval, over prompts, does not cover."
+    ]
     if min(len(row.prompts) for row in rows) < _FEW:
         notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
@@ -126,18 +129,18 @@ def _pair(row: Row | None) -> str:
 def _acceptance(rows: Sequence[Row]) -> Part:
     return Part(
         title="Acceptance and block efficiency",
-        hint="Acceptance rate and mean acceptance length (tokens that a call of the target gives), with bootstrap 95 % "
-        "intervals over prompts; drafter calls per block; memory-bound speed-up: length / (1 + c × calls), c being the "
-        "bytes of the drafter's weights over those of the target's.",
-        columns=(*_PLACE, "prompts", "acceptance", "95 %", "length", "95 %", "calls", "MBSU"),
+        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), with "
+        "bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × calls), c "
+        "being the bytes of the drafter's weights over those of the target's.",
+        columns=(*_PLACE, "prompts", "acceptance", "95 %", "τ", "95 %", "calls", "MBSU"),
         rows=[
             (
                 *_place(row),
                 str(len(row.prompts)),
                 f"{row.figure('draft_acceptance_rate'):.3f}",
                 span(row.intervals["draft_acceptance_rate"], ".3f"),
-                f"{row.figure('mean_acceptance_length'):.2f}",
-                span(row.intervals["mean_acceptance_length"], ".2f"),
+                f"{row.figure('block_efficiency'):.2f}",
+                span(row.intervals["block_efficiency"], ".2f"),
                 f"{row.gamma:.2f}",
                 _UNKNOWN if row.mbsu is None else f"{row.mbsu:.2f}",
             )

@@ -43,7 +43,7 @@ class PromptCounts:
     def sums(self) -> tuple[float, ...]:
         """What it adds to the sums that ``FIGURES`` are made of."""
         drafted, alone = self.drafted, self.alone
-        counts = (drafted.accepted, drafted.drafted, drafted.blocks)
+        counts = (drafted.accepted, drafted.drafted, drafted.target_calls)
         return (*counts, drafted.tokens, drafted.seconds, alone.tokens, alone.seconds)
 
     @property
@@ -68,8 +68,9 @@ def _acceptance(sums: Sums) -> NDArray[np.float64]:
     return _ratio(sums[..., 0], sums[..., 1])
 
 
-def _length(sums: Sums) -> NDArray[np.float64]:
-    return 1.0 + _ratio(sums[..., 0], sums[..., 2])
+def _efficiency(sums: Sums) -> NDArray[np.float64]:
+    """tau. Not 1 + accepted / blocks: where an accepted token ends the text, the one behind it is never emitted."""
+    return _ratio(sums[..., 3], sums[..., 2])
 
 
 def _speedup(sums: Sums) -> NDArray[np.float64]:
@@ -83,7 +84,7 @@ def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.
 
 FIGURES: Mapping[str, Figure] = {
     "draft_acceptance_rate": _acceptance,
-    "mean_acceptance_length": _length,
+    "block_efficiency": _efficiency,
     "speedup": _speedup,
 }
 """Figures that have an interval, by their name in the file."""
@@ -148,7 +149,7 @@ class Row:
     def mbsu(self) -> float | None:
         """Memory-bound speed-up tau / (1 + c gamma): the speed-up if reading weights were all that takes time."""
         ratio = self.sizes.cost_ratio
-        return None if ratio is None else self.drafted.mean_acceptance_length / (1 + ratio * self.gamma)
+        return None if ratio is None else self.figure("block_efficiency") / (1 + ratio * self.gamma)
 
     @property
     def exactness(self) -> str:
@@ -169,6 +170,7 @@ class Row:
             "prompts": len(self.prompts),
             "tokens": self.drafted.tokens,
             **{name: self.figure(name) for name in FIGURES},
+            "mean_acceptance_length": self.drafted.mean_acceptance_length,
             **intervals,
             "speedup_quartiles": list(self.speedup_quartiles),
             "mbsu": self.mbsu,

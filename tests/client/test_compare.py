@@ -27,7 +27,14 @@ def row(accepted: list[int], *, method: str = "none", first: int = 0, **other: A
             prompt=f"prompt {first + number}",
             alone=DraftCounters(prompts=1, tokens=20, seconds=4.0),
             drafted=DraftCounters(
-                prompts=1, tokens=20, blocks=5, drafted=20, accepted=count, drafter_calls=20, seconds=40 / (10 + count)
+                prompts=1,
+                tokens=20,
+                target_calls=25 - count,
+                blocks=5,
+                drafted=20,
+                accepted=count,
+                drafter_calls=20,
+                seconds=40 / (10 + count),
             ),
         )
         for number, count in enumerate(accepted)
@@ -142,6 +149,7 @@ def test_the_command_says_what_is_better_and_writes_it(tmp_path: Path, capsys: p
     assert "large, math, temperature 0, none: 40 prompts" in out
     assert out.count("better") == 3
     assert "not compared: large, code, temperature 0, none is in the first only" in out
+    assert "a speed-up's does not cover what else the machine did" in out
     told = json.loads((tmp_path / "c.json").read_text())
     assert [change["verdict"] for change in told["cells"][0]["changes"]] == ["better"] * 3
 
@@ -158,7 +166,7 @@ def test_fail_if_worse_looks_at_the_named_figures_only(tmp_path: Path, capsys: p
         }
     )
     before, after = written(tmp_path / "a.json", fast), written(tmp_path / "b.json", row(MANY))
-    assert main(["compare", before, after, "--fail-if-worse", "acceptance", "--fail-if-worse", "length"]) == 0
+    assert main(["compare", before, after, "--fail-if-worse", "acceptance", "--fail-if-worse", "efficiency"]) == 0
     assert main(["compare", before, after, "--fail-if-worse", "speedup"]) == 1
     assert "error: worse in 1 of 1 cells: speedup" in capsys.readouterr().err
     assert main(["compare", written(tmp_path / "c.json", row(more)), after, "--fail-if-worse", "acceptance"]) == 1
