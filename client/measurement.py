@@ -106,12 +106,11 @@ def _measure_one(
     runs |= {name: partial(_adapted, pair, adapter, prompt, options) for name, adapter in adapters.items()}
     done = in_turns((options.seed, turn), runs)
     tokens, greedy = pair.target_codec.prompt_tokens(prompt), options.sampling.greedy
+    processors = options.logits_processors
     drafted = {
         name: Drafted(
             counters=done[name].counters,
-            greedy=compare_greedy(pair.target, tokens, done[None], done[name], options.logits_processors)
-            if greedy
-            else GreedyCheck(),
+            greedy=compare_greedy(pair.target, tokens, done[None], done[name], processors) if greedy else GreedyCheck(),
         )
         for name in adapters
     }

@@ -145,9 +145,9 @@ def evaluate(
     run.open()
     findings = _measured(run)
     shown = document(findings)
+    _show(findings, Console())  # first: a disk that is full loses no figures
     if json_file is not None:
         write_json(json_file, findings.to_json())
-    _show(findings, Console())
     if out is not None:
         print(f"report: {shown.write(findings.to_json(), out, 'eval')}")
     if findings.inexact:
@@ -203,7 +203,7 @@ def _measured(run: EvaluationRun) -> Findings:
         raise
     seconds = time.perf_counter() - clock
     machine = Machine.here(threads=asked.threads)
-    return Findings(rows=rows, settings=asked.settings(), started=started, seconds=seconds, machine=machine)
+    return Findings(rows=rows, settings=run.settings, started=started, seconds=seconds, machine=machine)
 
 
 def _methods(shared: Method, adapters: list[str], methods: list[str], skip_none: bool) -> tuple[Method, ...]:
@@ -216,6 +216,8 @@ def _methods(shared: Method, adapters: list[str], methods: list[str], skip_none:
 def _adapter(text: str, shared: Method) -> Method:
     """``[NAME=]DIR``; without a name the directory's own."""
     name, given, directory = text.rpartition("=")
+    if not directory:
+        raise ConfigError(f"--adapter is {text!r}, expected [NAME=]DIR; the drafter without one is the row {NONE!r}")
     return Method(
         name=name if given else Path(text).name,
         adapter=directory,

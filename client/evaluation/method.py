@@ -31,6 +31,8 @@ class Method:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("a method has no name, expected NAME:adapter=DIR,paths=…")
+        if "=" in self.name:
+            raise ConfigError(f"a method's name is {self.name!r}, expected no '='; did you mean --adapter NAME=DIR?")
         path_kind(self.paths)
         checked_controller(self.controller)
         if not 1 <= self.draft_tokens <= MAX_DRAFT_TOKENS:
@@ -70,6 +72,8 @@ class Method:
             key, given, value = item.partition("=")
             if key not in _KEYS or not given:
                 raise ConfigError(f"--method {text}: {item!r} is no setting, expected {', '.join(_KEYS)} with =VALUE")
+            if not value:
+                raise ConfigError(f"--method {text}: {key} is empty, expected a value; to have none, leave it out")
             values[_KEYS[key]] = _number(text, value) if key == "draft-tokens" else value
         try:
             return replace(shared, **values)

@@ -96,8 +96,8 @@ def _about(findings: Findings) -> str:
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
-        "Acceptance does not depend on how fast the machine is; speed depends on what else it does, which a speed-up's "
-        "interval, over prompts, does not cover."
+        "Acceptance does not depend on how fast the machine is; speed depends on what else it does, which a "
+        "speed-up's interval, over prompts, does not cover."
     ]
     if min(len(row.prompts) for row in rows) < _FEW:
         notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
@@ -129,9 +129,9 @@ def _pair(row: Row | None) -> str:
 def _acceptance(rows: Sequence[Row]) -> Part:
     return Part(
         title="Acceptance and block efficiency",
-        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), with "
-        "bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × calls), c "
-        "being the bytes of the drafter's weights over those of the target's.",
+        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), "
+        "with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × "
+        "calls), c being the bytes of the drafter's weights over those of the target's.",
         columns=(*_PLACE, "prompts", "acceptance", "95 %", "τ", "95 %", "calls", "MBSU"),
         rows=[
             (

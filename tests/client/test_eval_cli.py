@@ -187,6 +187,29 @@ def test_a_folder_of_other_settings_is_refused(
         assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["drafter", "target"])
+def test_a_folder_goes_on_with_the_same_models_only(
+    tmp_path: Path, prompts_file: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    """The paths stay, what lies there is another: its rows would stand beside those of the first."""
+    copy, out = tmp_path / "bundle", tmp_path / "o"
+    shutil.copytree(bundle.directory, copy)
+    weights = tmp_path / "large"
+    shutil.copytree(copy / "targets" / "bpe3", weights)
+    words = ["eval", "--bundle", str(copy), "--target", str(weights), "--prompts", str(prompts_file), *SHORT]
+    assert main([*words, "--out", str(out)]) == 0
+    if changed == "target":
+        with (weights / "model.safetensors").open("r+b") as handle:
+            handle.seek(-4, 2)
+            handle.write(b"\0\0\0\1")
+    else:
+        manifest = json.loads((copy / "bundle.json").read_text())
+        (copy / "bundle.json").write_text(json.dumps(manifest | {"base": "f" * 64}))
+        bundle.adapter().save(copy / "drafter" / "initial", base_fingerprint="f" * 64)
+    assert main([*words, "--out", str(out)]) == 2
+    assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+
+
 def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
     assert main(words) == 0
@@ -284,6 +307,14 @@ WRONG = {
     "negative temperature": (["--prompts", "good.jsonl", "--temperature", "-1"], "temperature is -1.0"),
     "no such bundle": (["--prompts", "good.jsonl", "--bundle", "none"], "none is not a bundle"),
     "no such adapter": (["--prompts", "good.jsonl", "--adapter", "mine=none"], "none is not an adapter directory"),
+    "an empty adapter": (
+        ["--prompts", "good.jsonl", "--adapter", "mine="],
+        "--adapter is 'mine=', expected [NAME=]DIR",
+    ),
+    "an adapter as a method": (
+        ["--prompts", "good.jsonl", "--method", "mine=none"],
+        "did you mean --adapter NAME=DIR?",
+    ),
     "two of a name": (
         ["--prompts", "good.jsonl", "--method", "m:paths=full", "--method", "m:paths=direct"],
         "two methods are named 'm'",

@@ -190,6 +190,11 @@ def test_a_method_is_read_from_its_name_and_settings() -> None:
         (":paths=full", "a method has no name"),
         ("m:path=full", "'path=full' is no setting, expected adapter, paths, controller, draft-tokens with =VALUE"),
         ("m:paths", "'paths' is no setting"),
+        ("m:adapter=", "--method m:adapter=: adapter is empty, expected a value"),
+        (
+            "mine=/no/such/dir",
+            "a method's name is 'mine=/no/such/dir', expected no '='; did you mean --adapter NAME=DIR?",
+        ),
         ("m:paths=half", "--method m:paths=half: paths is 'half'"),
         ("m:controller=x", "controller is 'x'"),
         ("m:draft-tokens=four", "draft-tokens is 'four', expected a number"),

@@ -86,7 +86,7 @@ class Scripted:
 
 
 def test_greedy_ties_are_those_of_the_processed_logits() -> None:
-    """Token 0 stands in the prompt, so a penalty of 2 makes its 4 a 2: that ties with token 1, and nothing else does."""
+    """Token 0 stands in the prompt, so a penalty of 2 makes its 4 a 2: that ties with token 1 and no other."""
     target, penalty = Scripted([4.0, 2.0, 4.0]), (RepetitionPenalty(2.0),)
     assert compare_greedy(target, [0], text(0), text(1), penalty) == GreedyCheck(ties=1)  # type: ignore[arg-type]
     assert compare_greedy(target, [0], text(0), text(2), penalty) == GreedyCheck(different=1)  # type: ignore[arg-type]
