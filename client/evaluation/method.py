@@ -9,6 +9,7 @@ from ...common.errors import ConfigError
 from ..decoding.options import MAX_DRAFT_TOKENS
 from ..pacing.controllers import checked_controller
 from ..spelling.tokenizer_pair import PathKind, path_kind
+from . import fields
 
 NONE = "none"
 """Name of the drafter as shipped, which every evaluation has unless it is told not to."""
@@ -57,7 +58,11 @@ class Method:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Method":
-        return cls(**value)
+        """Reads what ``to_json`` gave; may raise ``DAMAGED`` (``fields.py``) and ``ConfigError``."""
+        kept: dict[str, Any] = {
+            key: fields.count(each) if key == "draft_tokens" else fields.text(each) for key, each in value.items()
+        }
+        return cls(**kept)
 
     @classmethod
     def parse(cls, text: str, shared: "Method") -> "Method":

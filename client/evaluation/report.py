@@ -8,7 +8,7 @@ from typing import Any
 from ...common.document import Document, Part
 from ...common.machine import Machine
 from . import charts
-from .bootstrap import Interval
+from .bootstrap import LEAST, Interval
 from .law_check import ALARM
 from .positions import Positions
 from .row import SCHEMA, Row
@@ -99,11 +99,13 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         "Acceptance does not depend on how fast the machine is; speed depends on what else it does, which a "
         "speed-up's interval, over prompts, does not cover."
     ]
-    if min(len(row.prompts) for row in rows) < _FEW:
-        notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
+    if min(len(row.by_prompt) for row in rows) < _FEW:
+        notes.append(
+            f"Below {_FEW} different prompts, as in some rows, an interval is too narrow; below {LEAST} is none."
+        )
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
         notes.append(f"The clock decides how much is drafted by {', '.join(clocked)}: another run gives other figures.")
-    slow = sum(row.intervals["speedup"][1] < 1 for row in rows)
+    slow = sum(bounds is not None and bounds[1] < 1 for bounds in (row.intervals["speedup"] for row in rows))
     return [*notes, *([f"Drafting does not pay in {slow} of {len(rows)} rows."] if slow else [])]
 
 
@@ -136,7 +138,7 @@ def _acceptance(rows: Sequence[Row]) -> Part:
         rows=[
             (
                 *_place(row),
-                str(len(row.prompts)),
+                str(len(row.by_prompt)),
                 f"{row.figure('draft_acceptance_rate'):.3f}",
                 span(row.intervals["draft_acceptance_rate"], ".3f"),
                 f"{row.figure('block_efficiency'):.2f}",
@@ -264,9 +266,9 @@ def _target(row: Row) -> tuple[str, str]:
     return row.target, f"{row.temperature:g}"
 
 
-def span(bounds: Interval, form: str) -> str:
+def span(bounds: Interval | None, form: str) -> str:
     """An interval as text."""
-    return f"{bounds[0]:{form}}–{bounds[1]:{form}}"
+    return _UNKNOWN if bounds is None else f"{bounds[0]:{form}}–{bounds[1]:{form}}"
 
 
 def _bytes(size: int | None) -> str:
@@ -295,7 +297,8 @@ def _charts(rows: Sequence[Row], figure: str, axis: str, form: str, mark: float 
     series = _series(rows)
 
     def show(row: Row) -> charts.Dot:
-        value, (low, high) = row.figure(figure), row.intervals[figure]
+        value = row.figure(figure)
+        low, high = row.intervals[figure] or (value, value)
         number = series[row.method.name]
         return charts.Dot(label=row.method.name, value=value, low=low, high=high, series=number, text=f"{value:{form}}")
 

@@ -17,8 +17,9 @@ from ..bundle import Bundle
 from ..prompts import check_lengths
 from ..runtimes.target_runtimes import ONNX, check_installed, runtime_name
 from .bench import Advance, Bench
+from .fields import DAMAGED
 from .plan import Evaluation, digest
-from .row import Row
+from .row import Row, prompt_digest
 
 ASKED = "eval-asked.json"
 CELLS = "cells"
@@ -143,9 +144,23 @@ class EvaluationRun:
         if self.folder is None or not path.is_file():
             return None
         try:
-            return [Row.from_json(value) for value in read_json(path)]
-        except (KeyError, TypeError, AttributeError) as error:
+            rows = [Row.from_json(value) for value in read_json(path)]
+        except (*DAMAGED, UserError) as error:
             raise UserError(f"{path} is damaged ({error!r}); delete it, and it is measured again") from error
+        if [_identity(row) for row in rows] != list(self._expected(target, temperature, task)):
+            raise UserError(f"{path} holds rows of something else; delete it, and it is measured again")
+        return rows
+
+    def _expected(self, target: str, temperature: float, task: str) -> Iterator[tuple[object, ...]]:
+        """What identifies the rows of a cell."""
+        prompts = tuple(prompt_digest(prompt.text) for prompt in self.evaluation.prompts[task])
+        for method in self.evaluation.methods:
+            yield target, task, temperature, method, self.evaluation.seed, prompts
+
+
+def _identity(row: Row) -> tuple[object, ...]:
+    prompts = tuple(prompt.prompt for prompt in row.prompts)
+    return row.target, row.task, row.temperature, row.method, row.seed, prompts
 
 
 def weights_digest(path: Path) -> str:
@@ -155,11 +170,11 @@ def weights_digest(path: Path) -> str:
       path: a file of weights, or a directory with such files.
 
     Returns:
-      64 hex digits; nothing where there is no such path, as with the name of a model that is elsewhere.
+      16 hex digits; nothing where there is no such path, as with the name of a model that is elsewhere.
     """
     files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.name.endswith(_WEIGHT_FILES))
     whole = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
-    return hashlib.sha256(whole.encode()).hexdigest() if files else ""
+    return hashlib.sha256(whole.encode()).hexdigest()[:16] if files else ""
 
 
 def _weights_at(bundle: Bundle, target: str | None) -> Path:

@@ -219,6 +219,41 @@ def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pyt
     assert f"{cell} is damaged (KeyError('greedy_identical')); delete it" in capsys.readouterr().err
 
 
+def damaged_cells(cell: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    forged = json.loads(json.dumps(cell))
+    forged[0]["per_prompt"][0]["drafted"]["accepted"] = "4"
+    return {
+        "no rows": [],
+        "another kind": {},
+        "a method is missing": cell[:1],
+        "methods in another order": cell[::-1],
+        "another task's": other,
+        "another temperature's": [row | {"temperature": 1.0} for row in cell],
+        "other prompts": [row | {"per_prompt": row["per_prompt"][:1]} for row in cell],
+        "a counter that is text": forged,
+        "torn": None,
+    }
+
+
+def test_a_cell_that_is_not_what_was_asked_for_is_named(
+    tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--method", "m:paths=direct", "--out", str(tmp_path / "o")]
+    assert main(words) == 0
+    files = sorted((tmp_path / "o" / "cells").iterdir(), key=lambda path: json.loads(path.read_text())[0]["task"])
+    one, other = (json.loads(path.read_text()) for path in files)
+    capsys.readouterr()
+    for case, content in damaged_cells(one, other).items():
+        files[0].write_text("[{" if content is None else json.dumps(content))
+        assert main(words) == 2, case
+        err = capsys.readouterr().err
+        assert str(files[0]) in err, case
+        assert err.endswith("delete it, and it is measured again\n"), case
+        assert len(err.strip().splitlines()) == 1
+    files[0].unlink()
+    assert main(words) == 0
+
+
 class Page(HTMLParser):
     """Which tags are open, and what could load something."""
 

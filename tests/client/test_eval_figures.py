@@ -11,6 +11,7 @@ from fleetdraft.client.evaluation.bootstrap import DRAWS, interval, resampled
 from fleetdraft.client.evaluation.law_check import LawCheck
 from fleetdraft.client.evaluation.method import Method
 from fleetdraft.client.evaluation.positions import PositionCount, Positions
+from fleetdraft.client.evaluation.report import span
 from fleetdraft.client.evaluation.row import FIGURES, PromptCounts, Row
 from fleetdraft.client.evaluation.sizes import Sizes
 from fleetdraft.client.measurement import GreedyCheck
@@ -174,6 +175,22 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     again = row(counts("a", 6, 1.0), counts("b", 2, 4.0))
     assert again.intervals == TWO.intervals
     assert again.intervals.keys() == FIGURES.keys()
+
+
+def test_of_fewer_than_six_different_prompts_there_is_no_interval() -> None:
+    few = row(*(counts(str(number % 5), 6, 1.0 + number) for number in range(10)))
+    assert set(few.intervals.values()) == {None}
+    told = few.to_json()
+    assert (told["prompts"], told["speedup_interval"]) == (5, None)
+    assert span(few.intervals["speedup"], ".2f") == "–"
+    six = row(*(counts(str(number), 6, 1.0 + number) for number in range(6)))
+    low, high = six.intervals["speedup"] or (0.0, 0.0)
+    assert low < six.figure("speedup") < high
+
+
+def test_a_prompt_that_is_given_twice_is_one_prompt() -> None:
+    once = [counts(str(number), number % 3, 1.0 + number) for number in range(8)]
+    assert row(*once, *once).intervals == row(*once).intervals
 
 
 def test_a_method_is_read_from_its_name_and_settings() -> None:
