@@ -26,9 +26,9 @@ from ..evaluation.run import EvaluationRun
 from ..prompts import Prompt, read_prompts
 from ..tasks import TASKS, unseen_prompts
 from .options import (
+    BlockTokensOption,
     BundleOption,
     ControllerOption,
-    DraftTokensOption,
     MinP,
     PathsOption,
     PenaltyOption,
@@ -91,7 +91,7 @@ def evaluate(
     min_p: MinP = 0.0,
     repetition_penalty: PenaltyOption = 1.0,
     max_new_tokens: TokensOption = 64,
-    draft_tokens: DraftTokensOption = 4,
+    draft_tokens: BlockTokensOption = 4,
     controller: ControllerOption = "fixed",
     paths: PathsOption = "full",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often each text is timed.")] = 1,

@@ -1,6 +1,8 @@
 """fleetdraft eval: the whole command on the shipped bundle, and what it refuses."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -127,6 +129,20 @@ def test_an_adapter_is_a_row_beside_none_and_may_depend_on_target_and_task(
     assert [row["method"]["name"] for row in rows] == ["none", "bpe1-a", "learned"] * 2
     same = [(row["counters"]["accepted"], row["counters"]["drafted"]) for row in rows[:3]]
     assert same == [same[0]] * 3
+
+
+def test_figures_that_cannot_be_written_are_shown(
+    tmp_path: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "eval.json"
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["eval", "--prompts", str(prompts_file), *SHORT, "--json", str(out)]) == 2
+    told = capsys.readouterr()
+    assert "speed-up" in told.out
+    assert told.err.splitlines()[-1] == f"fleetdraft: error: {out}: No space left on device"
 
 
 def test_the_file_holds_no_prompt(tmp_path: Path, prompts_file: Path) -> None:
@@ -358,6 +374,7 @@ WRONG = {
     "unknown setting": (["--prompts", "good.jsonl", "--method", "m:x=1"], "'x=1' is no setting"),
     "unknown paths": (["--prompts", "good.jsonl", "--paths", "half"], "paths is 'half'"),
     "no drafting": (["--prompts", "good.jsonl", "--draft-tokens", "0"], "--draft-tokens is 0, expected 1 to"),
+    "threads without end": (["--prompts", "good.jsonl", "--threads", "100000"], "100000 is not in the range 1<=x<="),
     "no prompt at all": (["--prompts", "good.jsonl", "--limit", "0"], "0 is not in the range x>=1"),
     "figures over a folder": (["--prompts", "good.jsonl", "--json", "/"], "/ is a directory"),
     "a folder of something else": (["--prompts", "good.jsonl", "--out", "thesis"], "thesis holds something else"),
