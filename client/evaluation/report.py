@@ -101,7 +101,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
     if min(len(row.by_prompt) for row in rows) < _FEW:
         notes.append(
-            f"Below {_FEW} different prompts, as in some rows, an interval is too narrow; below {LEAST} is none."
+            f"Some rows have fewer than {_FEW} different prompts: intervals too narrow, of fewer than {LEAST} none."
         )
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
         notes.append(f"The clock decides how much is drafted by {', '.join(clocked)}: another run gives other figures.")
