@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from ..common.lora import LoraAdapter
 from ..common.metrics import DraftCounters
 from .decoding.continuation import Generation
 from .decoding.options import Options
+from .decoding.processors import History, LogitsProcessor, ProcessedRows
 from .pair import Pair
 from .prompts import Prompt
 from .runtimes.decoder import Decoder
@@ -98,15 +101,16 @@ def measure(
 def _measure_one(
     pair: Pair, prompt: str, options: Options, adapters: Mapping[str, LoraAdapter], turn: int
 ) -> Measurement:
-    """One prompt by the target alone and with each adapter; who begins changes from turn to turn."""
+    """One prompt by the target alone and with each adapter; their order changes from turn to turn."""
     runs: dict[str | None, Callable[[], Generation]] = {None: partial(pair.alone.run, prompt, options)}
     runs |= {name: partial(_adapted, pair, adapter, prompt, options) for name, adapter in adapters.items()}
-    done = in_turns(turn, runs)
+    done = in_turns((options.seed, turn), runs)
     tokens, greedy = pair.target_codec.prompt_tokens(prompt), options.sampling.greedy
+    processors = options.logits_processors
     drafted = {
         name: Drafted(
             counters=done[name].counters,
-            greedy=compare_greedy(pair.target, tokens, done[None], done[name]) if greedy else GreedyCheck(),
+            greedy=compare_greedy(pair.target, tokens, done[None], done[name], processors) if greedy else GreedyCheck(),
         )
         for name in adapters
     }
@@ -118,20 +122,37 @@ def _adapted(pair: Pair, adapter: LoraAdapter, prompt: str, options: Options) ->
     return pair.drafted.run(prompt, options)
 
 
-def in_turns(turn: int, runs: Mapping[Name, Callable[[], Generation]]) -> dict[Name, Generation]:
-    """Runs each once, one after the other; who begins changes from turn to turn, so that nobody is always the first."""
+def in_turns(turn: Sequence[int], runs: Mapping[Name, Callable[[], Generation]]) -> dict[Name, Generation]:
+    """Runs each once, one after the other.
+
+    Args:
+      turn: numbers >= 0, such as a seed and the prompt's place. Each turn has a random order of its own: where the same
+        one always runs behind the same other, what that leaves in the processor's caches is its gain or loss.
+    """
     names = list(runs)
-    return {(name := names[(turn + index) % len(names)]): runs[name]() for index in range(len(names))}
+    order = np.random.default_rng(turn).permutation(len(names))
+    return {(name := names[place]): runs[name]() for place in order}
 
 
-def compare_greedy(target: Decoder, prompt: Sequence[int], alone: Generation, drafted: Generation) -> GreedyCheck:
-    """Compares two greedy texts; a first difference between tied logits is a tie, not an error of the law."""
+def compare_greedy(
+    target: Decoder,
+    prompt: Sequence[int],
+    alone: Generation,
+    drafted: Generation,
+    processors: Sequence[LogitsProcessor] = (),
+) -> GreedyCheck:
+    """Compares two greedy texts; a first difference between tied logits is a tie, not an error of the law.
+
+    Args:
+      processors: of both texts; logits are compared as they leave them.
+    """
     pairs = zip(alone.token_ids, drafted.token_ids, strict=False)
     split = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
     if split is None:
         same = len(alone.token_ids) == len(drafted.token_ids)
         return GreedyCheck(identical=int(same), different=int(not same))
     target.rewind(0)
-    row = target.score([*prompt, *alone.token_ids[:split]], 1)[0]
+    text = [*prompt, *alone.token_ids[:split]]
+    row = ProcessedRows(target.score(text, 1), History(text), processors)[0]
     gap = abs(float(row[alone.token_ids[split]]) - float(row[drafted.token_ids[split]]))
     return GreedyCheck(ties=int(gap < TIE_TOLERANCE), different=int(gap >= TIE_TOLERANCE))

@@ -16,9 +16,25 @@ from .errors import UserError
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Writes ``data`` so that a reader, or a kill at any moment, sees the old file or the new one.
 
+    A link stays, and what it points to is written. A pipe or a device stays too: the bytes go into it as they come.
+
     Args:
       mode: permissions from the first byte on; 0o600 for what is private.
+
+    Raises:
+      OSError: it cannot be written; ``filename`` is ``path``.
     """
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            _replace(path.resolve(), data, mode)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # not a scratch file's name, or none
+        raise
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -77,13 +93,20 @@ def check_file(path: Path | None) -> None:
         return
     if path.is_dir():
         raise UserError(f"{path} is a directory, expected the name of a file")
-    _check_parent(path)
+    if path.is_socket() or path.is_block_device():
+        raise UserError(f"{path} is a socket or a disk, expected the name of a file, or a pipe")
+    if path.exists() and not path.is_file():
+        return  # a pipe or a terminal; to open a pipe on trial would wait for its reader
+    _check_parent(path.resolve())
 
 
 def _check_parent(path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not (parent.is_dir() and os.access(parent, os.W_OK)):
-        raise UserError(f"{path} cannot be written: {parent} is not a directory that can be written to")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # permissions do not tell: a disk may be read-only, and root is let in
+            return
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {parent} is not a directory that can be written to") from error
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from .options import SeedOption
 
 _FIGURES = {
     "acceptance": "draft_acceptance_rate",
-    "length": "mean_acceptance_length",
+    "efficiency": "block_efficiency",
     "speedup": "speedup",
 }
 """What --fail-if-worse may name, and its name in the file."""
@@ -55,14 +55,18 @@ def compare(
       fleetdraft compare main.json branch.json --fail-if-worse acceptance
     """
     check_file(json_file)
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}, expected a number >= 0")
     figures = [_figure(name) for name in fail_if_worse or []]
     ours, theirs = Evaluated.read(before), Evaluated.read(after)
     methods = paired_methods(ours.rows, theirs.rows, method or [])
-    found, differ = compare_rows(ours.rows, theirs.rows, methods, seed), unlike(ours, theirs)
+    found, differ = compare_rows(ours.rows, theirs.rows, methods, seed), unlike(ours, theirs, methods)
+    _show(found, differ, Console())
     if json_file is not None:
         named = {"before": str(before), "after": str(after), "seed": seed, "unlike": differ}
         write_json(json_file, found.to_json() | named)
-    _show(found, differ, Console())
+    if unjudged := found.unjudged(figures):
+        raise FleetdraftError(f"--fail-if-worse could not be judged: {unjudged[0]} ({len(unjudged)} such in all)")
     if worse := found.worse(figures):
         raise FleetdraftError(f"worse in {len(worse)} of {len(found.cells)} cells: {worse[0]}")
 
@@ -94,5 +98,7 @@ def _line(change: Change) -> str:
 def _remarks(found: Comparison) -> Iterator[str]:
     if left := sum(cell.left_out for cell in found.cells):
         yield f"{left} prompts are in one of the two only and do not count"
+    if found.cells:
+        yield "intervals cover the prompts: a speed-up's does not cover what else the machine did in either run"
     if len(found.cells) > 1:
         yield f"of the {3 * len(found.cells)} intervals (95 %) one in twenty lies beside 0 by chance"

@@ -26,9 +26,9 @@ from ..evaluation.run import EvaluationRun
 from ..prompts import Prompt, read_prompts
 from ..tasks import TASKS, unseen_prompts
 from .options import (
+    BlockTokensOption,
     BundleOption,
     ControllerOption,
-    DraftTokensOption,
     MinP,
     PathsOption,
     PenaltyOption,
@@ -91,7 +91,7 @@ def evaluate(
     min_p: MinP = 0.0,
     repetition_penalty: PenaltyOption = 1.0,
     max_new_tokens: TokensOption = 64,
-    draft_tokens: DraftTokensOption = 4,
+    draft_tokens: BlockTokensOption = 4,
     controller: ControllerOption = "fixed",
     paths: PathsOption = "full",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="How often each text is timed.")] = 1,
@@ -145,9 +145,9 @@ def evaluate(
     run.open()
     findings = _measured(run)
     shown = document(findings)
+    _show(findings, Console())  # first: a disk that is full loses no figures
     if json_file is not None:
         write_json(json_file, findings.to_json())
-    _show(findings, Console())
     if out is not None:
         print(f"report: {shown.write(findings.to_json(), out, 'eval')}")
     if findings.inexact:
@@ -166,7 +166,7 @@ def _table(target: str, rows: Sequence[Row]) -> Table:
     table = Table(title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("task\ntemp.", "method"):
         table.add_column(heading, overflow="fold")
-    for heading in ("acceptance\n95 %", "length\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
+    for heading in ("acceptance\n95 %", "τ\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
         table.add_column(heading, justify="right", no_wrap=True)
     place = ""
     for row in rows:
@@ -180,7 +180,7 @@ def _figures(row: Row) -> tuple[str, ...]:
     exact = str(row.greedy).replace(" (ties 0)", "").replace(" (", "\n(")
     return (
         f"{row.figure('draft_acceptance_rate'):.3f}\n{span(row.intervals['draft_acceptance_rate'], '.2f')}",
-        f"{row.figure('mean_acceptance_length'):.2f}\n{span(row.intervals['mean_acceptance_length'], '.1f')}",
+        f"{row.figure('block_efficiency'):.2f}\n{span(row.intervals['block_efficiency'], '.1f')}",
         "–" if row.mbsu is None else f"{row.mbsu:.2f}",
         f"{row.drafted.tokens_per_s:,.0f}\n{row.alone.tokens_per_s:,.0f}",
         f"{row.figure('speedup'):.2f}x\n{span(row.intervals['speedup'], '.2f')}",
@@ -203,7 +203,7 @@ def _measured(run: EvaluationRun) -> Findings:
         raise
     seconds = time.perf_counter() - clock
     machine = Machine.here(threads=asked.threads)
-    return Findings(rows=rows, settings=asked.settings(), started=started, seconds=seconds, machine=machine)
+    return Findings(rows=rows, settings=run.settings, started=started, seconds=seconds, machine=machine)
 
 
 def _methods(shared: Method, adapters: list[str], methods: list[str], skip_none: bool) -> tuple[Method, ...]:
@@ -216,6 +216,8 @@ def _methods(shared: Method, adapters: list[str], methods: list[str], skip_none:
 def _adapter(text: str, shared: Method) -> Method:
     """``[NAME=]DIR``; without a name the directory's own."""
     name, given, directory = text.rpartition("=")
+    if not directory:
+        raise ConfigError(f"--adapter is {text!r}, expected [NAME=]DIR; the drafter without one is the row {NONE!r}")
     return Method(
         name=name if given else Path(text).name,
         adapter=directory,

@@ -1,5 +1,6 @@
 """The options that several of the device's commands share. They run nothing."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,8 +42,11 @@ AdapterOrReleaseOption = Annotated[
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Longest text in target tokens.")]
 DraftTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block; 0 is no drafting.")]
+BlockTokensOption = Annotated[int, typer.Option("--draft-tokens", help="Drafter tokens per block, at least 1.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads of the target.")]
+_MOST_THREADS = 16 * (os.cpu_count() or 1)
+"""More only wait for each other, and of very many a runtime never ends."""
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, max=_MOST_THREADS, help="Threads of the target.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Nucleus sampling; 1 is off.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Sample from the K likeliest; 0 is off.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Least share of the likeliest token's probability; 0 is off.")]

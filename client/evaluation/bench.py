@@ -47,11 +47,11 @@ class Bench:
         """A row for each method on one task at one temperature, in the methods' order."""
         asked, prompts = self._asked, self._asked.prompts[task]
         tallies = [_Tally() for _ in asked.methods]
-        self._write(self._sides(task), prompts[0], 0, temperature)  # warms caches up; not counted
+        self._write(self._sides(task), prompts[0], 0, temperature, 0)  # warms caches up; not counted
         for repeat in range(asked.repeats):
             sides = self._sides(task)
             for turn, prompt in enumerate(prompts):
-                self._turn(sides, tallies, prompt, turn, temperature, check=repeat == 0)
+                self._turn(sides, tallies, prompt, turn, temperature, repeat)
                 advance(f"{self._pair.name} · {task}")
         held = sizes(self._bundle, self._pair, self._target, asked.runtime)
         return [
@@ -88,18 +88,18 @@ class Bench:
         prompt: Prompt,
         turn: int,
         temperature: float,
-        check: bool,
+        repeat: int,
     ) -> None:
         """One prompt by all sides, added to their tallies."""
-        alone, drafted = self._write(sides, prompt, turn, temperature)
+        alone, drafted = self._write(sides, prompt, turn, temperature, repeat)
         for side, tally, (text, positions) in zip(sides, tallies, drafted, strict=True):
             tally.add(turn, alone.counters, text.counters, positions)
-            if check:
+            if repeat == 0:
                 options = self._asked.options(side.method, temperature, turn)
                 tally.check(self._pair, prompt, alone, text, options)
 
     def _write(
-        self, sides: "Sequence[_Side]", prompt: Prompt, turn: int, temperature: float
+        self, sides: "Sequence[_Side]", prompt: Prompt, turn: int, temperature: float, repeat: int
     ) -> tuple[Generation, list[tuple[Generation, Positions]]]:
         """One prompt's text by the target alone, and by each side with the positions of its proposals."""
         asked, seen = self._asked, [PositionCount() for _ in sides]
@@ -109,7 +109,7 @@ class Bench:
         }
         for place, side in enumerate(sides):
             runs[place] = partial(side.run, prompt.text, options[place], seen[place])
-        done = in_turns(turn, runs)
+        done = in_turns((asked.seed, repeat, turn), runs)
         return done[None], [(done[place], seen[place].positions) for place in range(len(sides))]
 
 
@@ -144,9 +144,9 @@ class _Tally:
         """Adds whether the text is as the target's own: its tokens at temperature 0, above it their law."""
         tokens = pair.target_codec.prompt_tokens(prompt.text)
         if options.sampling.greedy:
-            self.greedy += compare_greedy(pair.target, tokens, alone, drafted)
+            self.greedy += compare_greedy(pair.target, tokens, alone, drafted, options.logits_processors)
         else:
-            rng = np.random.default_rng(options.seed)
+            rng = np.random.default_rng([options.seed, 1])  # the text was drawn with the seed's own stream
             self.values.append(law_values(pair.target, tokens, drafted.token_ids, options, rng))
 
     def prompts(self, prompts: Sequence[Prompt]) -> tuple[PromptCounts, ...]:

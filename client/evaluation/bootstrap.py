@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 DRAWS = 2000
 SHARE = 0.95
 """Of the resamples that an interval holds."""
+LEAST = 6
+"""Prompts that an interval needs: of fewer, all differ to the same side by chance in more than one of 20 cases."""
 
 Sums = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -10,16 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...common.errors import UserError
+from ...common.errors import ConfigError, UserError
 from ...common.files import read_json
-from .bootstrap import Interval, Sums, interval, resampled
+from .bootstrap import LEAST, Interval, Sums, interval, resampled
+from .fields import DAMAGED
 from .row import FIGURES, SCHEMA, Row
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
-_SETTINGS = ("max_new_tokens", "sampling", "seed", "threads", "runtime")
-_LEAST = 6
-"""Prompts that an interval needs: of fewer, all differ to the same side by chance in more than one of 20 cases."""
+_SETTINGS = (
+    "max_new_tokens", "sampling", "seed", "threads", "runtime", "repeats", "bundle", "base", "weights",
+)  # fmt: skip
+"""What may differ; a file may be older than the last ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +65,16 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All cells that both have, and the others in a line each."""
+    """All cells that both have, and the others in a line each: lost ones of the first, new ones of the second."""
 
     cells: tuple[Compared, ...]
-    unmatched: tuple[str, ...]
+    lost: tuple[str, ...]
+    new: tuple[str, ...]
+
+    @property
+    def unmatched(self) -> tuple[str, ...]:
+        """The lines of all that is not compared."""
+        return *self.lost, *self.new
 
     def worse(self, figures: Sequence[str]) -> list[str]:
         """A line for each change for the worse among ``figures``."""
@@ -76,6 +84,15 @@ class Comparison:
             for change in cell.changes
             if change.figure in figures and change.verdict == "worse"
         ]
+
+    def unjudged(self, figures: Sequence[str]) -> list[str]:
+        """A line for each result of the first that none of the second was held against, or on too few prompts."""
+        few = [
+            f"{_place(cell)} has {cell.prompts} prompts in both, expected at least {LEAST}"
+            for cell in self.cells
+            if any(change.bounds is None for change in cell.changes if change.figure in figures)
+        ]
+        return [*self.lost, *few] if figures else []
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,18 +122,26 @@ class Evaluated:
             raise UserError(f"{path}: schema is {schema!r}, expected {SCHEMA}, as 'fleetdraft eval --json' writes it")
         try:
             rows = [Row.from_json(row) for row in value["results"]]
-            settings = {name: value["settings"][name] for name in _SETTINGS} | {"cpu": value["machine"]["cpu"]}
-        except (KeyError, TypeError, AttributeError) as error:
+            settings = {name: value["settings"].get(name) for name in _SETTINGS} | {"cpu": value["machine"]["cpu"]}
+        except (*DAMAGED, ConfigError) as error:
             raise UserError(f"{path} is no evaluation: {error!r}") from error
         if not rows or not all(row.prompts for row in rows):
             raise UserError(f"{path} holds no results")
         return cls(rows=rows, settings=settings)
 
 
-def unlike(before: Evaluated, after: Evaluated) -> list[str]:
-    """A line for each setting in which they differ, so that their figures may differ for no other reason."""
-    pairs = ((name, value, after.settings[name]) for name, value in before.settings.items())
-    return [f"{name} is {ours} in A and {theirs} in B" for name, ours, theirs in pairs if ours != theirs]
+def unlike(before: Evaluated, after: Evaluated, methods: Mapping[str, str]) -> list[str]:
+    """A line for each setting in which they differ, so that their figures may differ for no other reason.
+
+    Args:
+      methods: which are compared; the settings of those of one name are held against each other too.
+    """
+    pairs = [(name, value, after.settings[name]) for name, value in before.settings.items()]
+    ours, theirs = ({row.method.name: row.method for row in each.rows} for each in (before, after))
+    for name in (name for name, other in methods.items() if name == other):
+        their = theirs[name].to_json()
+        pairs += [(f"{key} of method {name}", value, their[key]) for key, value in ours[name].to_json().items()]
+    return [f"{name} is {our} in A and {their} in B" for name, our, their in pairs if our != their]
 
 
 def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[str, str], seed: int = 0) -> Comparison:
@@ -128,7 +153,7 @@ def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[s
       seed: of the resamples.
     """
     theirs = {_key(row, row.method.name): row for row in after}
-    cells, unmatched, met = list[Compared](), list[str](), set[tuple[Any, ...]]()
+    cells, lost, met = list[Compared](), list[str](), set[tuple[Any, ...]]()
     for row in before:
         key = _key(row, methods.get(row.method.name, ""))
         if row.method.name not in methods:
@@ -138,15 +163,15 @@ def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[s
             met.add(key)
         else:
             why = "has no prompt in common" if key in theirs else "is in the first only"
-            unmatched.append(f"{_row_place(row)} {why}")
+            lost.append(f"{_row_place(row)} {why}")
             met.add(key)
     chosen = set(methods.values())
-    unmatched += [
+    new = [
         f"{_row_place(row)} is in the second only"
         for key, row in theirs.items()
         if key not in met and row.method.name in chosen
     ]
-    return Comparison(cells=tuple(cells), unmatched=tuple(unmatched))
+    return Comparison(cells=tuple(cells), lost=tuple(lost), new=tuple(new))
 
 
 def paired_methods(before: Sequence[Row], after: Sequence[Row], given: Sequence[str]) -> dict[str, str]:
@@ -174,7 +199,7 @@ def paired_methods(before: Sequence[Row], after: Sequence[Row], given: Sequence[
 
 def _compared(before: Row, after: Row, seed: int) -> Compared | None:
     """None where they have no prompt in common."""
-    ours, theirs = _by_prompt(before), _by_prompt(after)
+    ours, theirs = before.by_prompt, after.by_prompt
     both = [digest for digest in ours if digest in theirs]
     if not both:
         return None
@@ -191,14 +216,6 @@ def _compared(before: Row, after: Row, seed: int) -> Compared | None:
     )
 
 
-def _by_prompt(row: Row) -> dict[str, Sums]:
-    """Sums by prompt; a prompt that comes twice counts twice."""
-    found: dict[str, Sums] = {}
-    for prompt, sums in zip(row.prompts, row.sums, strict=True):
-        found[prompt.prompt] = found.get(prompt.prompt, 0.0) + sums
-    return found
-
-
 def _change(name: str, before: Sums, after: Sums, seed: int) -> Change:
     figure = FIGURES[name]
     differences = figure(resampled(after, seed)) - figure(resampled(before, seed))
@@ -206,7 +223,7 @@ def _change(name: str, before: Sums, after: Sums, seed: int) -> Change:
         figure=name,
         before=float(figure(before.sum(axis=0))),
         after=float(figure(after.sum(axis=0))),
-        bounds=interval(differences) if len(before) >= _LEAST else None,
+        bounds=interval(differences) if len(before) >= LEAST else None,
     )
 
 

@@ -9,6 +9,7 @@ from ...common.errors import ConfigError
 from ..decoding.options import MAX_DRAFT_TOKENS
 from ..pacing.controllers import checked_controller
 from ..spelling.tokenizer_pair import PathKind, path_kind
+from . import fields
 
 NONE = "none"
 """Name of the drafter as shipped, which every evaluation has unless it is told not to."""
@@ -31,6 +32,8 @@ class Method:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("a method has no name, expected NAME:adapter=DIR,paths=…")
+        if "=" in self.name:
+            raise ConfigError(f"a method's name is {self.name!r}, expected no '='; did you mean --adapter NAME=DIR?")
         path_kind(self.paths)
         checked_controller(self.controller)
         if not 1 <= self.draft_tokens <= MAX_DRAFT_TOKENS:
@@ -55,7 +58,11 @@ class Method:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Method":
-        return cls(**value)
+        """Reads what ``to_json`` gave; may raise ``DAMAGED`` (``fields.py``) and ``ConfigError``."""
+        kept: dict[str, Any] = {
+            key: fields.count(each) if key == "draft_tokens" else fields.text(each) for key, each in value.items()
+        }
+        return cls(**kept)
 
     @classmethod
     def parse(cls, text: str, shared: "Method") -> "Method":
@@ -70,6 +77,8 @@ class Method:
             key, given, value = item.partition("=")
             if key not in _KEYS or not given:
                 raise ConfigError(f"--method {text}: {item!r} is no setting, expected {', '.join(_KEYS)} with =VALUE")
+            if not value:
+                raise ConfigError(f"--method {text}: {key} is empty, expected a value; to have none, leave it out")
             values[_KEYS[key]] = _number(text, value) if key == "draft-tokens" else value
         try:
             return replace(shared, **values)

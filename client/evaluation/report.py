@@ -8,7 +8,7 @@ from typing import Any
 from ...common.document import Document, Part
 from ...common.machine import Machine
 from . import charts
-from .bootstrap import Interval
+from .bootstrap import LEAST, Interval
 from .law_check import ALARM
 from .positions import Positions
 from .row import SCHEMA, Row
@@ -95,12 +95,17 @@ def _about(findings: Findings) -> str:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = ["Acceptance does not depend on how fast the machine is; speed depends on what else it does."]
-    if min(len(row.prompts) for row in rows) < _FEW:
-        notes.append(f"Some rows have fewer than {_FEW} prompts: their intervals are too narrow.")
+    notes = [
+        "Acceptance does not depend on how fast the machine is; speed depends on what else it does, which a "
+        "speed-up's interval, over prompts, does not cover."
+    ]
+    if min(len(row.by_prompt) for row in rows) < _FEW:
+        notes.append(
+            f"Some rows have fewer than {_FEW} different prompts: intervals too narrow, of fewer than {LEAST} none."
+        )
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
         notes.append(f"The clock decides how much is drafted by {', '.join(clocked)}: another run gives other figures.")
-    slow = sum(row.intervals["speedup"][1] < 1 for row in rows)
+    slow = sum(bounds is not None and bounds[1] < 1 for bounds in (row.intervals["speedup"] for row in rows))
     return [*notes, *([f"Drafting does not pay in {slow} of {len(rows)} rows."] if slow else [])]
 
 
@@ -126,18 +131,18 @@ def _pair(row: Row | None) -> str:
 def _acceptance(rows: Sequence[Row]) -> Part:
     return Part(
         title="Acceptance and block efficiency",
-        hint="Acceptance rate and mean acceptance length (tokens that a call of the target gives), with bootstrap 95 % "
-        "intervals over prompts; drafter calls per block; memory-bound speed-up: length / (1 + c × calls), c being the "
-        "bytes of the drafter's weights over those of the target's.",
-        columns=(*_PLACE, "prompts", "acceptance", "95 %", "length", "95 %", "calls", "MBSU"),
+        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), "
+        "with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × "
+        "calls), c being the bytes of the drafter's weights over those of the target's.",
+        columns=(*_PLACE, "prompts", "acceptance", "95 %", "τ", "95 %", "calls", "MBSU"),
         rows=[
             (
                 *_place(row),
-                str(len(row.prompts)),
+                str(len(row.by_prompt)),
                 f"{row.figure('draft_acceptance_rate'):.3f}",
                 span(row.intervals["draft_acceptance_rate"], ".3f"),
-                f"{row.figure('mean_acceptance_length'):.2f}",
-                span(row.intervals["mean_acceptance_length"], ".2f"),
+                f"{row.figure('block_efficiency'):.2f}",
+                span(row.intervals["block_efficiency"], ".2f"),
                 f"{row.gamma:.2f}",
                 _UNKNOWN if row.mbsu is None else f"{row.mbsu:.2f}",
             )
@@ -261,9 +266,9 @@ def _target(row: Row) -> tuple[str, str]:
     return row.target, f"{row.temperature:g}"
 
 
-def span(bounds: Interval, form: str) -> str:
+def span(bounds: Interval | None, form: str) -> str:
     """An interval as text."""
-    return f"{bounds[0]:{form}}–{bounds[1]:{form}}"
+    return _UNKNOWN if bounds is None else f"{bounds[0]:{form}}–{bounds[1]:{form}}"
 
 
 def _bytes(size: int | None) -> str:
@@ -292,7 +297,8 @@ def _charts(rows: Sequence[Row], figure: str, axis: str, form: str, mark: float 
     series = _series(rows)
 
     def show(row: Row) -> charts.Dot:
-        value, (low, high) = row.figure(figure), row.intervals[figure]
+        value = row.figure(figure)
+        low, high = row.intervals[figure] or (value, value)
         number = series[row.method.name]
         return charts.Dot(label=row.method.name, value=value, low=low, high=high, series=number, text=f"{value:{form}}")
 

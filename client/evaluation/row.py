@@ -4,6 +4,8 @@ It opens nothing and holds no text: a prompt is known by a digest.
 """
 
 import hashlib
+import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 
 from ...common.metrics import DraftCounters
 from ..measurement import GreedyCheck
-from .bootstrap import Interval, Sums, interval, resampled
+from .bootstrap import LEAST, Interval, Sums, interval, resampled
+from .fields import count, number, text
 from .law_check import LawCheck
 from .method import Method
 from .positions import Positions
@@ -43,21 +46,25 @@ class PromptCounts:
     def sums(self) -> tuple[float, ...]:
         """What it adds to the sums that ``FIGURES`` are made of."""
         drafted, alone = self.drafted, self.alone
-        counts = (drafted.accepted, drafted.drafted, drafted.blocks)
+        counts = (drafted.accepted, drafted.drafted, drafted.target_calls)
         return (*counts, drafted.tokens, drafted.seconds, alone.tokens, alone.seconds)
-
-    @property
-    def speedup(self) -> float:
-        """Tokens per second over those of the target alone on this prompt."""
-        return self.drafted.tokens_per_s / self.alone.tokens_per_s
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PromptCounts":
         return cls(
-            prompt=value["prompt"],
-            alone=DraftCounters(**value["alone"]),
-            drafted=DraftCounters(**value["drafted"]),
+            prompt=text(value["prompt"]),
+            alone=_counters(value["alone"]),
+            drafted=_counters(value["drafted"]),
         )
+
+
+def _counters(value: Mapping[str, Any]) -> DraftCounters:
+    found = DraftCounters(
+        **{name: number(each) if name == "seconds" else count(each) for name, each in value.items()}  # type: ignore[arg-type]
+    )
+    if found.contradiction:
+        raise ValueError(found.contradiction)
+    return found
 
 
 Figure = Callable[[Sums], NDArray[np.float64]]
@@ -68,8 +75,9 @@ def _acceptance(sums: Sums) -> NDArray[np.float64]:
     return _ratio(sums[..., 0], sums[..., 1])
 
 
-def _length(sums: Sums) -> NDArray[np.float64]:
-    return 1.0 + _ratio(sums[..., 0], sums[..., 2])
+def _efficiency(sums: Sums) -> NDArray[np.float64]:
+    """tau. Not 1 + accepted / blocks: where an accepted token ends the text, the one behind it is never emitted."""
+    return _ratio(sums[..., 3], sums[..., 2])
 
 
 def _speedup(sums: Sums) -> NDArray[np.float64]:
@@ -83,7 +91,7 @@ def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.
 
 FIGURES: Mapping[str, Figure] = {
     "draft_acceptance_rate": _acceptance,
-    "mean_acceptance_length": _length,
+    "block_efficiency": _efficiency,
     "speedup": _speedup,
 }
 """Figures that have an interval, by their name in the file."""
@@ -119,24 +127,34 @@ class Row:
         return sum((prompt.alone for prompt in self.prompts), DraftCounters())
 
     @cached_property
+    def by_prompt(self) -> Mapping[str, Sums]:
+        """(7,) ``PromptCounts.sums`` by prompt: the same one given twice tells no more of other prompts than once."""
+        found: dict[str, Sums] = {}
+        for prompt in self.prompts:
+            found[prompt.prompt] = found.get(prompt.prompt, 0.0) + np.array(prompt.sums, dtype=np.float64)
+        return found
+
+    @cached_property
     def sums(self) -> Sums:
-        """(prompts, 7) ``PromptCounts.sums``."""
-        return np.array([prompt.sums for prompt in self.prompts], dtype=np.float64)
+        """(different prompts, 7) ``by_prompt``."""
+        return np.array(list(self.by_prompt.values()))
 
     def figure(self, name: str) -> float:
         """One of ``FIGURES`` over all prompts."""
         return float(FIGURES[name](self.sums.sum(axis=0)))
 
     @cached_property
-    def intervals(self) -> Mapping[str, Interval]:
-        """Of each of ``FIGURES``, over prompts."""
+    def intervals(self) -> Mapping[str, Interval | None]:
+        """Of each of ``FIGURES``, over different prompts; None of too few."""
+        if len(self.sums) < LEAST:
+            return dict.fromkeys(FIGURES)
         resamples = resampled(self.sums, self.seed)
         return {name: interval(figure(resamples)) for name, figure in FIGURES.items()}
 
     @cached_property
     def speedup_quartiles(self) -> tuple[float, float, float]:
         """Of the prompts' own speed-ups: how unlike prompts are, whatever their number."""
-        low, middle, high = np.quantile([prompt.speedup for prompt in self.prompts], [0.25, 0.5, 0.75])
+        low, middle, high = np.quantile(FIGURES["speedup"](self.sums), [0.25, 0.5, 0.75])
         return float(low), float(middle), float(high)
 
     @property
@@ -148,7 +166,7 @@ class Row:
     def mbsu(self) -> float | None:
         """Memory-bound speed-up tau / (1 + c gamma): the speed-up if reading weights were all that takes time."""
         ratio = self.sizes.cost_ratio
-        return None if ratio is None else self.drafted.mean_acceptance_length / (1 + ratio * self.gamma)
+        return None if ratio is None else self.figure("block_efficiency") / (1 + ratio * self.gamma)
 
     @property
     def exactness(self) -> str:
@@ -160,15 +178,16 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Raw counts and, for readers, the figures made of them."""
         at_zero = self.temperature == 0
-        intervals = {f"{name}_interval": list(bounds) for name, bounds in self.intervals.items()}
+        intervals = {f"{name}_interval": bounds and list(bounds) for name, bounds in self.intervals.items()}
         return {
             "target": self.target,
             "task": self.task,
             "temperature": self.temperature,
             "method": self.method.to_json(),
-            "prompts": len(self.prompts),
+            "prompts": len(self.by_prompt),
             "tokens": self.drafted.tokens,
             **{name: self.figure(name) for name in FIGURES},
+            "mean_acceptance_length": self.drafted.mean_acceptance_length,
             **intervals,
             "speedup_quartiles": list(self.speedup_quartiles),
             "mbsu": self.mbsu,
@@ -193,21 +212,23 @@ class Row:
         """Reads the raw counts; the figures are made of them again.
 
         Raises:
-          KeyError, TypeError: a field is missing or of another kind.
+          DAMAGED: (``fields.py``) a field is missing or of another kind.
+          ConfigError: a method that is none.
         """
-        greedy = {name: value[f"greedy_{name}"] or 0 for name in ("identical", "ties", "different")}
+        greedy = {name: count(value[f"greedy_{name}"] or 0) for name in ("identical", "ties", "different")}
+        law = value["law"]
         return cls(
-            target=value["target"],
-            task=value["task"],
-            temperature=value["temperature"],
+            target=text(value["target"]),
+            task=text(value["task"]),
+            temperature=number(value["temperature"], most=sys.float_info.max),
             method=Method.from_json(value["method"]),
             prompts=tuple(map(PromptCounts.from_json, value["per_prompt"])),
             positions=Positions(
-                judged=tuple(value["per_step_judged"]),
-                accepted=tuple(value["per_step_accepted"]),
+                judged=tuple(map(count, value["per_step_judged"])),
+                accepted=tuple(map(count, value["per_step_accepted"])),
             ),
             sizes=Sizes.from_json(value["memory"]),
             greedy=GreedyCheck(**greedy),
-            law=LawCheck(**value["law"]) if value["law"] else None,
-            seed=value["seed"],
+            law=LawCheck(tokens=count(law["tokens"]), p_value=number(law["p_value"], most=1)) if law else None,
+            seed=count(value["seed"], below=math.inf),
         )

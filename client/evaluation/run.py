@@ -1,24 +1,29 @@
 """An evaluation's run: cell after cell, kept in a folder, so that an interrupted one goes on. It shows nothing."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 from ...common.errors import ConfigError, UserError
-from ...common.files import read_json, write_json
+from ...common.files import read_json, sha256_file, write_json
 from ...common.folder import claim, locked
 from ..bundle import Bundle
 from ..prompts import check_lengths
-from ..runtimes.target_runtimes import ONNX, runtime_name
+from ..runtimes.target_runtimes import ONNX, check_installed, runtime_name
 from .bench import Advance, Bench
+from .fields import DAMAGED
 from .plan import Evaluation, digest
-from .row import Row
+from .row import Row, prompt_digest
 
 ASKED = "eval-asked.json"
 CELLS = "cells"
+_WEIGHT_FILES = (".safetensors", ".bin", ".gguf", ".onnx", ".onnx.data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +43,24 @@ class EvaluationRun:
         Raises:
           UserError: no such bundle, target or adapter; one that does not fit; or the folder holds something else.
         """
-        adapters = self._adapters()
+        asked = {"adapters": self._adapters()} | self.settings
         self._check_prompts()
         if self.folder is not None:
             known = (self.folder / ASKED).exists()
-            asked = self.evaluation.settings() | {"adapters": adapters}
             claim(self.folder, ASKED, asked, what="measurement", resume=known)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What the evaluation says and, by digests, which drafter and targets it was: a path may hold others later.
+
+        base: the drafter's fingerprint. weights: of each target, its files'.
+        """
+        bundle = Bundle.open(self.evaluation.bundle)
+        weights = {
+            name: weights_digest(_weights_at(bundle, target))
+            for name, target in zip(self._names(), self.evaluation.targets, strict=True)
+        }
+        return self.evaluation.settings() | {"base": bundle.base, "weights": weights}
 
     def _check_prompts(self) -> None:
         """Before anything is measured; of targets on other runtimes, when they are opened."""
@@ -98,6 +115,7 @@ class EvaluationRun:
         bundle, asked = Bundle.open(self.evaluation.bundle), self.evaluation
         for target in asked.targets:
             bundle.check_target(target, asked.runtime)
+            check_installed(runtime_name(asked.runtime, target))
         names = self._names()
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"two targets are named {min(twice)!r}, expected directories of different names")
@@ -126,6 +144,41 @@ class EvaluationRun:
         if self.folder is None or not path.is_file():
             return None
         try:
-            return [Row.from_json(value) for value in read_json(path)]
-        except (KeyError, TypeError, AttributeError) as error:
+            rows = [Row.from_json(value) for value in read_json(path)]
+        except (*DAMAGED, UserError) as error:
             raise UserError(f"{path} is damaged ({error!r}); delete it, and it is measured again") from error
+        if [_identity(row) for row in rows] != list(self._expected(target, temperature, task)):
+            raise UserError(f"{path} holds rows of something else; delete it, and it is measured again")
+        return rows
+
+    def _expected(self, target: str, temperature: float, task: str) -> Iterator[tuple[object, ...]]:
+        """What identifies the rows of a cell."""
+        prompts = tuple(prompt_digest(prompt.text) for prompt in self.evaluation.prompts[task])
+        for method in self.evaluation.methods:
+            yield target, task, temperature, method, self.evaluation.seed, prompts
+
+
+def _identity(row: Row) -> tuple[object, ...]:
+    prompts = tuple(prompt.prompt for prompt in row.prompts)
+    return row.target, row.task, row.temperature, row.method, row.seed, prompts
+
+
+def weights_digest(path: Path) -> str:
+    """By which a target's weights are known again.
+
+    Args:
+      path: a file of weights, or a directory with such files.
+
+    Returns:
+      16 hex digits; nothing where there is no such path, as with the name of a model that is elsewhere.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.name.endswith(_WEIGHT_FILES))
+    whole = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
+    return hashlib.sha256(whole.encode()).hexdigest()[:16] if files else ""
+
+
+def _weights_at(bundle: Bundle, target: str | None) -> Path:
+    """Where ``Bundle.pair`` reads a target's weights."""
+    if target is not None and Path(target).exists():
+        return Path(target)
+    return bundle.directory / "targets" / (target or bundle.entry().name)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ...common.bundle import PRECISION_BITS
 from ...common.machine import peak_rss_bytes
@@ -13,9 +13,24 @@ from ..bundle import Bundle
 from ..pair import Pair
 from ..runtimes.onnx_decoder import OnnxDecoder
 from ..runtimes.target_runtimes import ONNX, runtime_name
+from .fields import count
 
-_WEIGHT_FILES = (".safetensors", ".gguf", ".onnx.data", ".bin")
+_WEIGHT_FILES = (".gguf", ".onnx", ".onnx.data")
+"""Of the runtimes that hold weights as they are stored and do not tell how many."""
 _FLOAT32 = 4
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """A context that tells its model's size, as it may differ from that of its files."""
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has learned."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What they take in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +59,8 @@ class Sizes:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Sizes":
-        return cls(**value)
+        known = {name: each for name, each in value.items() if each is not None or name.startswith("drafter")}
+        return cls(**{name: count(each) for name, each in known.items()})
 
 
 def sizes(bundle: Bundle, pair: Pair, target: str | None, runtime: str | None) -> Sizes:
@@ -53,18 +69,26 @@ def sizes(bundle: Bundle, pair: Pair, target: str | None, runtime: str | None) -
     Args:
       target, runtime: as the pair was opened with.
     """
-    native = runtime_name(runtime, target) == ONNX
-    count = parameters(bundle.entry(target).shape) if native else None
-    files = _file_bytes(Path(target)) if target is not None and not native else None
+    numbers, held = _of_target(bundle, pair, target, runtime)
     return Sizes(
         drafter_parameters=parameters(bundle.manifest.shape),
         drafter_bytes=_drafter_bytes(bundle),
         drafter_kv_bytes=pair.drafter.decoder.cache_bytes,
-        target_parameters=count,
-        target_bytes=count * _FLOAT32 if count is not None else files,
+        target_parameters=numbers,
+        target_bytes=held,
         target_kv_bytes=pair.target.cache_bytes if isinstance(pair.target, OnnxDecoder) else None,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _of_target(bundle: Bundle, pair: Pair, target: str | None, runtime: str | None) -> tuple[int | None, int | None]:
+    """(parameters, bytes) of the target's weights as they are held."""
+    if runtime_name(runtime, target) == ONNX:
+        numbers = parameters(bundle.entry(target).shape)
+        return numbers, numbers * _FLOAT32
+    if isinstance(pair.target, Weighed):
+        return pair.target.parameters, pair.target.weight_bytes
+    return None, _file_bytes(Path(target)) if target is not None else None
 
 
 def parameters(shape: DecoderShape) -> int:

@@ -4,7 +4,8 @@ Each is imported when a target of its kind is opened, so an extra that is not in
 one line when it is needed. The name ``onnx`` is not in the table: its graph comes from a bundle (``bundle.py``).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,32 +46,33 @@ class TargetRuntime:
 
     extra: what to install. path: what it opens, in words. fetches: whether that may be elsewhere.
     recognises: whether a path is meant for it alone.
-    open: (path, threads) to the model; may raise ``ModuleNotFoundError`` and ``ModelError``.
+    load: imports what it needs, which may raise ``ModuleNotFoundError``, and returns what opens a path with so many
+      threads, which may raise that and ``ModelError``.
     """
 
     extra: str
     path: str
     fetches: bool = False
     recognises: Callable[[Path], bool]
-    open: Callable[[Path, int], TargetModel]
+    load: Callable[[], Callable[[Path, int], TargetModel]]
 
 
-def _transformers(path: Path, threads: int) -> TargetModel:
+def _transformers() -> Callable[[Path, int], TargetModel]:
     from .transformers_decoder import TransformersModel
 
-    return TransformersModel(path, threads)
+    return TransformersModel
 
 
-def _genai(path: Path, threads: int) -> TargetModel:
+def _genai() -> Callable[[Path, int], TargetModel]:
     from .genai_decoder import GenaiModel
 
-    return GenaiModel(path, threads)
+    return GenaiModel
 
 
-def _llamacpp(path: Path, threads: int) -> TargetModel:
+def _llamacpp() -> Callable[[Path, int], TargetModel]:
     from .llamacpp_decoder import LlamaCppModel
 
-    return LlamaCppModel(path, threads)
+    return LlamaCppModel
 
 
 TARGET_RUNTIMES = {
@@ -79,19 +81,19 @@ TARGET_RUNTIMES = {
         path="a Hugging Face directory or the name of a model on its hub",
         fetches=True,
         recognises=lambda path: False,  # such a directory is ONNX Runtime's too, which is faster
-        open=_transformers,
+        load=_transformers,
     ),
     "genai": TargetRuntime(
         extra="genai",
         path="a directory with a genai_config.json",
         recognises=lambda path: (path / "genai_config.json").is_file(),
-        open=_genai,
+        load=_genai,
     ),
     "llamacpp": TargetRuntime(
         extra="llamacpp",
         path="a GGUF file",
         recognises=lambda path: path.suffix == ".gguf",
-        open=_llamacpp,
+        load=_llamacpp,
     ),
 }
 RUNTIME_NAMES = (ONNX, *TARGET_RUNTIMES)
@@ -132,9 +134,27 @@ def open_target(name: str, target: str | None, threads: int) -> TargetModel:
       ConfigError, ModelError: as ``target_path``, or the runtime cannot open it.
       MissingExtraError: the runtime is not installed.
     """
-    runtime, path = TARGET_RUNTIMES[name], target_path(name, target)
+    path = target_path(name, target)
+    with _extra_named(name):
+        return TARGET_RUNTIMES[name].load()(path, threads)
+
+
+def check_installed(name: str) -> None:
+    """Returns if a runtime can be imported; opens no model.
+
+    Raises:
+      MissingExtraError: it is not installed.
+    """
+    if name != ONNX:
+        with _extra_named(name):
+            TARGET_RUNTIMES[name].load()
+
+
+@contextmanager
+def _extra_named(name: str) -> Iterator[None]:
+    """A module that is missing becomes the extra that has it."""
     try:
-        return runtime.open(path, threads)
+        yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        raise MissingExtraError(f"--target-runtime {name}", runtime.extra, module) from error
+        raise MissingExtraError(f"--target-runtime {name}", TARGET_RUNTIMES[name].extra, module) from error

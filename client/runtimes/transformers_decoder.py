@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
@@ -24,8 +25,10 @@ class TransformersModel:
     Attributes:
       vocab_size: width of a row of logits.
       limit: the longest context in tokens.
+      network: the model itself.
       directory: where weights and tokenizer are.
       token_bytes: none, as its files hold no vocabulary but the tokenizer's.
+      parameters, weight_bytes: as they are held in memory, whatever the files hold.
     """
 
     token_bytes: tuple[bytes, ...] = ()
@@ -49,21 +52,36 @@ class TransformersModel:
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{directory} cannot be opened by transformers: {_first_line(error)}") from error
-        self._model, told = opened
+        self.network, told = opened
         if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
             raise ModelError(f"{directory} lacks {len(missing)} tensors that transformers reads, such as {missing[0]}")
-        if self._model._is_stateful:  # transformers' own mark of recurrent models
-            kind = self._model.config.model_type
+        if self.network._is_stateful:  # transformers' own mark of recurrent models
+            kind = self.network.config.model_type
             raise ModelError(f"{directory}: a model of type {kind!r} keeps a state that cannot be rewound")
-        config = self._model.config.get_text_config()
-        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        config = self.network.config.get_text_config()
+        self.vocab_size = int(self.network.get_output_embeddings().weight.shape[0])
         self.limit = _limit(config, directory)
+        weights = list(self.network.parameters())  # shared ones once
+        self.parameters = sum(weight.numel() for weight in weights)
+        self.weight_bytes = sum(weight.nbytes for weight in weights)
 
-    def context(self) -> TargetContext:
+    def context(self) -> "TransformersContext":
         """An empty context."""
-        return TargetContext(lambda capacity: _Engine(self._model), self.vocab_size, self.limit, first=self.limit)
+        return TransformersContext(self)
+
+
+class TransformersContext(TargetContext):
+    """A context that tells how large its model is.
+
+    Attributes:
+      parameters, weight_bytes: of the model.
+    """
+
+    def __init__(self, model: TransformersModel) -> None:
+        super().__init__(lambda capacity: _Engine(model.network), model.vocab_size, model.limit, first=model.limit)
+        self.parameters, self.weight_bytes = model.parameters, model.weight_bytes
 
 
 class _Engine:

@@ -27,7 +27,14 @@ def row(accepted: list[int], *, method: str = "none", first: int = 0, **other: A
             prompt=f"prompt {first + number}",
             alone=DraftCounters(prompts=1, tokens=20, seconds=4.0),
             drafted=DraftCounters(
-                prompts=1, tokens=20, blocks=5, drafted=20, accepted=count, drafter_calls=20, seconds=40 / (10 + count)
+                prompts=1,
+                tokens=20,
+                target_calls=25 - count,
+                blocks=5,
+                drafted=20,
+                accepted=count,
+                drafter_calls=20,
+                seconds=40 / (10 + count),
             ),
         )
         for number, count in enumerate(accepted)
@@ -142,6 +149,7 @@ def test_the_command_says_what_is_better_and_writes_it(tmp_path: Path, capsys: p
     assert "large, math, temperature 0, none: 40 prompts" in out
     assert out.count("better") == 3
     assert "not compared: large, code, temperature 0, none is in the first only" in out
+    assert "a speed-up's does not cover what else the machine did" in out
     told = json.loads((tmp_path / "c.json").read_text())
     assert [change["verdict"] for change in told["cells"][0]["changes"]] == ["better"] * 3
 
@@ -158,10 +166,64 @@ def test_fail_if_worse_looks_at_the_named_figures_only(tmp_path: Path, capsys: p
         }
     )
     before, after = written(tmp_path / "a.json", fast), written(tmp_path / "b.json", row(MANY))
-    assert main(["compare", before, after, "--fail-if-worse", "acceptance", "--fail-if-worse", "length"]) == 0
+    assert main(["compare", before, after, "--fail-if-worse", "acceptance", "--fail-if-worse", "efficiency"]) == 0
     assert main(["compare", before, after, "--fail-if-worse", "speedup"]) == 1
     assert "error: worse in 1 of 1 cells: speedup" in capsys.readouterr().err
     assert main(["compare", written(tmp_path / "c.json", row(more)), after, "--fail-if-worse", "acceptance"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ([row(MANY, task="renamed")], "large, math, temperature 0, none is in the first only (1 such in all)"),
+        ([row(MANY, first=99)], "large, math, temperature 0, none has no prompt in common"),
+        ([row(MANY[:5])], "large, math, temperature 0, none -> none has 5 prompts in both, expected at least 6"),
+    ],
+)
+def test_what_could_not_be_judged_is_not_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], after: list[Row], reason: str
+) -> None:
+    files = [written(tmp_path / "a.json", row(MANY)), written(tmp_path / "b.json", *after)]
+    assert main(["compare", *files]) == 0
+    assert main(["compare", *files, "--fail-if-worse", "acceptance"]) == 1
+    assert f"error: --fail-if-worse could not be judged: {reason}" in capsys.readouterr().err
+
+
+def test_more_than_the_first_has_is_passed(tmp_path: Path) -> None:
+    files = [written(tmp_path / "a.json", row(MANY)), written(tmp_path / "b.json", row(MANY), row(MANY, task="new"))]
+    assert main(["compare", *files, "--fail-if-worse", "acceptance"]) == 0
+
+
+FORGED = {
+    "counter": [("per_prompt", 0, "drafted", "accepted"), "4", None, [1], True, float("nan"), -1, 10**400, 1.5, 21],
+    "seconds": [("per_prompt", 0, "alone", "seconds"), "4", None, [1], True, float("nan"), -1.0, float("inf")],
+    "prompt": [("per_prompt", 0, "prompt"), ["a"], None, 3],
+    "target": [("target",), ["a"], None, {}],
+    "temperature": [("temperature",), "0", None, float("nan"), -1],
+    "method": [("method", "name"), ["a"], None, "", "a=b"],
+    "paths": [("method", "paths"), ["full"], "half"],
+    "positions": [("per_step_judged",), 3, ["1"]],
+    "memory": [("memory", "drafter_bytes"), None, "4"],
+    "seed": [("seed",), -1, "0", 0.5],
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_value_of_another_kind_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, whither = written(tmp_path / "a.json", row(MANY)), tmp_path / "b.json"
+    (*steps, last), *values = FORGED[case]
+    for value in values:
+        content = whole(row(MANY))
+        place = content["results"][0]
+        for step in steps:
+            place = place[step]
+        assert last in place
+        place[last] = value
+        whither.write_text(json.dumps(content))
+        assert main(["compare", good, str(whither)]) == 2, value
+        err = capsys.readouterr().err
+        assert f"{whither} is no evaluation: " in err
+        assert len(err.strip().splitlines()) == 1
 
 
 WRONG = {
@@ -172,6 +234,7 @@ WRONG = {
     "damaged": (["a.json", "damaged.json"], "damaged.json is no evaluation: KeyError('per_prompt')"),
     "empty": (["a.json", "empty.json"], "empty.json holds no results"),
     "no such figure": (["a.json", "a.json", "--fail-if-worse", "speed"], "--fail-if-worse is 'speed', expected one of"),
+    "negative seed": (["a.json", "a.json", "--seed", "-1"], "--seed is -1, expected a number >= 0"),
     "no such method": (["a.json", "a.json", "--method", "x"], "no method 'x' in the first, expected one of none"),
 }
 
@@ -210,5 +273,14 @@ def test_settings_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFix
     told = capsys.readouterr().out
     assert "seed is 0 in A and 1 in B" in told
     assert "threads is 1 in A and 2 in B" in told
+    other = row(MANY)
+    other = Row(**{**vars(other), "method": Method(draft_tokens=8, paths="direct")})
+    moved = written(tmp_path / "c.json", other, repeats=3, base="ff", bundle="there")
+    assert main(["compare", before, moved]) == 0
+    told = capsys.readouterr().out
+    for line in ("repeats is None in A and 3", "base is None in A and ff", "bundle is None in A and there"):
+        assert line in told
+    assert "draft_tokens of method none is 4 in A and 8 in B" in told
+    assert "paths of method none is full in A and direct in B" in told
     assert main(["compare", before, before]) == 0
     assert " in A and " not in capsys.readouterr().out

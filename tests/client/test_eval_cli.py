@@ -1,6 +1,8 @@
 """fleetdraft eval: the whole command on the shipped bundle, and what it refuses."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -129,6 +131,20 @@ def test_an_adapter_is_a_row_beside_none_and_may_depend_on_target_and_task(
     assert same == [same[0]] * 3
 
 
+def test_figures_that_cannot_be_written_are_shown(
+    tmp_path: Path, prompts_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "eval.json"
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["eval", "--prompts", str(prompts_file), *SHORT, "--json", str(out)]) == 2
+    told = capsys.readouterr()
+    assert "speed-up" in told.out
+    assert told.err.splitlines()[-1] == f"fleetdraft: error: {out}: No space left on device"
+
+
 def test_the_file_holds_no_prompt(tmp_path: Path, prompts_file: Path) -> None:
     out = tmp_path / "o"
     assert main(["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(out)]) == 0
@@ -187,6 +203,29 @@ def test_a_folder_of_other_settings_is_refused(
         assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("changed", ["drafter", "target"])
+def test_a_folder_goes_on_with_the_same_models_only(
+    tmp_path: Path, prompts_file: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    """The paths stay, what lies there is another: its rows would stand beside those of the first."""
+    copy, out = tmp_path / "bundle", tmp_path / "o"
+    shutil.copytree(bundle.directory, copy)
+    weights = tmp_path / "large"
+    shutil.copytree(copy / "targets" / "bpe3", weights)
+    words = ["eval", "--bundle", str(copy), "--target", str(weights), "--prompts", str(prompts_file), *SHORT]
+    assert main([*words, "--out", str(out)]) == 0
+    if changed == "target":
+        with (weights / "model.safetensors").open("r+b") as handle:
+            handle.seek(-4, 2)
+            handle.write(b"\0\0\0\1")
+    else:
+        manifest = json.loads((copy / "bundle.json").read_text())
+        (copy / "bundle.json").write_text(json.dumps(manifest | {"base": "f" * 64}))
+        bundle.adapter().save(copy / "drafter" / "initial", base_fingerprint="f" * 64)
+    assert main([*words, "--out", str(out)]) == 2
+    assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+
+
 def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
     assert main(words) == 0
@@ -194,6 +233,41 @@ def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pyt
     cell.write_text('[{"target": "spm"}]')
     assert main(words) == 2
     assert f"{cell} is damaged (KeyError('greedy_identical')); delete it" in capsys.readouterr().err
+
+
+def damaged_cells(cell: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    forged = json.loads(json.dumps(cell))
+    forged[0]["per_prompt"][0]["drafted"]["accepted"] = "4"
+    return {
+        "no rows": [],
+        "another kind": {},
+        "a method is missing": cell[:1],
+        "methods in another order": cell[::-1],
+        "another task's": other,
+        "another temperature's": [row | {"temperature": 1.0} for row in cell],
+        "other prompts": [row | {"per_prompt": row["per_prompt"][:1]} for row in cell],
+        "a counter that is text": forged,
+        "torn": None,
+    }
+
+
+def test_a_cell_that_is_not_what_was_asked_for_is_named(
+    tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--method", "m:paths=direct", "--out", str(tmp_path / "o")]
+    assert main(words) == 0
+    files = sorted((tmp_path / "o" / "cells").iterdir(), key=lambda path: json.loads(path.read_text())[0]["task"])
+    one, other = (json.loads(path.read_text()) for path in files)
+    capsys.readouterr()
+    for case, content in damaged_cells(one, other).items():
+        files[0].write_text("[{" if content is None else json.dumps(content))
+        assert main(words) == 2, case
+        err = capsys.readouterr().err
+        assert str(files[0]) in err, case
+        assert err.endswith("delete it, and it is measured again\n"), case
+        assert len(err.strip().splitlines()) == 1
+    files[0].unlink()
+    assert main(words) == 0
 
 
 class Page(HTMLParser):
@@ -284,6 +358,14 @@ WRONG = {
     "negative temperature": (["--prompts", "good.jsonl", "--temperature", "-1"], "temperature is -1.0"),
     "no such bundle": (["--prompts", "good.jsonl", "--bundle", "none"], "none is not a bundle"),
     "no such adapter": (["--prompts", "good.jsonl", "--adapter", "mine=none"], "none is not an adapter directory"),
+    "an empty adapter": (
+        ["--prompts", "good.jsonl", "--adapter", "mine="],
+        "--adapter is 'mine=', expected [NAME=]DIR",
+    ),
+    "an adapter as a method": (
+        ["--prompts", "good.jsonl", "--method", "mine=none"],
+        "did you mean --adapter NAME=DIR?",
+    ),
     "two of a name": (
         ["--prompts", "good.jsonl", "--method", "m:paths=full", "--method", "m:paths=direct"],
         "two methods are named 'm'",
@@ -292,6 +374,7 @@ WRONG = {
     "unknown setting": (["--prompts", "good.jsonl", "--method", "m:x=1"], "'x=1' is no setting"),
     "unknown paths": (["--prompts", "good.jsonl", "--paths", "half"], "paths is 'half'"),
     "no drafting": (["--prompts", "good.jsonl", "--draft-tokens", "0"], "--draft-tokens is 0, expected 1 to"),
+    "threads without end": (["--prompts", "good.jsonl", "--threads", "100000"], "100000 is not in the range 1<=x<="),
     "no prompt at all": (["--prompts", "good.jsonl", "--limit", "0"], "0 is not in the range x>=1"),
     "figures over a folder": (["--prompts", "good.jsonl", "--json", "/"], "/ is a directory"),
     "a folder of something else": (["--prompts", "good.jsonl", "--out", "thesis"], "thesis holds something else"),

@@ -11,6 +11,7 @@ from fleetdraft.client.evaluation.bootstrap import DRAWS, interval, resampled
 from fleetdraft.client.evaluation.law_check import LawCheck
 from fleetdraft.client.evaluation.method import Method
 from fleetdraft.client.evaluation.positions import PositionCount, Positions
+from fleetdraft.client.evaluation.report import span
 from fleetdraft.client.evaluation.row import FIGURES, PromptCounts, Row
 from fleetdraft.client.evaluation.sizes import Sizes
 from fleetdraft.client.measurement import GreedyCheck
@@ -49,20 +50,29 @@ TWO = row(counts("a", 6, 1.0), counts("b", 2, 4.0))
 
 def test_figures_are_ratios_of_sums() -> None:
     assert TWO.figure("draft_acceptance_rate") == (6 + 2) / 16
-    assert TWO.figure("mean_acceptance_length") == 1 + 8 / 8
+    assert TWO.figure("block_efficiency") == 20 / 8
     assert TWO.figure("speedup") == pytest.approx((20 / 5) / (20 / 4))
     assert TWO.speedup_quartiles == pytest.approx((0.875, 1.25, 1.625))  # of 0.5 and 2
 
 
 def test_figures_agree_with_the_counters() -> None:
     assert TWO.figure("draft_acceptance_rate") == TWO.drafted.draft_acceptance_rate
-    assert TWO.figure("mean_acceptance_length") == TWO.drafted.mean_acceptance_length
+    assert TWO.to_json()["mean_acceptance_length"] == TWO.drafted.mean_acceptance_length
     assert TWO.figure("speedup") == pytest.approx(TWO.drafted.tokens_per_s / TWO.alone.tokens_per_s)
 
 
 def test_memory_bound_speed_up_divides_by_what_is_read() -> None:
-    """tau = 2; 4 drafter calls a block, each of a tenth of the target's bytes."""
-    assert TWO.mbsu == pytest.approx(2.0 / (1 + 0.1 * 4))
+    """tau = 2.5; 4 drafter calls a block, each of a tenth of the target's bytes."""
+    assert TWO.mbsu == pytest.approx(2.5 / (1 + 0.1 * 4))
+
+
+def test_a_token_that_is_never_emitted_is_not_counted_where_a_text_ends() -> None:
+    """One block with both proposals accepted, the second of which ends the text: two tokens of one call, not three."""
+    ended = DraftCounters(prompts=1, tokens=2, target_calls=1, blocks=1, drafted=2, accepted=2, drafter_calls=2)
+    told = row(PromptCounts(prompt="a", alone=DraftCounters(tokens=2, seconds=1.0), drafted=ended))
+    assert told.figure("block_efficiency") == 2.0
+    assert told.mbsu == pytest.approx(2.0 / (1 + 0.1 * 2))
+    assert told.to_json()["mean_acceptance_length"] == 3.0  # vLLM's figure, which counts it
 
 
 def test_memory_bound_speed_up_is_unknown_where_the_target_tells_no_size() -> None:
@@ -77,7 +87,7 @@ def test_a_row_that_drafted_nothing_has_no_acceptance() -> None:
     nothing = DraftCounters(prompts=1, tokens=10, target_calls=10, seconds=2.0)
     told = row(PromptCounts(prompt="a", alone=nothing, drafted=nothing))
     assert told.figure("draft_acceptance_rate") == 0.0
-    assert told.figure("mean_acceptance_length") == 1.0
+    assert told.figure("block_efficiency") == 1.0
 
 
 def test_the_file_keeps_what_readers_of_the_first_schema_read() -> None:
@@ -167,6 +177,22 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert again.intervals.keys() == FIGURES.keys()
 
 
+def test_of_fewer_than_six_different_prompts_there_is_no_interval() -> None:
+    few = row(*(counts(str(number % 5), 6, 1.0 + number) for number in range(10)))
+    assert set(few.intervals.values()) == {None}
+    told = few.to_json()
+    assert (told["prompts"], told["speedup_interval"]) == (5, None)
+    assert span(few.intervals["speedup"], ".2f") == "–"
+    six = row(*(counts(str(number), 6, 1.0 + number) for number in range(6)))
+    low, high = six.intervals["speedup"] or (0.0, 0.0)
+    assert low < six.figure("speedup") < high
+
+
+def test_a_prompt_that_is_given_twice_is_one_prompt() -> None:
+    once = [counts(str(number), number % 3, 1.0 + number) for number in range(8)]
+    assert row(*once, *once).intervals == row(*once).intervals
+
+
 def test_a_method_is_read_from_its_name_and_settings() -> None:
     shared = Method(paths="direct", draft_tokens=6)
     told = Method.parse("mine:adapter=a/{target}-{task},controller=head,draft-tokens=8", shared)
@@ -181,6 +207,11 @@ def test_a_method_is_read_from_its_name_and_settings() -> None:
         (":paths=full", "a method has no name"),
         ("m:path=full", "'path=full' is no setting, expected adapter, paths, controller, draft-tokens with =VALUE"),
         ("m:paths", "'paths' is no setting"),
+        ("m:adapter=", "--method m:adapter=: adapter is empty, expected a value"),
+        (
+            "mine=/no/such/dir",
+            "a method's name is 'mine=/no/such/dir', expected no '='; did you mean --adapter NAME=DIR?",
+        ),
         ("m:paths=half", "--method m:paths=half: paths is 'half'"),
         ("m:controller=x", "controller is 'x'"),
         ("m:draft-tokens=four", "draft-tokens is 'four', expected a number"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.evaluation.law_check import ALARM, law_values, uniform_p_value
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.common.cli import main
 
 OPTIONS = Options(sampling=Sampling(temperature=1.0), max_new_tokens=32)
 PROMPTS = 8
@@ -24,7 +26,7 @@ def values(pair: Pair, prompts: list[Prompt], generator: Generator, options: Opt
             own = replace(options, seed=seed)
             text = generator.run(prompt.text, own)
             tokens = pair.target_codec.prompt_tokens(prompt.text)
-            yield law_values(pair.target, tokens, text.token_ids, own, np.random.default_rng(seed))
+            yield law_values(pair.target, tokens, text.token_ids, own, np.random.default_rng([seed, 1]))
 
     return np.concatenate(list(each()))
 
@@ -61,6 +63,13 @@ def test_text_of_the_target_alone_passes(pairs: dict[str, Pair], prompts: list[P
     assert uniform_p_value(values(pair, prompts, pair.alone)) > ALARM
 
 
+def test_one_prompt_given_often_is_no_alarm(tmp_path: Path) -> None:
+    """One token of one law each: a test that spread tokens by the numbers that drew them would see a pattern."""
+    (tmp_path / "same.jsonl").write_text('{"prompt": "import os\\n"}\n' * 400)
+    words = ["eval", "--prompts", str(tmp_path / "same.jsonl"), "--max-new-tokens", "1", "--temperature", "1"]
+    assert main(words) == 0
+
+
 def everything_accepted(draft, rows, sampling, chooser):
     count = len(draft.positions)
     return count, chooser.choose(block.target_weights(rows[count], sampling)), [1.0] * count
@@ -88,5 +97,5 @@ def test_text_of_another_temperature_is_an_alarm(pairs: dict[str, Pair], prompts
     for seed, prompt in enumerate(prompts[:PROMPTS]):
         text = pair.drafted.run(prompt.text, replace(said, seed=seed))
         tokens = pair.target_codec.prompt_tokens(prompt.text)
-        found.append(law_values(pair.target, tokens, text.token_ids, OPTIONS, np.random.default_rng(seed)))
+        found.append(law_values(pair.target, tokens, text.token_ids, OPTIONS, np.random.default_rng([seed, 1])))
     assert uniform_p_value(np.concatenate(found)) < ALARM

@@ -13,6 +13,8 @@ from conformance import QUANTISED, Workshop, needs, plain
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
+from fleetdraft.client.evaluation.bench import Bench
+from fleetdraft.client.evaluation.sizes import parameters
 from fleetdraft.client.measurement import GreedyCheck, compare_greedy, measure
 from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
@@ -251,7 +253,31 @@ def test_generate_and_eval_run_on_a_named_runtime(
     assert told["text"] == native["text"]
     measured = ["eval", "--prompts", str(prompts), "--target", target, "--target-runtime", "transformers"]
     assert main([*measured, "--max-new-tokens", "8", "--json", str(out)]) == 0
-    assert [row["target"] for row in json.loads(out.read_text())["results"]] == ["bpe1"]
+    [row] = json.loads(out.read_text())["results"]
+    count = parameters(bundle.entry("bpe1").shape)
+    assert row["target"] == "bpe1"
+    assert (row["memory"]["target_parameters"], row["memory"]["target_bytes"]) == (count, 4 * count)
+
+
+def test_eval_names_a_missing_extra_before_it_measures_another_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "large.gguf").touch()
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.delitem(sys.modules, "fleetdraft.client.runtimes.llamacpp_decoder", raising=False)
+    monkeypatch.setattr(Bench, "cell", lambda *_: pytest.fail("measured"))
+    words = [
+        "eval",
+        "--prompts",
+        str(tmp_path / "p.jsonl"),
+        "--target",
+        "spm",
+        "--target",
+        str(tmp_path / "large.gguf"),
+    ]
+    assert main(words) == 2
+    assert "'--target-runtime llamacpp' needs the extra [llamacpp]" in capsys.readouterr().err
 
 
 def test_a_runtime_that_is_not_asked_for_is_not_imported() -> None:

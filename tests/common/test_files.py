@@ -1,11 +1,15 @@
-"""Directories that are written whole: what is replaced, what is refused, and what a failure leaves."""
+"""Files and directories that are written whole: what is replaced, what is refused, and what a failure leaves."""
 
+import errno
+import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from fleetdraft.common.errors import UserError
-from fleetdraft.common.files import directory_written_whole
+from fleetdraft.common.files import check_file, directory_written_whole, write_atomic
 
 MARKER = "marker.json"
 
@@ -65,3 +69,68 @@ def test_a_failure_leaves_the_old_directory_and_nothing_beside_it(tmp_path: Path
         raise error
     assert content(tmp_path) == {"d/marker.json": "old"}
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_pipe_stays_a_pipe_and_its_reader_gets_the_bytes(tmp_path: Path) -> None:
+    """As with ``>(jq .)``, and with the names that a shell gives to its own output."""
+    pipe, got = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    check_file(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_atomic(pipe, b"figures")
+    reader.join(timeout=10)
+    assert got == [b"figures"]
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    for text in (b"new", b"newer"):
+        check_file(tmp_path / "link")
+        write_atomic(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_bytes() == text
+
+
+def test_what_no_figures_can_be_written_to_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(tmp_path / "socket"))
+        with pytest.raises(UserError, match="is a socket or a disk"):
+            check_file(tmp_path / "socket")
+    (tmp_path / "file").touch()
+    for path, message in ((tmp_path, "is a directory"), (tmp_path / "file" / "x", "is not a directory that can be")):
+        with pytest.raises(UserError, match=message):
+            check_file(path)
+
+
+def test_a_folder_that_takes_no_file_is_refused_whatever_its_permissions_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is read-only, where root may do everything and nothing works."""
+    opened = os.open
+
+    def read_only(path: str, flags: int, *rest: int, **more: int) -> int:
+        if flags & os.O_RDWR:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return opened(path, flags, *rest, **more)
+
+    check_file(tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(UserError, match="cannot be written"):
+        check_file(tmp_path / "file")
+
+
+def test_a_full_disk_is_told_with_the_files_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device") as told:
+        write_atomic(tmp_path / "file", b"new")
+    assert told.value.filename == str(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
