@@ -56,11 +56,14 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
             "--max-new-tokens", 6, "--threads", 1)
     )  # fmt: skip
     assert distilled["targets"][target.name]["answered_prompts"] == 4
-    tuned = json.loads(
-        run(align, "finetune", "--drafter", tmp_path / "drafter", "--answers", tmp_path / "answers", "--target", target,
-            "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
-            "--kl-steps", 2, "--lora-rank", 2, *QUICK)
-    )  # fmt: skip
+    finetune = [
+        "finetune", "--drafter", tmp_path / "drafter", "--answers", tmp_path / "answers", "--target", target,
+        "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
+        "--kl-steps", 2, "--lora-rank", 2, *QUICK,
+    ]  # fmt: skip
+    tuned = json.loads(run(align, *finetune))
+    with pytest.raises(UserError, match="holds the result of other settings"):
+        run(align, *finetune, "--draft-tokens", 3)
     assert tuned["objective"]["divergence"] == "tvd++"
     assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
     run(cli.bundle, "build", "--drafter", tmp_path / "aligned", "--target", target, "--out", tmp_path / "bundle")
