@@ -64,10 +64,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         names = [target.resolve().name for target in self.targets]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"targets are {names}, expected at least one, and a directory name of its own for each")
+            raise ConfigError(f"targets is {names}, expected at least one, and a directory name of its own for each")
         allowed = {temperature for temperature in self.temperatures if 0 <= temperature < math.inf}
         if not self.temperatures or len(allowed) < len(self.temperatures):
-            raise ConfigError(f"temperatures are {list(self.temperatures)}, expected finite numbers >= 0, each once")
+            raise ConfigError(f"temperatures is {list(self.temperatures)}, expected finite numbers >= 0, each once")
         for name in ("batch", "shard_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")

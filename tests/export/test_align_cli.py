@@ -187,7 +187,7 @@ def test_a_setting_out_of_range_is_told_by_the_option(text, tmp_path, words, mes
 
 
 def test_a_choice_that_is_none_is_told_by_the_option(text, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="^--temperature are .*, expected finite numbers"):
+    with pytest.raises(ConfigError, match="^--temperature is .*, expected finite numbers"):
         run(align, "distill", "--prompts", text, "--target", tmp_path, "--out", tmp_path / "o", "--temperature", "nan")
     with pytest.raises(ConfigError, match="^--divergence is 'kl', expected one of forward-kl"):
         run(align, "finetune", "--drafter", tmp_path, "--answers", tmp_path, "--target", tmp_path, "--prompts", text,
