@@ -4,19 +4,25 @@ The command is run as a user would run it, in a process of its own: what is meas
 runtime of the devices, and this folder need not know how devices decode.
 """
 
+import hashlib
+import json
+import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...common.bundle import target_fingerprint
 from ...common.errors import ConfigError, FleetdraftError
-from ...common.files import read_json
+from ...common.files import read_json, sha256_file
 from ...common.shape import DecoderShape
 from ..bundle import BundleRecipe, build_bundle
 
+_LONGEST_S = 1_000_000.0
+"""What every system can wait for."""
 _RUN = "import sys; from fleetdraft.common.cli import main; sys.exit(main())"
 
 
@@ -32,7 +38,8 @@ class BlockEfficiency:
     """Mean target tokens emitted by a call of the target (ALGORITHMS §0), by target and task of held-out prompts.
 
     targets: model directories. prompts: JSONL of ``{"prompt": …, "task": …}`` that nothing was trained on.
-    draft_tokens: gamma.
+    draft_tokens: gamma. tell: hears in a line of what was found amiss and does not stop the measure. timeout_s: of one
+    measure.
 
     Raises:
       ConfigError: a value is out of range, or there are no such prompts.
@@ -41,6 +48,7 @@ class BlockEfficiency:
 
     targets: tuple[Path, ...]
     prompts: Path
+    tell: Callable[[str], None]
     max_new_tokens: int = 48
     draft_tokens: int = 4
     temperature: float = 0.0
@@ -55,16 +63,36 @@ class BlockEfficiency:
         for name in ("max_new_tokens", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not self.temperature >= 0:
-            raise ConfigError(f"temperature is {self.temperature}, expected a number >= 0")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature is {self.temperature}, expected a finite number >= 0")
+        if not 0 < self.timeout_s <= _LONGEST_S:
+            raise ConfigError(f"timeout_s is {self.timeout_s}, expected above 0 and at most {_LONGEST_S:,.0f}")
         for target in self.targets:  # else told only when the first measure is due
             DecoderShape.from_directory(target)
+
+    @property
+    def identity(self) -> str:
+        """A digest of what decides its numbers: only numbers of the same one can be compared."""
+        about = {
+            "targets": {
+                target.resolve().name: [
+                    target_fingerprint(target),
+                    *map(sha256_file, sorted(target.glob("*.safetensors"))),
+                ]
+                for target in self.targets
+            },
+            "prompts": sha256_file(self.prompts),
+            "decoding": [self.max_new_tokens, self.draft_tokens, self.temperature, self.seed],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, drafter: Path) -> dict[str, float]:
         """Builds the bundle, decodes the prompts, and forgets both.
 
+        A text that is not the target's own is told and counts: rounding at temperature 0, chance above it make such.
+
         Raises:
-          FleetdraftError: the decoding failed, with its last line.
+          FleetdraftError: the decoding failed, with its last line, or took too long.
           ModelError: the drafter or a target is no model that a bundle can be built of.
         """
         with tempfile.TemporaryDirectory(prefix="fleetdraft-measure-") as folder:
@@ -87,7 +115,16 @@ class BlockEfficiency:
         }
         words = [str(word) for pair in options.items() for word in pair]
         command = [sys.executable, "-c", _RUN, "eval", *words, *targets]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout_s, check=False)
-        if ran.returncode:
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=self.timeout_s, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise FleetdraftError(
+                f"measuring block efficiency took more than {self.timeout_s:g} s; the same command goes on, "
+                "with a larger --measure-seconds"
+            ) from error
+        inexact = read_json(found)["inexact"] if found.is_file() else []
+        if ran.returncode and not inexact:
             last = (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise FleetdraftError(f"measuring block efficiency failed with exit code {ran.returncode}: {last}")
+        for line in inexact:
+            self.tell(f"warning: {line}; its figures are used")

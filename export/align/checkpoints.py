@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...common.errors import UserError
 from .errors import CheckpointForeign
 
 Place = tuple[int, ...]
 """Where the next batch is, in numbers that whoever makes the batches understands; empty at the beginning."""
+
+_ENTRIES = {"job", "progress", "model", "optimizer", "random", "random_of_devices"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +62,11 @@ class Checkpoint:
 
         Raises:
           CheckpointForeign: the file is of another job.
+          UserError: the file is damaged.
         """
         if not self.path.exists():
             return start
-        state: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+        state = self._read()
         if state["job"] != self.job:
             raise CheckpointForeign(f"{self.path} is of another job, delete it to start afresh: {state['job']}")
         model.load_state_dict(state["model"])
@@ -79,7 +83,22 @@ class Checkpoint:
         """The step that a run would go on from, 0 without a file."""
         if not self.path.exists():
             return 0
-        return int(torch.load(self.path, weights_only=True, map_location="cpu", mmap=True)["progress"]["step"])
+        return int(self._read(mmap=True)["progress"]["step"])
+
+    def _read(self, mmap: bool = False) -> dict[str, Any]:
+        try:
+            state = torch.load(self.path, weights_only=True, map_location="cpu", mmap=mmap)
+            whole = state.keys() >= _ENTRIES
+        except OSError:  # it cannot be read, and may be whole
+            raise
+        except Exception as error:  # whatever its bytes lead torch to
+            raise self._damaged() from error
+        if not whole:
+            raise self._damaged()
+        return dict(state)
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self.path} is damaged; delete it to start afresh")
 
     def discard(self) -> None:
         """Removes the file, once the run's result is written."""

@@ -2,14 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 
+from ...common.errors import ConfigError
 from ...common.losses import DIVERGENCES
 
 if TYPE_CHECKING:
@@ -27,8 +31,34 @@ _Fields = Annotated[
     list[str] | None, typer.Option("--field", help="A field of JSONL that holds text; repeat (default: text).")
 ]
 
+_OPTION_OF = {
+    "head_dim": "--hidden by --heads",
+    "hidden_size": "--hidden",
+    "intermediate_size": "--intermediate",
+    "num_attention_heads": "--heads",
+    "num_hidden_layers": "--layers",
+    "num_key_value_heads": "--kv-heads",
+    "peak_rate": "--learning-rate",
+    "targets": "--target",
+    "temperatures": "--temperature",
+    "timeout_s": "--measure-seconds",
+}
+"""Of the fields that are not named as their options."""
+
+
+@contextmanager
+def _told_by_option() -> Iterator[None]:
+    """A message that begins with a setting's name begins with that of its option: --learning-rate for peak_rate."""
+    try:
+        yield
+    except ConfigError as error:
+        name, space, rest = str(error).partition(" ")
+        options = {each.name: each.opts[0] for each in click.get_current_context().command.params} | _OPTION_OF
+        raise ConfigError(options.get(name, name) + space + rest) from error
+
 
 @align.command()
+@_told_by_option()
 def pretrain(
     text: Annotated[
         list[Path], typer.Option("--text", help="Text, JSONL, a directory of them, or a saved data set; repeat.")
@@ -77,6 +107,8 @@ def pretrain(
     _set_threads(threads)
     if heads < 1 or hidden % heads:
         raise typer.BadParameter(f"--hidden is {hidden}, expected a multiple of --heads, which is {heads}")
+    if heads % (kv_heads or heads):
+        raise typer.BadParameter(f"--heads is {heads}, expected a multiple of --kv-heads, which is {kv_heads}")
     config = PretrainConfig(
         texts=tuple(text),
         fields=tuple(field or ["text"]),
@@ -112,6 +144,7 @@ def pretrain(
 
 
 @align.command()
+@_told_by_option()
 def distill(
     prompts: Annotated[Path, typer.Option("--prompts", help='JSONL of {"prompt": …}.')],
     target: Annotated[list[Path], typer.Option("--target", help="Model directory; repeat for several.")],
@@ -164,6 +197,7 @@ def distill(
 
 
 @align.command()
+@_told_by_option()
 def finetune(
     drafter: Annotated[Path, typer.Option("--drafter", help="A pre-trained model directory.")],
     answers: Annotated[list[Path], typer.Option("--answers", help="What align distill wrote; repeat for several.")],
@@ -183,7 +217,7 @@ def finetune(
     beta: Annotated[float, typer.Option("--beta", help="Of the JSD.")] = 0.5,
     eta: Annotated[float, typer.Option("--eta", help="Of LK.")] = 3.0,
     samples: Annotated[int, typer.Option("--samples", help="Tokens that tvd++sampled draws in each row.")] = 8,
-    kl_steps: Annotated[int, typer.Option("--kl-steps", help="Steps on forward KL before the divergence.")] = 0,
+    kl_steps: Annotated[int, typer.Option("--kl-steps", min=0, help="Steps on forward KL before the divergence.")] = 0,
     projection: Annotated[str, typer.Option("--projection", metavar="direct|prefix|law")] = "prefix",
     width: Annotated[int, typer.Option("--width", help="Listed drafter tokens of a teacher row.")] = 16,
     longest: Annotated[int, typer.Option("--longest", help="Drafter tokens of an answer with its prompt.")] = 256,
@@ -202,6 +236,10 @@ def finetune(
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Of a measured text.")] = 48,
     draft_tokens: Annotated[int, typer.Option("--draft-tokens", help="Gamma of the measure.")] = 4,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the measure.")] = 0.0,
+    measure_seconds: Annotated[
+        float,
+        typer.Option("--measure-seconds", help="Longest time of one measure; it ends the run, to be gone on with."),
+    ] = 3600.0,
     seed: _Seed = 0,
     device: _Device = "auto",
     bf16: _Bf16 = True,
@@ -270,13 +308,16 @@ def finetune(
     measure = BlockEfficiency(
         targets=tuple(target),
         prompts=prompts,
+        tell=_tell,
         max_new_tokens=max_new_tokens,
         draft_tokens=draft_tokens,
         temperature=temperature,
         seed=seed,
+        timeout_s=measure_seconds,
     )
     check_unseen(read_prompts(prompts), config.answers)
     check_answered(measure.targets, config.answers)
+    config = replace(config, measured_by=measure.identity)
     _tell_metrics(config.work)
     _finish(lambda: run(config, measure, _say, _say_measured))
 

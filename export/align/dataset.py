@@ -32,7 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from ...common.errors import ModelError, UserError
-from ...common.files import read_json, sha256_file, write_atomic
+from ...common.files import sha256_file, write_atomic
+from .work_folder import read_kept
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -126,6 +127,7 @@ def read_dataset(directory: Path) -> list[Shards]:
 
     Raises:
       ModelError: no finished distillation set, one of another schema, or a file that is missing or damaged.
+      UserError: the manifest is damaged.
     """
     return [_shards(directory / name, entry) for name, entry in _manifest(directory)["targets"].items()]
 
@@ -165,10 +167,27 @@ def _manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     if not path.is_file():
         raise ModelError(f"{directory} is no finished distillation set: no {MANIFEST}; run fleetdraft align distill")
-    manifest: dict[str, Any] = read_json(path)
+    remedy = "delete it and run the same align distill again"
+    manifest = read_kept(path, remedy)
     if manifest.get("schema") != SCHEMA:
         raise ModelError(f"{path}: schema is {manifest.get('schema')!r}, this version reads {SCHEMA}; distil again")
+    if not _is_whole(manifest):
+        raise ModelError(f"{path} is damaged; {remedy}")
     return manifest
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    targets, prompts = manifest.get("targets"), manifest.get("prompts")
+    return (
+        isinstance(prompts, list)
+        and isinstance(targets, dict)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("files"), dict)
+            and isinstance(entry.get("vocab_size"), int)
+            for entry in targets.values()
+        )
+    )
 
 
 def _shards(directory: Path, entry: dict[str, Any]) -> Shards:

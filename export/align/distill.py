@@ -8,6 +8,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from .errors import Stopped
 from .generation import Answer, Request, Sampling, answers
 from .model import chosen_device, trained
 from .training import stop_requests
+from .work_folder import is_free, occupied
 
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0)
 _Each = TypeVar("_Each")
@@ -62,9 +64,10 @@ class DistillConfig:
     def __post_init__(self) -> None:
         names = [target.resolve().name for target in self.targets]
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"targets are {names}, expected at least one, and a directory name of its own for each")
-        if not self.temperatures or min(self.temperatures) < 0 or len(set(self.temperatures)) < len(self.temperatures):
-            raise ConfigError(f"temperatures are {list(self.temperatures)}, expected numbers >= 0, each once")
+            raise ConfigError(f"targets is {names}, expected at least one, and a directory name of its own for each")
+        allowed = {temperature for temperature in self.temperatures if 0 <= temperature < math.inf}
+        if not self.temperatures or len(allowed) < len(self.temperatures):
+            raise ConfigError(f"temperatures is {list(self.temperatures)}, expected finite numbers >= 0, each once")
         for name in ("batch", "shard_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -83,22 +86,23 @@ def distill(config: DistillConfig, report: Callable[[str, int, int], None]) -> d
       report: hears target, shards done and shards in all.
 
     Raises:
+      ConfigError: another process is at work in `out`.
       UserError: the prompts cannot be read, or `out` holds the set of other settings.
       ModelError: a target is no model.
       Stopped: it was told to stop; the same call goes on.
     """
     texts = read_prompts(config.prompts)
     job = _job(config, texts)
-    _check_out(config.out, job)
-    write_json(config.out / "job.json", job)
-    with stop_requests() as stop:
-        for directory in config.targets:
-            target = _Target(directory, config, stop)
-            shards = _batched(list(enumerate(texts)), config.shard_prompts)
-            for number, shard in enumerate(shards):
-                target.make(number, shard, job)
-                report(target.name, number + 1, len(shards))
-    return _write_manifest(config, texts, job)
+    with occupied(config.out, lambda: _check_out(config.out, job)):
+        write_json(config.out / "job.json", job)
+        with stop_requests() as stop:
+            for directory in config.targets:
+                target = _Target(directory, config, stop)
+                shards = _batched(list(enumerate(texts)), config.shard_prompts)
+                for number, shard in enumerate(shards):
+                    target.make(number, shard, job)
+                    report(target.name, number + 1, len(shards))
+        return _write_manifest(config, texts, job)
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -226,7 +230,7 @@ def _check_out(out: Path, job: str) -> None:
     if begun.is_file():
         if read_json(begun) != job:
             raise UserError(f"{out} holds the set of other settings; choose another directory or delete it")
-    elif out.is_dir() and any(out.iterdir()):
+    elif not is_free(out):
         raise UserError(f"{out} holds something else (no job.json in it); choose another directory")
 
 

@@ -24,8 +24,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from ...common.errors import ConfigError
-from ...common.files import read_json, sha256_file, write_json
+from ...common.errors import ConfigError, UserError
+from ...common.files import sha256_file, write_json
 from ...common.objective import Objective
 from ...common.shape import PROJECTIONS as ADAPTED
 from ...common.shape import DecoderShape
@@ -41,11 +41,12 @@ from .metrics_log import MetricsLog
 from .mixture import Answers, Batch, Mixture
 from .model import chosen_device, prepared, trained
 from .packed_rows import PackedRows, TextTokenizer, packed
-from .pretrain import RECORD, finished, validation_loss, write_model
+from .pretrain import RECORD, check_out, finished, validation_loss, write_model
 from .projection import PROJECTIONS, Projector
 from .rows import inputs_and_labels
 from .schedule import Schedule
 from .training import Job, Report, Watch, stop_requests, train_until
+from .work_folder import occupied, read_kept
 
 _ADAPTER = "adapter"
 
@@ -58,8 +59,9 @@ class Lora:
     alpha: int
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"lora is of rank {self.rank} and alpha {self.alpha}, expected both above 0")
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"lora_{name} is {value}, expected at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,8 @@ class FinetuneConfig:
     drafter: a pre-trained model directory. answers: distillation sets. texts, fields: for mixing, see `documents.py`.
     text_share: of the rows, 0.1 for nine answers to one text. lora: None trains all weights.
     projection, width, longest: as of `Projector`. eval_steps: steps between two measures of block efficiency.
-    patience: measures in a row without a new best that end the run.
+    patience: measures in a row without a new best that end the run. measured_by: a text that two runs share only if the
+    numbers of their measures can be compared.
 
     Raises:
       ConfigError: a value is out of range.
@@ -90,19 +93,22 @@ class FinetuneConfig:
     longest: int = 256
     eval_steps: int = 200
     patience: int = 3
+    measured_by: str = ""
     seed: int = 0
     device: str = "auto"
     bf16: bool = True
     save_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("eval_steps", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, least in (("eval_steps", 1), ("patience", 1), ("width", 1), ("longest", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not self.answers:
             raise ConfigError("answers is empty, expected at least one distillation set")
         if self.projection not in PROJECTIONS:
             raise ConfigError(f"projection is {self.projection!r}, expected one of {', '.join(PROJECTIONS)}")
+        if not 0 <= self.text_share < 1:
+            raise ConfigError(f"text_share is {self.text_share}, expected 0 or more and below 1")
         if self.text_share and not self.texts:
             raise ConfigError(f"text_share is {self.text_share} without texts; give some, or a share of 0")
 
@@ -126,21 +132,32 @@ def finetune(
       - The model in `out` is never worse than the pre-trained one by the measure.
 
     Args:
-      measure: how good a model directory drafts; not part of what decides whether two runs are the same.
+      measure: how good a model directory drafts, as `config.measured_by` tells it from others.
       measured: hears of each measure: `step`, `mean` and what was measured by name.
 
     Raises:
       Stopped: it was told to stop; the same call goes on.
-      CheckpointForeign, UserError: `out` holds the work of other settings.
+      ConfigError: another process is at work in `out`.
+      CheckpointForeign, UserError: `out` holds the work of other settings, or something damaged.
       ModelError: the drafter or a distillation set cannot be read.
       TrainingError: the loss is not finite.
     """
+    with occupied(config.out, lambda: check_out(config.out)):
+        return _finetuned(config, measure, report, measured)
+
+
+def _finetuned(
+    config: FinetuneConfig,
+    measure: Measure,
+    report: Callable[[Report], None],
+    measured: Callable[[Mapping[str, Any]], None],
+) -> dict[str, Any]:
     job = _job(config)
     if (done := finished(config.out, job)) is not None:
         return done
     keep_freed_memory()
-    tuning = _Tuning(config, job)
     history = _History(config.work / "history.json", job)
+    tuning = _Tuning(config, job)
     with MetricsLog(config.work, tuning.checkpoint.step) as log:
         for goal in _goals(config):
             if goal:
@@ -164,8 +181,13 @@ class _History:
 
     def __init__(self, path: Path, job: str) -> None:
         self._path, self._job = path, job
-        kept = read_json(path) if path.is_file() else {}
-        self.entries: list[dict[str, Any]] = kept["measures"] if kept.get("job") == job else []
+        remedy = f"delete {path.parent} to start afresh"
+        kept: dict[str, Any] = read_kept(path, remedy) if path.is_file() else {"job": job, "measures": []}
+        if kept.get("job") != job:
+            raise UserError(f"{path} is of other settings; choose another directory or {remedy}")
+        if not _are_measures(kept.get("measures")):
+            raise UserError(f"{path} is damaged; {remedy}")
+        self.entries: list[dict[str, Any]] = kept["measures"]
 
     def at(self, step: int) -> dict[str, Any] | None:
         return next((entry for entry in self.entries if entry["step"] == step), None)
@@ -187,6 +209,13 @@ class _History:
     def since_best(self) -> int:
         """Measures after the best."""
         return sum(entry["step"] > self.best for entry in self.entries)
+
+
+def _are_measures(entries: Any) -> bool:
+    return isinstance(entries, list) and all(
+        isinstance(each, dict) and isinstance(each.get("step"), int) and isinstance(each.get("mean"), float)
+        for each in entries
+    )
 
 
 class _Tuning:
@@ -239,6 +268,11 @@ class _Tuning:
         """The model at a step as a directory."""
         if not step:
             return self._config.drafter
+        if self._progress.step != step:
+            raise UserError(
+                f"{self._config.work} has no measure of step {step} and is at step {self._progress.step}; "
+                "delete it to start afresh"
+            )
         folder = self._folder(step)
         write_model(_merged(self._model), self._config.drafter, folder)
         if isinstance(self._model, PeftModel):
@@ -350,7 +384,7 @@ def _job(config: FinetuneConfig) -> str:
         "objective": asdict(config.objective),
         "lora": config.lora and asdict(config.lora),
         "projection": [config.projection, config.width, config.longest],
-        "stop": [config.eval_steps, config.patience],
+        "stop": [config.eval_steps, config.patience, config.measured_by],
         "rest": [config.seed, config.bf16],
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

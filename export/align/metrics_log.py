@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ...common.errors import UserError
+
 FILE = "metrics.jsonl"
 
 
@@ -34,6 +36,9 @@ class MetricsLog:
       folder: made where it is missing.
       after_step: the last step that counts.
       every: how many steps one line stands for; means are of the steps since the line before.
+
+    Raises:
+      UserError: a line of the file is damaged.
     """
 
     def __init__(self, folder: Path, after_step: int, every: int = 10) -> None:
@@ -41,8 +46,7 @@ class MetricsLog:
         self._every = every
         self._sums: dict[str, list[float]] = {}
         path = folder / FILE
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        path.write_text("".join(_kept(path, after_step)), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._board = tensorboard_writer(folder / "tensorboard", after_step)
 
@@ -77,6 +81,13 @@ class MetricsLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+
+def _kept(path: Path, after_step: int) -> list[str]:
+    try:
+        return [line for line in _lines(path) if json.loads(line)["step"] <= after_step]
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{path} is damaged; delete it, nothing but what it tells is lost") from error
 
 
 def _lines(path: Path) -> list[str]:

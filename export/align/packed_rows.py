@@ -27,6 +27,7 @@ from .documents import is_held_out
 from .model import Words
 
 PARTS = ("train", "validation")
+_ABOUT = "tokens.json"
 _AT_ONCE = 512
 """Documents that are tokenised together."""
 
@@ -118,18 +119,27 @@ def _order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def packed(
     texts: Iterable[str], tokenizer: TextTokenizer, folder: Path, job: str, held_out: float
 ) -> dict[str, NDArray[np.unsignedinteger]]:
-    """The token streams `train` and `validation`; written to `folder` unless they are there from the same job.
+    """The token streams `train` and `validation`; written to `folder` unless they are there, whole, from the same job.
 
     Args:
       job: a text that two jobs share only if they would write the same.
       held_out: share of the documents that are for validation.
     """
-    about, dtype = folder / "tokens.json", np.uint16 if tokenizer.words.vocab_size <= 1 << 16 else np.uint32
-    if not about.is_file() or read_json(about).get("job") != job:
+    about, dtype = folder / _ABOUT, np.uint16 if tokenizer.words.vocab_size <= 1 << 16 else np.uint32
+    if not _is_whole(folder, job, np.dtype(dtype)):
         about.unlink(missing_ok=True)
         sizes = _write(texts, tokenizer, folder, np.dtype(dtype), held_out)
         write_json(about, {"job": job, "dtype": np.dtype(dtype).name, "tokens": sizes})
     return {part: _opened(folder / f"{part}.tokens", dtype) for part in PARTS}
+
+
+def _is_whole(folder: Path, job: str, dtype: np.dtype[np.unsignedinteger]) -> bool:
+    try:
+        about = read_json(folder / _ABOUT)
+        sizes = {part: (folder / f"{part}.tokens").stat().st_size for part in PARTS}
+        return bool(about["job"] == job and sizes == {part: about["tokens"][part] * dtype.itemsize for part in PARTS})
+    except (UserError, OSError, LookupError, TypeError):  # damaged or missing: what is written anew is the same
+        return False
 
 
 def _opened(path: Path, dtype: type[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
@@ -150,6 +160,9 @@ def _write(
                 part = "validation" if is_held_out(text, held_out) else "train"
                 (validation if part == "validation" else train).write(np.array(stream, dtype).tobytes())
                 sizes[part] += len(stream)
+        for file in (train, validation):
+            file.flush()
+            os.fsync(file.fileno())
     for part, path in partial.items():
         os.replace(path, folder / f"{part}.tokens")
     return sizes

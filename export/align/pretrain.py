@@ -33,6 +33,7 @@ from .rows import inputs_and_labels
 from .schedule import Schedule
 from .tokenizer_kinds import KINDS, write_tokenizer
 from .training import Job, Report, Watch, compile_layers, train
+from .work_folder import is_free, occupied, read_kept
 
 RECORD = "training.json"
 VALIDATION_ROWS = 128
@@ -101,10 +102,15 @@ def pretrain(config: PretrainConfig, report: Callable[[Report], None]) -> dict[s
     Raises:
       Stopped: it was told to stop; the same call goes on.
       CheckpointForeign, UserError: `out` holds the work of other settings.
-      UserError: the texts cannot be read, or do not fill a row.
+      ConfigError: another process is at work in `out`.
+      UserError: the texts cannot be read, or do not fill a row; or a file of an interrupted run is damaged.
       TrainingError: the loss is not finite.
     """
-    check_out(config.out)  # a tokenizer that is trained is written first
+    with occupied(config.out, lambda: check_out(config.out)):
+        return _pretrained(config, report)
+
+
+def _pretrained(config: PretrainConfig, report: Callable[[Report], None]) -> dict[str, Any]:
     texts = digest(config.texts)
     tokenizer = _tokenizer(config, texts)
     job = _job(config, texts, tokenizer)
@@ -155,12 +161,11 @@ def finished(out: Path, job: str) -> dict[str, Any] | None:
     """The record of a finished run of the same job in `out`, None where there is none.
 
     Raises:
-      UserError: `out` holds the result of another job, or something else.
+      UserError: `out` holds the result of another job, or its record is damaged.
     """
-    check_out(out)
     if not (out / RECORD).is_file():
         return None
-    record: dict[str, Any] = read_json(out / RECORD)
+    record = read_kept(out / RECORD, f"delete {out} or choose another directory")
     if record.get("job") != job:
         raise UserError(f"{out} holds the result of other settings; choose another directory or delete it")
     return record
@@ -174,7 +179,7 @@ def check_out(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, expected a directory to write")
-    if out.is_dir() and any(out.iterdir()) and not (out / RECORD).is_file() and not (out / "training").is_dir():
+    if not is_free(out) and not (out / RECORD).is_file() and not (out / "training").is_dir():
         raise UserError(f"{out} holds something that was not made here and is not replaced; choose another directory")
 
 

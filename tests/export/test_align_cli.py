@@ -56,11 +56,14 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
             "--max-new-tokens", 6, "--threads", 1)
     )  # fmt: skip
     assert distilled["targets"][target.name]["answered_prompts"] == 4
-    tuned = json.loads(
-        run(align, "finetune", "--drafter", tmp_path / "drafter", "--answers", tmp_path / "answers", "--target", target,
-            "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
-            "--kl-steps", 2, "--lora-rank", 2, *QUICK)
-    )  # fmt: skip
+    finetune = [
+        "finetune", "--drafter", tmp_path / "drafter", "--answers", tmp_path / "answers", "--target", target,
+        "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
+        "--kl-steps", 2, "--lora-rank", 2, *QUICK,
+    ]  # fmt: skip
+    tuned = json.loads(run(align, *finetune))
+    with pytest.raises(UserError, match="holds the result of other settings"):
+        run(align, *finetune, "--draft-tokens", 3)
     assert tuned["objective"]["divergence"] == "tvd++"
     assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
     run(cli.bundle, "build", "--drafter", tmp_path / "aligned", "--target", target, "--out", tmp_path / "bundle")
@@ -126,9 +129,14 @@ def test_a_target_that_nothing_was_distilled_from_is_no_measure(tiny_model, tmp_
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--draft-tokens", 0, "draft_tokens is 0, expected at least 1"),
-        ("--max-new-tokens", 0, "max_new_tokens is 0, expected at least 1"),
-        ("--temperature", -1, "temperature is -1.0, expected a number >= 0"),
+        ("--draft-tokens", 0, "^--draft-tokens is 0, expected at least 1"),
+        ("--max-new-tokens", 0, "^--max-new-tokens is 0, expected at least 1"),
+        ("--temperature", -1, "^--temperature is -1.0, expected a finite number >= 0"),
+        ("--temperature", "inf", "^--temperature is inf, expected a finite number >= 0"),
+        ("--measure-seconds", 0, "^--measure-seconds is 0.0, expected above 0"),
+        ("--longest", 0, "^--longest is 0, expected at least 2"),
+        ("--learning-rate", "nan", "^--learning-rate is nan, expected a number above 0"),
+        ("--text-share", "nan", "^--text-share is nan, expected 0 or more"),
         ("--target", "nowhere", "nowhere is not a Hugging Face model directory"),
     ],
 )
@@ -144,18 +152,44 @@ def test_a_measure_that_cannot_be_taken_is_told_before_anything_is_trained(
     assert not (tmp_path / "aligned").exists()
 
 
-def test_a_seed_below_0_is_told_by_the_option(text, tmp_path) -> None:
-    result = CliRunner().invoke(
-        align, ["pretrain", "--text", str(text), "--out", str(tmp_path / "out"), "--seed", "-1"]
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --text x --seed -1",
+        "distill --prompts x --target x --seed -1",
+        "finetune --drafter x --answers x --target x --prompts x --seed -1",
+        "pretrain --text x --kv-heads 0",
+        "pretrain --text x --heads 8 --kv-heads 3",
+    ],
+)
+def test_a_number_out_of_range_is_told_by_the_option_and_nothing_is_written(tmp_path, words) -> None:
+    result = CliRunner().invoke(align, [*words.split(), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert "--seed" in result.stderr
+    assert words.split()[-2] in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_out_of_range_is_told(text, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="steps is 0, expected at least 1"):
-        run(align, "pretrain", "--text", text, "--out", tmp_path / "drafter", "--steps", 0, *SMALL)
-    with pytest.raises(ConfigError, match="divergence is 'kl', expected one of forward-kl"):
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--steps 0", "--steps is 0, expected at least 1"),
+        ("--learning-rate nan", "--learning-rate is nan, expected a number above 0"),
+        ("--layers 0", "--layers is 0, expected at least 1"),
+        ("--intermediate 0", "--intermediate is 0, expected at least 1"),
+        ("--hidden 12 --heads 4", "--hidden by --heads is 3, expected an even number"),
+        ("--context 8", "--context is 8, expected at least the 16 tokens"),
+        ("--device abacus", "--device is 'abacus', expected auto"),
+    ],
+)
+def test_a_setting_out_of_range_is_told_by_the_option(text, tmp_path, words, message) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        run(align, "pretrain", "--text", text, "--out", tmp_path / "drafter", *SMALL, *words.split())
+
+
+def test_a_choice_that_is_none_is_told_by_the_option(text, tmp_path) -> None:
+    with pytest.raises(ConfigError, match="^--temperature is .*, expected finite numbers"):
+        run(align, "distill", "--prompts", text, "--target", tmp_path, "--out", tmp_path / "o", "--temperature", "nan")
+    with pytest.raises(ConfigError, match="^--divergence is 'kl', expected one of forward-kl"):
         run(align, "finetune", "--drafter", tmp_path, "--answers", tmp_path, "--target", tmp_path, "--prompts", text,
             "--out", tmp_path / "aligned", "--divergence", "kl")  # fmt: skip
 

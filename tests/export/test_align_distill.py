@@ -1,6 +1,7 @@
 """``fleetdraft align distill``: what targets answer, what is kept of it, and that an interruption leaves no trace."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from fleetdraft.common import embedded
 from fleetdraft.common.errors import ConfigError, ModelError, UserError
+from fleetdraft.common.folder import locked
 from fleetdraft.export.align import distill as module
 from fleetdraft.export.align.dataset import MANIFEST, check_unseen, read_dataset, read_shard
 from fleetdraft.export.align.distill import DistillConfig, distill
@@ -47,6 +49,12 @@ def config(targets, tmp_path) -> DistillConfig:
 
 def ignore(target: str, done: int, total: int) -> None:
     pass
+
+
+def distill_on_one_thread(config: DistillConfig) -> None:
+    """In a process of its own, which has as many as there are cores: that many sum in another order."""
+    torch.set_num_threads(1)
+    distill(config, ignore)
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -226,6 +234,28 @@ def test_a_set_of_other_settings_or_of_something_else_is_not_touched(config, tmp
         distill(replace(config, out=tmp_path / "else" / "file"), ignore)
 
 
+def test_a_place_where_another_process_works_is_left_to_it(config) -> None:
+    config.out.mkdir()
+    with locked(config.out), pytest.raises(ConfigError, match="whole is in use by another process"):
+        distill(config, ignore)
+    assert (config.out / MANIFEST).exists() is False
+    distill(config, ignore)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"schema": 1}', '{"schema": 1, "prompts": [], "targets": []}',
+     '{"schema": 1, "prompts": [], "targets": {"a": {"files": {}}}}'],
+)  # fmt: skip
+def test_a_damaged_manifest_is_told(config, content) -> None:
+    config.out.mkdir()
+    (config.out / MANIFEST).write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json is damaged; delete it and run the same align distill again$"):
+        read_dataset(config.out)
+    with pytest.raises(UserError, match="is damaged"):
+        check_unseen(["a"], [config.out])
+
+
 def test_a_held_out_prompt_that_was_distilled_from_is_told(config) -> None:
     distill(config, ignore)
     check_unseen(["a wolf"], [config.out])
@@ -299,8 +329,16 @@ def test_a_line_that_is_no_prompt_is_told_by_its_number(config, line) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("targets", ()), ("temperatures", (-1.0,)), ("temperatures", (1.0, 1.0)), ("batch", 0)]
+    ("field", "value"),
+    [
+        ("targets", ()),
+        ("temperatures", (-1.0,)),
+        ("temperatures", (1.0, 1.0)),
+        ("temperatures", (0.0, math.nan)),
+        ("temperatures", (math.inf,)),
+        ("batch", 0),
+    ],
 )
 def test_a_setting_out_of_range_is_told(config, field, value) -> None:
-    with pytest.raises(ConfigError, match=f"{field} (is|are) "):
+    with pytest.raises(ConfigError, match=f"{field} is "):
         replace(config, **{field: value})

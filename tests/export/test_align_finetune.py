@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM
 from fleetdraft.common import losses as reference
 from fleetdraft.common.bundle import BundleManifest
 from fleetdraft.common.errors import ConfigError, FleetdraftError, UserError
+from fleetdraft.common.folder import locked
 from fleetdraft.common.losses import DIVERGENCES, HybridTerms
 from fleetdraft.common.objective import Objective
+from fleetdraft.export.align import block_efficiency
 from fleetdraft.export.align import finetune as module
 from fleetdraft.export.align.block_efficiency import BlockEfficiency
 from fleetdraft.export.align.checkpoints import Checkpoint
@@ -236,6 +238,61 @@ def test_other_settings_are_refused(config) -> None:
         finetune(replace(config, seed=1), ever_better, ignore)
 
 
+def test_figures_of_two_measures_are_never_compared(config, monkeypatch) -> None:
+    during(3, lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
+    with pytest.raises(Stopped):
+        finetune(config, ever_better, ignore)
+    kept = (config.work / "history.json").read_bytes()
+    other = replace(config, measured_by="other prompts")
+    with pytest.raises(UserError, match=r"history\.json is of other settings"):
+        finetune(other, ever_better, ignore)
+    assert (config.work / "history.json").read_bytes() == kept
+    finetune(config, ever_better, ignore)
+    with pytest.raises(UserError, match="holds the result of other settings"):
+        finetune(other, ever_better, ignore)
+
+
+def test_what_decides_a_measures_figures_tells_it_from_others(material, tmp_path) -> None:
+    first = BlockEfficiency(targets=(material / "one",), prompts=material / "unseen.jsonl", tell=ignore)
+    same_content = tmp_path / "copy.jsonl"
+    same_content.write_bytes(first.prompts.read_bytes())
+    for alike in ({"prompts": same_content}, {"timeout_s": 9.0}):
+        assert replace(first, **alike).identity == first.identity
+    for other in (
+        {"prompts": material / "prompts.jsonl"}, {"targets": (material / "two",)}, {"draft_tokens": 3},
+        {"max_new_tokens": 9}, {"temperature": 0.5}, {"seed": 1},
+    ):  # fmt: skip
+        assert replace(first, **other).identity != first.identity
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"measures": 3}', '{"measures": [{"step": 2}]}'])
+def test_a_damaged_history_is_told(config, monkeypatch, content) -> None:
+    during(3, lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
+    with pytest.raises(Stopped):
+        finetune(config, ever_better, ignore)
+    path = config.work / "history.json"
+    job = json.loads(path.read_text())["job"]
+    path.write_text(content.replace("{", f'{{"job": "{job}", ', 1) if content.endswith("}") else content)
+    with pytest.raises(UserError, match=r"history\.json is damaged; delete .*training to start afresh$"):
+        finetune(config, ever_better, ignore)
+
+
+def test_a_model_is_not_measured_as_that_of_an_earlier_step(config, monkeypatch) -> None:
+    during(3, lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
+    with pytest.raises(Stopped):
+        finetune(config, ever_better, ignore)
+    (config.work / "history.json").unlink()
+    with pytest.raises(UserError, match="has no measure of step 2 and is at step 3; delete it to start afresh"):
+        finetune(config, ever_better, ignore)
+
+
+def test_a_place_where_another_process_works_is_left_to_it(config) -> None:
+    config.out.mkdir()
+    with locked(config.out), pytest.raises(ConfigError, match="whole is in use by another process"):
+        finetune(config, ever_better, ignore)
+    assert not config.work.exists()
+
+
 def test_lora_gives_an_adapter_that_merged_is_the_model(config, material) -> None:
     whole = replace(config, lora=Lora(rank=2, alpha=4), schedule=replace(config.schedule, peak_rate=1e-2))
     finetune(whole, ever_better, ignore)
@@ -368,7 +425,17 @@ def test_training_raises_the_expected_acceptance(config, divergence) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("answers", ()), ("projection", "suffix"), ("eval_steps", 0), ("texts", ()), ("patience", 0)]
+    ("field", "value"),
+    [
+        ("answers", ()),
+        ("projection", "suffix"),
+        ("eval_steps", 0),
+        ("texts", ()),
+        ("patience", 0),
+        ("width", 0),
+        ("longest", 1),
+        ("text_share", 1.0),
+    ],
 )
 def test_a_setting_out_of_range_is_told(config, field, value) -> None:
     with pytest.raises(ConfigError, match=field if field != "texts" else "text_share is 0.25 without texts"):
@@ -381,7 +448,9 @@ def test_a_setting_out_of_range_is_told(config, field, value) -> None:
 def test_from_raw_text_to_a_bundle_measured_by_decoding(config, material, tmp_path) -> None:
     """The drafter was pre-trained on text; here it is fine-tuned, measured as devices decode, and bundled."""
     targets = (material / "one", material / "two")
-    measure = BlockEfficiency(targets=targets, prompts=material / "unseen.jsonl", max_new_tokens=10, draft_tokens=3)
+    measure = BlockEfficiency(
+        targets=targets, prompts=material / "unseen.jsonl", max_new_tokens=10, draft_tokens=3, tell=ignore
+    )
     record = finetune(replace(config, eval_steps=4, schedule=replace(config.schedule, steps=4)), measure, ignore)
     assert [entry["step"] for entry in record["measures"]] == [0, 4]
     for entry in record["measures"]:
@@ -394,8 +463,34 @@ def test_from_raw_text_to_a_bundle_measured_by_decoding(config, material, tmp_pa
 
 def test_a_measure_that_fails_says_why(material, tmp_path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": 3}\n')
-    measure = BlockEfficiency(targets=(material / "one",), prompts=tmp_path / "bad.jsonl")
+    measure = BlockEfficiency(targets=(material / "one",), prompts=tmp_path / "bad.jsonl", tell=ignore)
     with pytest.raises(FleetdraftError, match=r"exit code 2: .*bad\.jsonl:1: \"prompt\" is int"):
+        measure(material / "drafter")
+
+
+def test_a_text_that_is_not_the_targets_own_is_told_and_the_figures_are_used(material, monkeypatch) -> None:
+    """The law's test takes every outcome for one that chance does not make, and eval ends with exit code 1."""
+    strict = "from fleetdraft.client.evaluation import report; report.ALARM = 1e9; "
+    monkeypatch.setattr(block_efficiency, "_RUN", strict + block_efficiency._RUN)
+    told = list[str]()
+    measure = BlockEfficiency(
+        targets=(material / "one",),
+        prompts=material / "unseen.jsonl",
+        tell=told.append,
+        max_new_tokens=8,
+        temperature=1.0,
+    )
+    assert measure(material / "drafter").keys() == {"one/stories"}
+    assert len(told) == 1
+    assert "does not follow the target's law" in told[0]
+    assert told[0].endswith("; its figures are used")
+
+
+def test_a_measure_that_takes_too_long_is_told_in_a_line(material) -> None:
+    measure = BlockEfficiency(
+        targets=(material / "one",), prompts=material / "unseen.jsonl", tell=ignore, timeout_s=0.01
+    )
+    with pytest.raises(FleetdraftError, match=r"^measuring block efficiency took more than 0\.01 s; the same command"):
         measure(material / "drafter")
 
 

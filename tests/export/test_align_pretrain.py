@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fleetdraft.client.spelling.text import TextCodec
 from fleetdraft.common.errors import ConfigError, TrainingError, UserError
+from fleetdraft.common.folder import locked
 from fleetdraft.export.align import pretrain as module
 from fleetdraft.export.align.documents import SEPARATOR, documents, is_held_out
 from fleetdraft.export.align.errors import Stopped
@@ -132,6 +133,37 @@ def test_a_place_that_holds_something_else_is_left_as_it_is(config, tmp_path) ->
     assert [path.name for path in (tmp_path / "else").iterdir()] == ["keep"]
 
 
+def test_a_place_where_another_process_works_is_left_to_it(config) -> None:
+    config.out.mkdir()
+    with locked(config.out), pytest.raises(ConfigError, match="whole is in use by another process"):
+        pretrain(config, ignore)
+    assert pretrain(config, ignore)["steps"] == 7
+
+
+@pytest.mark.parametrize("damage", [b"garbage", b"", None])
+def test_a_damaged_checkpoint_is_told_and_without_it_the_run_starts_afresh(config, monkeypatch, damage) -> None:
+    during(4, lambda: os.kill(os.getpid(), signal.SIGINT), monkeypatch)
+    with pytest.raises(Stopped):
+        pretrain(config, ignore)
+    checkpoint = config.work / "checkpoint.pt"
+    if damage is None:
+        torch.save({"job": "job"}, checkpoint)
+    else:
+        checkpoint.write_bytes(damage)
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged; delete it to start afresh$"):
+        pretrain(config, ignore)
+    checkpoint.unlink()
+    assert pretrain(config, ignore)["steps"] == 7
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_a_damaged_record_is_told(config, content) -> None:
+    config.out.mkdir()
+    (config.out / "training.json").write_text(content)
+    with pytest.raises(UserError, match=r"training\.json is damaged; delete .*whole or choose another directory$"):
+        pretrain(config, ignore)
+
+
 def test_the_result_is_a_model_with_its_tokenizer(config) -> None:
     record = pretrain(config, ignore)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(config.out), AutoTokenizer.from_pretrained(config.out)
@@ -200,6 +232,28 @@ def test_tokens_of_the_same_job_are_not_made_again(tmp_path) -> None:
     first = packed(STORIES, tokenizer, tmp_path / "tokens", "job", 0.3)["train"].tolist()
     assert packed([], tokenizer, tmp_path / "tokens", "job", 0.3)["train"].tolist() == first
     assert packed(STORIES[:9], tokenizer, tmp_path / "tokens", "other", 0.3)["train"].tolist() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.tokens", b"\1\0"),
+        ("validation.tokens", b""),
+        ("tokens.json", b"[]"),
+        ("tokens.json", b"{"),
+        ("train.tokens", None),
+    ],
+)
+def test_tokens_that_are_damaged_are_made_again(tmp_path, name, content) -> None:
+    write_tokenizer(KINDS["llama3"].train(STORIES, 512), KINDS["llama3"], tmp_path)
+    tokenizer = TextTokenizer.from_directory(tmp_path)
+    first = {part: stream.tolist() for part, stream in packed(STORIES, tokenizer, tmp_path / "t", "job", 0.3).items()}
+    path = tmp_path / "t" / name
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    again = packed(STORIES, tokenizer, tmp_path / "t", "job", 0.3)
+    assert {part: stream.tolist() for part, stream in again.items()} == first
 
 
 # --- documents -----------------------------------------------------------------------------------------------------
@@ -324,6 +378,13 @@ def test_a_log_tells_no_step_twice(tmp_path) -> None:
         log.flush(8, validation=float("nan"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": step, "loss": step - 0.5} for step in (2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"step": "x"}'])
+def test_a_damaged_line_of_a_log_is_told(tmp_path, line) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged; delete it"):
+        MetricsLog(tmp_path, 4)
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="the package tensorboard is not installed")
