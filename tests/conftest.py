@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Tests speak gRPC and start programs, for which Python forks; what gRPC does at a fork ends some of the children.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,10 +21,17 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.wire import device_pb2 as wire
 from fleetdraft.common.wire.device_pb2_grpc import DeviceStub
 
 Code = grpc.StatusCode
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    """Of this file alone: other tests leave their adapters in the drafter that they share."""
+    return Bundle.open(EMBEDDED)
 
 
 @pytest.fixture(scope="module")

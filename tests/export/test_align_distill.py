@@ -284,12 +284,6 @@ def test_a_target_without_all_its_weights_is_refused_instead_of_filled_with_rand
     assert "\n" not in str(caught.value)
 
 
-def distill_on_one_thread(config: DistillConfig) -> None:
-    """As the other tests do: how many threads add decides the last bits."""
-    torch.set_num_threads(1)
-    distill(config, ignore)
-
-
 @pytest.mark.slow
 def test_a_distillation_whose_process_is_killed_ends_with_the_bytes_of_a_whole_one(config, tmp_path) -> None:
     """SIGKILL, in a process of its own, while it answers."""
