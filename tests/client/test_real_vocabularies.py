@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -83,7 +83,8 @@ def test_any_bytes_are_spelled_by_longest_match(codec, name: str, data: bytes) -
 @real
 @on_fixtures
 @given(text=st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs", "Cn"]), max_size=30))
-def test_any_text_is_spelled_by_its_tokens(codec, name: str, text: str) -> None:
+def test_any_text_that_names_no_special_token_is_spelled_by_its_tokens(codec, name: str, text: str) -> None:
+    assume(not any(special in text for special in ("<s>", "</s>", "<unk>", "<|")))
     assert codec(name).vocabulary.spell(codec(name).plain_tokens(text)) == as_read(name, text)
 
 
@@ -197,6 +198,11 @@ def unless_it_has_one(text: str) -> str:
     return text if not text or text.startswith(" ") else " " + text
 
 
+def unless_it_has_one_around_added_tokens(text: str) -> str:
+    """An added token is cut out before ByteLevel sees the text, which then gives each part its own space."""
+    return ADDED.join(map(unless_it_has_one, text.split(ADDED)))
+
+
 def unigram(**options: object) -> Tokenizer:
     pieces = ["<unk>", "▁", "▁a", "a", "b", "ab", "é", "\n", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(
@@ -219,19 +225,22 @@ def gemma() -> Tokenizer:
     return tokenizer
 
 
+ADDED = "<bé>"
+
+
 def byte_level(**options: bool) -> Tokenizer:
     pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa", "ab"]
     tokenizer = Tokenizer(models.BPE({piece: n for n, piece in enumerate(pieces)}, [("Ġ", "a"), ("a", "b")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken("<bé>", normalized=False)])
+    tokenizer.add_tokens([AddedToken(ADDED, normalized=False)])
     return tokenizer
 
 
 KINDS = {
     "unigram with byte pieces": Kind(unigram(byte_fallback=True), unless_it_has_one),
     "BPE with byte pieces, no dummy": Kind(gemma(), str),
-    "byte level with a dummy": Kind(byte_level(add_prefix_space=True), unless_it_has_one),
+    "byte level with a dummy": Kind(byte_level(add_prefix_space=True), unless_it_has_one_around_added_tokens),
     "byte level": Kind(byte_level(add_prefix_space=False), str),
 }
 by_kind = pytest.mark.parametrize("kind", KINDS)
@@ -276,7 +285,7 @@ def test_added_tokens_spell_the_text_that_they_are_found_in(vocabulary, kind: st
     added = KINDS[kind].tokenizer.get_added_tokens_decoder()
     spelled = {entry.content: vocabulary(kind).token_bytes[token] for token, entry in added.items()}
     gemma = {"<unk>": b"", "<eos>": b"", "▁▁": b"  ", "<b>": b"<b>"}
-    assert spelled == (gemma if "no dummy" in kind else {"<bé>": "<bé>".encode()})
+    assert spelled == (gemma if "no dummy" in kind else {ADDED: ADDED.encode()})
 
 
 def test_unigram_without_byte_pieces_has_no_token_for_an_unknown_character(tmp_path: Path) -> None:
