@@ -4,7 +4,8 @@ One pair, one contestant for each fixed length and each controller, in turns pro
 controller first reads the warm-up prompts, which are not counted, and goes on learning from prompt to prompt without
 being told the task. Each is compared with the fixed length that is best on the task, three times:
 
-* ``total``: tokens per second over the task's prompts, the reading of prompts included; median over the passes;
+* ``total``: tokens per second over the task's prompts, the reading of prompts included; median over the passes; and
+  where the middle 95 % of paired bootstrap resamples of the texts have it, from six texts on;
 * ``median``: of the same ratio prompt by prompt, which a few disturbed texts do not move;
 * ``modelled``: tokens per modelled second, where every block takes the usual time of this run (``modelled.py``).
 
@@ -25,6 +26,7 @@ from rich.console import Console
 from ...client.decoding.generation import Generator
 from ...client.decoding.options import Options
 from ...client.decoding.sampling import Sampling
+from ...client.evaluation.bootstrap import LEAST, Interval, Sums, interval, resampled
 from ...client.pacing.controllers import CONTROLLERS, checked_controller
 from ...client.pacing.outcome import BlockCost
 from ...client.pair import Pair
@@ -60,7 +62,8 @@ _HEADINGS = (
 class PaceRow(Row):
     """Tokens per second of one contestant on one task; peer: the best fixed length there.
 
-    over_alone: of the target alone. median_ratio: to the peer's, median over texts. modelled_tokens_per_s: tokens per
+    over_alone: of the target alone. bounds: of the ratio to the peer's, None of too few texts. median_ratio: to the
+    peer's, median over texts. modelled_tokens_per_s: tokens per
     modelled second. modelled_ratio: to the fixed length that is best by this. draft_acceptance_rate: accepted
     proposals. mean_acceptance_length: tokens a block. draft_tokens: drafter tokens drawn a block.
     """
@@ -68,6 +71,7 @@ class PaceRow(Row):
     task: str
     temperature: float
     over_alone: float
+    bounds: Interval | None
     median_ratio: float
     modelled_tokens_per_s: float
     modelled_ratio: float
@@ -145,6 +149,7 @@ def pace_rows(
             task=task,
             temperature=temperature,
             over_alone=result.tokens_per_s / results[ALONE].tokens_per_s,
+            bounds=ratio_bounds(result, results[best]),
             median_ratio=median_ratio(result, results[best]),
             modelled_tokens_per_s=modelled[name],
             modelled_ratio=modelled[name] / best_modelled,
@@ -163,6 +168,21 @@ def median_ratio(result: Result, peer: Result) -> float:
         for laps, others in zip(result.passes, peer.passes, strict=True)
         for own, other in zip(laps, others, strict=True)
     )
+
+
+def ratio_bounds(result: Result, peer: Result, seed: int = 0) -> Interval | None:
+    """Of the ratio of tokens per second on other texts of the same kind; None of too few texts or of itself."""
+    sums = np.hstack([_by_text(result), _by_text(peer)])
+    if result is peer or len(sums) < LEAST:
+        return None
+    tokens, seconds, peer_tokens, peer_seconds = resampled(sums, seed).T
+    return interval(tokens / seconds * peer_seconds / peer_tokens)
+
+
+def _by_text(result: Result) -> Sums:
+    """(texts, 2): tokens and seconds of each text, over all passes."""
+    laps = [[(c.tokens, c.seconds) for c in (lap.generation.counters for lap in laps)] for laps in result.passes]
+    return np.asarray(laps, np.float64).sum(axis=0)
 
 
 def modelled_rates(results: Mapping[str, Result]) -> dict[str, float]:
@@ -194,7 +214,7 @@ def _cells(row: PaceRow) -> tuple[str, ...]:
         row.name,
         f"{row.value:.1f}",
         f"{row.over_alone:.2f}x",
-        f"{row.ratio:.1%}",
+        f"{row.ratio:.1%}" + (f" {row.bounds[0]:.0%}-{row.bounds[1]:.0%}" if row.bounds else ""),
         f"{row.median_ratio:.1%}",
         f"{row.modelled_tokens_per_s:.1f}",
         f"{row.modelled_ratio:.1%}",

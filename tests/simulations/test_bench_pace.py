@@ -45,6 +45,14 @@ def test_one_disturbed_text_does_not_move_the_median() -> None:
     assert pace.median_ratio(result(1.0, 2.0, 60.0), result(1.1, 2.2, 1.0)) == pytest.approx(1.1)
 
 
+def test_the_bounds_hold_the_ratio_and_narrow_with_texts_that_agree() -> None:
+    own, peer = (1.0, 2.0, 1.5, 1.0, 3.0, 1.2), (1.1, 2.2, 1.65, 1.1, 3.3, 1.32)
+    assert pace.ratio_bounds(result(*own), result(*peer)) == pytest.approx((1.1, 1.1))
+    low, high = pace.ratio_bounds(result(*own), result(*reversed(peer)))
+    assert low < 1.1 < high
+    assert pace.ratio_bounds(result(*own[:5]), result(*peer[:5])) is None
+
+
 def test_modelled_speeds_differ_by_blocks_and_not_by_the_clock() -> None:
     """Both write two tokens with the same blocks, one of them on a machine that did something else meanwhile."""
     quick, slow = block(1, 1, 0.010, 0.002), block(1, 1, 0.500, 0.900)
