@@ -92,47 +92,53 @@ class Threshold:
         """There is nothing to learn."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Prices:
+    """What a block takes now, in tokens that would be written meanwhile.
+
+    position: one more position, without the target's part. draft_token: one more drafter token. scoring: the target's
+    call over 1, 2, 3 … tokens, as far as was measured. tokens_per_position: drafter tokens. acceptance: of a proposal
+    of which the head said nothing.
+    """
+
+    position: float
+    draft_token: float
+    scoring: Sequence[float]
+    tokens_per_position: float
+    acceptance: float
+
+
 class CostAware:
     """Our rule."""
 
     def __init__(self) -> None:
         self._timings, self._acceptance = Timings(), Mean()
         self._tokens, self._seconds = Mean(), Mean()
+        self._prices: _Prices | None = None
+        """Until the next block is noted; None before anything is measured."""
 
     def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
-        if not self._measured:
+        if (prices := self._prices) is None:
             return math.inf
-        times, most, tokens = self._timings, -math.inf, 0.0
-        saved = max(0.0, times.position_s - limit * times.draft_token_s)
-        deeper = self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS)
-        for n in range(1, 1 + min(_MOST_AHEAD, max(1, int(left / times.tokens_per_position)))):
+        position, deeper, scoring = prices.position, prices.acceptance, prices.scoring
+        last, most, tokens = len(scoring) - 1, -math.inf, 0.0
+        paid = max(0.0, position - limit * prices.draft_token) + scoring[min(proposed, last)]
+        for n in range(1, 1 + min(_MOST_AHEAD, max(1, int(left / prices.tokens_per_position)))):
             survival *= acceptance if n == 1 else deeper
             tokens += survival
-            seconds = n * times.position_s - saved + self._scoring_s(proposed, n)
-            most = max(most, tokens - self._rate * seconds)
+            gain = tokens + paid - n * position - scoring[min(proposed + n, last)]
+            most = gain if gain > most else most
         return most
 
     def needs_look(self, survival: float, proposed: int) -> bool:
         """What the look may bring: with the usual acceptance, or with one that may be any number from 0 to 1."""
-        if not self._measured:
+        if (prices := self._prices) is None:
             return True
-        look = self._rate * self._timings.draft_token_s
-        cost = self._rate * (self._timings.position_s + self._scoring_s(proposed, 1)) - look
-        usual = survival * self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS) - cost
+        scoring, last = prices.scoring, len(prices.scoring) - 1
+        look = prices.draft_token
+        cost = prices.position + scoring[min(proposed + 1, last)] - scoring[min(proposed, last)] - look
+        usual = survival * prices.acceptance - cost
         return max(usual, max(0.0, survival - cost) ** 2 / (2 * survival)) >= look
-
-    @property
-    def _measured(self) -> bool:
-        return self._timings.drafted and self._seconds.value > 0
-
-    @property
-    def _rate(self) -> float:
-        """Tokens per second."""
-        return self._tokens.value / self._seconds.value
-
-    def _scoring_s(self, proposed: int, more: int) -> float:
-        """The target's, for so many proposals more."""
-        return self._timings.scoring_s(proposed + 1 + more) - self._timings.scoring_s(proposed + 1)
 
     def note(self, outcome: Outcome) -> None:
         cost = outcome.cost
@@ -142,6 +148,18 @@ class CostAware:
         if cost.reading_s > 0:
             self._tokens.add(len(outcome.tokens))
             self._seconds.add_time(cost.seconds)
+        if self._timings.drafted and self._seconds.value > 0:
+            self._prices = self._priced()
+
+    def _priced(self) -> _Prices:
+        times, rate = self._timings, self._tokens.value / self._seconds.value
+        return _Prices(
+            position=rate * times.position_s,
+            draft_token=rate * times.draft_token_s,
+            scoring=[rate * seconds for seconds in times.scoring],
+            tokens_per_position=times.tokens_per_position,
+            acceptance=self._acceptance.toward(_PRIOR, _PRIOR_BLOCKS),
+        )
 
 
 class Head(Protocol):

@@ -91,6 +91,8 @@ class LogisticHead:
         self._variances = np.array([c.state_variance] * width + [c.sureness_variance, c.constant_variance])
         self._weights, self._covariance = np.zeros(width + 2), np.diag(self._variances)
         self._weights[-1] = _PRIOR_LOGIT
+        self._work = np.empty_like(self._covariance)
+        """For what is to be taken from C: a new array of this size would be new pages of memory each time."""
         self.seen = 0
         """Verdicts learned so far."""
         self._pending = deque[tuple[Doubles, float]](maxlen=self._config.pending)
@@ -100,9 +102,10 @@ class LogisticHead:
     def see(self, boundary: Boundary) -> Doubles:
         """float64 (min(hidden size, ``WIDEST``) + 2,): x at a boundary; where the drafter gives no numbers, zeros."""
         state = boundary.hidden.astype(np.float64)  # the square of a large number is no float32
-        if not np.isfinite(state).all():
+        square = float(state @ state)
+        if not math.isfinite(square):
             return np.zeros_like(self._weights)
-        state /= math.sqrt(float(state @ state) / len(state)) or 1.0
+        state /= math.sqrt(square / len(state)) or 1.0
         if len(state) > WIDEST:
             state = state @ _projection(len(state))
         return np.concatenate((state, (_sureness(boundary.row), 1.0)))
@@ -113,7 +116,7 @@ class LogisticHead:
 
     def doubt(self, x: Doubles) -> float:
         """Standard deviation of the logit of that probability."""
-        return math.sqrt(max(0.0, float(x @ self._covariance @ x)))
+        return math.sqrt(max(0.0, float(x @ self._spread(x))))
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -136,18 +139,24 @@ class LogisticHead:
     def _learn(self, x: Doubles, label: float) -> float:
         p = self(x)
         s = max(p * (1 - p), _SUREST)
-        spread = self._covariance @ x
+        spread = self._spread(x)
         gain = spread / (1 / s + float(x @ spread))
         self._weights += gain * ((label - p) / s)
-        self._covariance -= np.outer(gain, spread)
+        self._covariance -= np.multiply.outer(gain, spread, out=self._work)
         self.seen += 1
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
+
+    def _spread(self, x: Doubles) -> Doubles:
+        """C x without BLAS, whose threads would go on spinning for a while, on the cores that the target needs next."""
+        spread: Doubles = np.einsum("ij,j->i", self._covariance, x)
+        return spread
 
     def _relax(self, share: float) -> None:
         """Mean and covariance; the latter symmetric again, too: rounding would make it grow apart."""
         self._weights *= 1 - share
         self._weights[-1] += share * _PRIOR_LOGIT
-        self._covariance = (1 - share) / 2 * (self._covariance + self._covariance.T)
+        np.add(self._covariance, self._covariance.T, out=self._work)
+        np.multiply(self._work, (1 - share) / 2, out=self._covariance)
         self._covariance[np.diag_indices(len(self._variances))] += share * self._variances
 
     # --- state ------------------------------------------------------------------------------------------------

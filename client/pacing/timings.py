@@ -1,5 +1,7 @@
 """What drafting and scoring take on this device, by what was measured lately. It knows no acceptance."""
 
+from itertools import accumulate, pairwise
+
 from .means import Line, Mean
 from .outcome import BlockCost
 
@@ -10,11 +12,14 @@ class Timings:
     def __init__(self) -> None:
         self._scoring: dict[int, Mean] = {}
         """Of the target's call by the number of tokens it scored."""
+        self._table: list[float] = []
+        """``scoring``; empty until it is asked for."""
         self._drafting, self._tokens_per_position, self._reading = Line(), Mean(), Mean()
 
     def note(self, block: BlockCost) -> None:
         """Takes a block in."""
         self._scoring.setdefault(block.proposed + 1, Mean()).add_time(block.target_s)
+        self._table = []
         if block.reading_s > 0:
             self._reading.add_time(block.reading_s)
         if block.proposed:
@@ -45,16 +50,29 @@ class Timings:
         """One more position, without the target's part."""
         return self._drafting.slope * self.tokens_per_position
 
-    def scoring_s(self, tokens: float) -> float:
-        """The target's call over so many tokens: between the measured numbers, or the nearest one's; at first 0.
+    @property
+    def scoring(self) -> list[float]:
+        """Seconds of the target's call over 1, 2, 3 … tokens, as far as was measured; nothing at first.
 
-        Never less than for fewer tokens: means of few blocks are noisy.
+        Between the measured numbers a line; never less than for fewer tokens: means of few blocks are noisy.
         """
-        known = sorted(self._scoring)
-        below = max((self._scoring[k].value for k in known if k <= tokens), default=None)
-        above = next((k for k in known if k > tokens), None)
-        if above is None or below is None:
-            return below if below is not None else self._scoring[known[0]].value if known else 0.0
-        nearest = max(k for k in known if k <= tokens)
-        share = (tokens - nearest) / (above - nearest)
-        return (1 - share) * below + share * max(below, self._scoring[above].value)
+        if self._scoring and not self._table:
+            known = sorted(self._scoring)
+            least = list(accumulate((self._scoring[n].value for n in known), max))
+            self._table = [least[0]] * known[0]
+            for (below, shorter), (above, longer) in pairwise(zip(known, least, strict=True)):
+                step = (longer - shorter) / (above - below)
+                self._table += [shorter + step * more for more in range(1, above - below + 1)]
+        return self._table
+
+    def scoring_s(self, tokens: float) -> float:
+        """The target's call over so many tokens, one or more, also between two numbers; beyond ``scoring`` as its last.
+
+        At first 0.
+        """
+        if not (table := self.scoring):
+            return 0.0
+        below, last = int(tokens - 1), len(table) - 1
+        if below >= last:
+            return table[last]
+        return table[below] + (tokens - 1 - below) * (table[below + 1] - table[below])
