@@ -70,7 +70,7 @@ def document(findings: Findings) -> Document:
             _positions(rows),
             _exactness(rows),
             _memory(rows),
-            _settings(findings.settings),
+            _settings(findings),
         ],
     )
 
@@ -231,9 +231,14 @@ def _memory(rows: Sequence[Row]) -> Part:
     )
 
 
-def _settings(settings: Mapping[str, Any]) -> Part:
-    flat = {name: value for name, value in settings.items() if name != "methods"}
-    methods = [(f"method {each['name']}", _listed(each, "name")) for each in settings["methods"]]
+def _settings(findings: Findings) -> Part:
+    """The adapters' digests stand with their methods, as far as tells them apart."""
+    settings = findings.settings
+    flat = {name: value for name, value in settings.items() if name not in ("methods", "adapters")}
+    methods = [
+        (f"method {each['name']}", f"{_listed(each, 'name')}, adapter digest {_adapters(findings, each['name'])}")
+        for each in settings["methods"]
+    ]
     return Part(
         title="Settings",
         hint="What to set to see these figures again.",
@@ -241,6 +246,11 @@ def _settings(settings: Mapping[str, Any]) -> Part:
         rows=[*((name, _plain(value)) for name, value in flat.items()), *methods],
         text_columns=2,
     )
+
+
+def _adapters(findings: Findings, method: str) -> str:
+    places = [row.method.place(row.target, row.task) for row in findings.rows if row.method.name == method]
+    return ", ".join(dict.fromkeys(findings.settings["adapters"][place][:16] for place in places))
 
 
 def _plain(value: object) -> str:
