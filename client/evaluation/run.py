@@ -12,7 +12,7 @@ from typing import Any
 
 from ...common.errors import ConfigError, UserError
 from ...common.files import read_json, sha256_file, write_json
-from ...common.folder import claim, locked
+from ...common.folder import claim, locked, withdraw
 from ..bundle import Bundle
 from ..prompts import check_lengths
 from ..runtimes.target_runtimes import ONNX, check_installed, runtime_name
@@ -96,10 +96,16 @@ class EvaluationRun:
           All rows: target after target, in each the temperatures, in each the tasks, in each the methods.
 
         Raises:
-          UserError: a prompt is too long for a target, or another process is at work in the folder.
+          UserError: a target cannot be opened, a prompt is too long for it, or another process is at work in the
+            folder. Where nothing is kept by then, the folder is free for another run.
         """
         with locked(self.folder) if self.folder is not None else nullcontext():
-            return [row for target in self.evaluation.targets for row in self._of_target(target, advance)]
+            try:
+                return [row for target in self.evaluation.targets for row in self._of_target(target, advance)]
+            except UserError:
+                if self.folder is not None and not (self.folder / CELLS).exists():
+                    withdraw(self.folder, ASKED)
+                raise
 
     def _of_target(self, target: str | None, advance: Advance) -> Iterator[Row]:
         asked, name = self.evaluation, self._name(target)

@@ -427,6 +427,18 @@ def test_bad_input_exits_2_with_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_target_that_its_runtime_cannot_open_leaves_the_folder_free(
+    tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the runtime can tell, and only by opening it, which is when the folder is claimed."""
+    (tmp_path / "none").mkdir()
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
+    assert main([*words, "--target", str(tmp_path / "none"), "--target-runtime", "transformers"]) == 2
+    assert "none cannot be opened by transformers" in capsys.readouterr().err
+    assert not list((tmp_path / "o").iterdir())
+    assert main(words) == 0
+
+
 def test_an_adapter_of_another_drafter_is_refused_before_anything_is_measured(
     tmp_path: Path, prompts_file: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
