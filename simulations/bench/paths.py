@@ -254,7 +254,7 @@ class Experiment:
 
     def rows(self, temperature: float, folder: Path) -> list[PathsRow]:
         """Compares all ways at one temperature; ``folder`` is for files of n-grams."""
-        options = replace(self.options, sampling=Sampling(temperature=temperature))
+        options = replace(self.options, sampling=replace(self.options.sampling, temperature=temperature))
         total = len(self.prompts) + 1 + self.passes * len(self.measured)
         with progress(f"temperature {temperature:g}", total) as advance:
             alone = list[Generation]()
@@ -307,7 +307,8 @@ class Experiment:
         checks = GreedyCheck()
         for prompt, alone, lap in zip(self.measured, own, result.passes[0], strict=True):
             tokens = self.pair.target_codec.prompt_tokens(prompt)
-            checks += compare_greedy(self.pair.target, tokens, alone, lap.generation)
+            processors = self.options.logits_processors
+            checks += compare_greedy(self.pair.target, tokens, alone, lap.generation, processors)
         return checks
 
 
