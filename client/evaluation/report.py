@@ -130,10 +130,10 @@ def _pair(row: Row | None) -> str:
 
 def _acceptance(rows: Sequence[Row]) -> Part:
     return Part(
-        title="Acceptance and block efficiency",
-        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), "
-        "with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × "
-        "calls), c being the bytes of the drafter's weights over those of the target's.",
+        title="Acceptance and mean acceptance length",
+        hint="Acceptance rate and mean acceptance length τ (tokens emitted per call of the target, the reading of the "
+        "prompt aside), with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: "
+        "τ / (1 + c × calls), c being the bytes of the drafter's weights over those of the target's.",
         columns=(*_PLACE, "prompts", "acceptance", "95 %", "τ", "95 %", "calls", "MBSU"),
         rows=[
             (
@@ -141,8 +141,8 @@ def _acceptance(rows: Sequence[Row]) -> Part:
                 str(len(row.by_prompt)),
                 f"{row.figure('draft_acceptance_rate'):.3f}",
                 span(row.intervals["draft_acceptance_rate"], ".3f"),
-                f"{row.figure('block_efficiency'):.2f}",
-                span(row.intervals["block_efficiency"], ".2f"),
+                f"{row.figure('mean_acceptance_length'):.2f}",
+                span(row.intervals["mean_acceptance_length"], ".2f"),
                 f"{row.gamma:.2f}",
                 _UNKNOWN if row.mbsu is None else f"{row.mbsu:.2f}",
             )

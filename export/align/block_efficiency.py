@@ -112,7 +112,7 @@ class BlockEfficiency:
             build_bundle(drafter, self.targets, bundle, BundleRecipe(rank=1, alpha=1.0))
             self._evaluate(bundle, found)
             rows: list[dict[str, Any]] = read_json(found)["results"]
-        return {f"{row['target']}/{row['task']}": float(row["block_efficiency"]) for row in rows}
+        return {f"{row['target']}/{row['task']}": float(row["mean_acceptance_length"]) for row in rows}
 
     def _evaluate(self, bundle: Path, found: Path) -> None:
         targets = [word for target in self.targets for word in ("--target", str(target.resolve()))]

@@ -356,7 +356,9 @@ def result(key: str, accepted: int, *, parameters: int = 100, **facts: Any) -> A
     targets = {
         name: TargetFacts(
             tasks={
-                task: DraftCounters(prompts=1, blocks=50, drafted=100, accepted=accepted // share)
+                task: DraftCounters(
+                    tokens=50 + accepted // share, target_calls=50, blocks=50, drafted=100, accepted=accepted // share
+                )
                 for task in ("foxes", "hens")
             },
             parameters=1000 * share,
