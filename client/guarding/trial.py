@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import comb
 from typing import Any
 
+from ...common.metrics import DraftCounters
 from ..pacing.outcome import Outcome
 
 
@@ -55,11 +56,12 @@ class Tally:
         return self.accepted / self.judged if self.judged else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Counts with the figures made from them."""
+        """Counts with the figures made from them; every block is a call of the target."""
+        counters = DraftCounters(tokens=self.tokens, target_calls=self.blocks, seconds=self.seconds)
         figures = {
             "acceptance": self.acceptance,
-            "mean_acceptance_length": self.tokens / self.blocks if self.blocks else 0.0,
-            "tokens_per_s": self.tokens / self.seconds if self.seconds else 0.0,
+            "mean_acceptance_length": counters.mean_acceptance_length,
+            "tokens_per_s": counters.tokens_per_s,
         }
         return {"blocks": self.blocks, "judged": self.judged, "accepted": self.accepted} | figures
 
