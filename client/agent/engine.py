@@ -86,7 +86,7 @@ class Engine:
         """
         began = self._clock()
         target = self.targets.named(request.target, remote is not None)
-        account = Account(target.pair.target_codec, request.options)
+        account = Account(target.pair.target_codec, request.options, request.blocks)
         if remote is not None:
             account.give_up = call.cancel
         with self.admission.admit(call):
