@@ -81,8 +81,8 @@ class Permitted:
 
     @property
     def due(self) -> bool:
-        """Whether there is work that may be done."""
-        return self.may_train() and self.learner.due
+        """Whether there is work that may be done; where there is none, nobody is asked, which may read sensors."""
+        return self.learner.due and self.may_train()
 
     def steps(self) -> Iterator[None]:
         """As the learner's, as far as they may go."""

@@ -198,13 +198,13 @@ class OnlinePair:
             try:
                 yield text
                 read = True
-            except GeneratorExit:
+            except (GeneratorExit, FleetdraftError):  # left between two blocks; or the target failed, in the next one
                 read = True
                 raise
             finally:
                 with self._lock:
                     if text.writing is not None and not self._closed:
-                        # Broken off within a block, or by another text, it may be no whole lesson.
+                        # Interrupted anywhere, or by another text, it may be no whole lesson.
                         self._end_text(text, text.writing if read and lane.newest is text else None)
 
     def _end_text(self, text: Recording, lesson: Writing | None) -> None:

@@ -1,6 +1,7 @@
 """The agent's texts over its socket: those of the library, several at once, each ended when nobody waits for it."""
 
 import json
+import queue
 import shutil
 import threading
 from collections.abc import Iterator
@@ -304,6 +305,31 @@ def test_others_are_written_while_a_program_thinks(stub: DeviceStub) -> None:
         list(call)
     assert error.value.code() is Code.CANCELLED
     assert "stopped answering" in error.value.details()
+
+
+def test_a_program_that_goes_in_the_middle_of_a_block_has_taught_what_was_accepted_before(
+    bundle: Bundle, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    target, answers, tokens = bundle.pair("spm").target, queue.SimpleQueue[wire.FeedbackRequest](), list[int]()
+    begin = wire.FeedbackBegin(target="spm", prompt=prompts[0].text, context_limit=256, token_events=True)
+    with asked(device(tmp_path / "d")) as (agent, stub):
+        answers.put(wire.FeedbackRequest(begin=begin))
+        call = stub.Feedback(iter(answers.get, None), timeout=60)
+        for event in call:
+            tokens += event.tokens.token_ids
+            if event.WhichOneof("what") == "score":
+                if len(tokens) > 4:
+                    break
+                target.rewind(event.score.keep)
+                rows = target.score(list(event.score.token_ids), event.score.rows)
+                answers.put(
+                    wire.FeedbackRequest(scores=wire.Scores(logits=np.ascontiguousarray(rows, "<f4").tobytes()))
+                )
+        call.cancel()
+        until(lambda: agent.engine.admission.active == 0)
+        (lesson,), pair = agent.engine._learning.learner.lessons.values(), agent.targets.first.pair
+        prompt = pair.target_codec.prompt_tokens(prompts[0].text)
+        assert lesson.tokens.tolist() == pair.spelling.context([*prompt, *tokens])
 
 
 def scores(size: int, value: float = 0.0) -> bytes:
