@@ -111,7 +111,6 @@ class Agent:
 
         Raises:
           FingerprintError, ModelError: it is for another drafter, or not what its head says.
-          Full: a text that teaches does not end soon.
         """
         rebased = self.engine.take_release(self._adapter(head, data))
         if rebased is None:
