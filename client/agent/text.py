@@ -75,6 +75,7 @@ class Account:
         self._utf8, self._stop = Utf8Stream(), StopStrings(self.options.stop)
         self._last = -1
         self._count, self._tokens, self._drafted, self._accepted, self._draft_tokens, self._seconds = 0, 0, 0, 0, 0, 0.0
+        self._drafter_calls = 0
 
     def observe(self, outcome: Outcome) -> None:
         """See ``Witness.observe``."""
@@ -84,6 +85,7 @@ class Account:
         self._drafted += len(outcome.proposed)
         self._accepted += outcome.accepted
         self._draft_tokens += outcome.cost.draft_tokens
+        self._drafter_calls += outcome.cost.drafter_calls
         self._seconds += outcome.cost.seconds
         if self.keeps:
             self.blocks.append(Block(outcome.tokens, len(outcome.proposed), outcome.accepted))
@@ -113,6 +115,7 @@ class Account:
             drafted=self._drafted,
             accepted=self._accepted,
             draft_tokens=self._draft_tokens,
+            drafter_calls=self._drafter_calls,
             seconds=self._seconds,
         )
 
