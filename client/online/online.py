@@ -50,7 +50,7 @@ from .fleet_adapter import FleetAdapter, InForce, plain
 from .keeper import Keeper, PairParts
 from .lane import Lane
 from .notices import Notices
-from .recording import RecordedLearner, Recording
+from .recording import Recording
 
 T = TypeVar("T")
 
@@ -451,8 +451,8 @@ class OnlinePair:
 
     # --- parts, as far as they came before --------------------------------------------------------------------
 
-    def _made_learner(self, personal: LoraAdapter) -> RecordedLearner:
-        return RecordedLearner(
+    def _made_learner(self, personal: LoraAdapter) -> OnlineLearner:
+        return OnlineLearner(
             step=StepBeside(self.pair.train_step(), lambda: self._fleet.shared),
             writer=self._writer,
             adapter=personal,

@@ -6,7 +6,6 @@ It knows no models. Who writes the text tells it block by block; when the text e
 from collections.abc import Callable, Sequence
 
 from ..decoding.emission import emissions
-from ..learning.learner import OnlineLearner
 from ..learning.lesson_writer import LessonWriter, Writing
 from ..pacing.outcome import Outcome
 from .lane import Lane
@@ -41,12 +40,3 @@ class Recording:
             self.writing = self._writer.begin(self._prompt, self._limit)
         self.writing.add(emissions(outcome), outcome.rows)
         self._then(self, outcome)
-
-
-class RecordedLearner(OnlineLearner):
-    """An online learner of texts that are recorded apart from it, any number of them at once."""
-
-    def take(self, writing: Writing) -> None:
-        """As ``end``, of a text recorded elsewhere; one call at a time."""
-        self._writing = writing
-        self.end()
