@@ -31,7 +31,7 @@ from fleetdraft.server.sync_rounds import task_of
 from fleetdraft.simulations.bench.agent_child import written
 from fleetdraft.simulations.stand_in import PROMOTED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 AGENTS = {"xml": "spm", "logging": "bpe1"}
 PHONES = {"email": "bpe3", "turtle": "bpe1"}
