@@ -93,7 +93,7 @@ class Deployment:
 
     def consent(self, name: str) -> None:
         """Waits until a device's agent serves, and opts in for its user."""
-        until("the agent serves", lambda: self._serves(name), 90)
+        until("the agent serves", lambda: self._serves(name), PATIENT_S)
         assert main(["agent", "participate", str(self.folder / name), "in"]) == 0
 
     def status(self, name: str) -> wire.StatusReply:
@@ -155,7 +155,7 @@ class Deployment:
             assert started.poll() is None, self.log("server")
             return self.log("server").count("devices may join") > seen
 
-        until("the SuperLink is ready", ready, 90)
+        until("the SuperLink is ready", ready, PATIENT_S)
 
     def start_node(self, name: str, wait_s: int = PATIENT_S) -> None:
         self.start(name, "node", "start", str(self.folder / name / "device.toml"), "--wait", str(wait_s))

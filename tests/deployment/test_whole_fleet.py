@@ -152,11 +152,16 @@ def play(fleet: Deployment) -> None:
             for prompt in prompts[name][first : first + TEXTS]:
                 write_text(fleet, name, prompt.text)
 
+    def ended() -> bool:
+        for name, process in fleet.processes.items():
+            assert process is run or process.poll() is None, fleet.log(name)
+        return run.poll() is not None
+
     write_texts(0)
     run = fleet.start_run()
-    until("a round is done", lambda: fleet.events("round") or run.poll() is not None, PATIENT_S)
+    until("a round is done", lambda: ended() or fleet.events("round"), 2 * PATIENT_S)
     write_texts(TEXTS)
-    until("the run ends", lambda: run.poll() is not None, PATIENT_S)
+    until("the run ends", ended, 2 * PATIENT_S)
     assert run.returncode == 0, fleet.log("run")
 
 
