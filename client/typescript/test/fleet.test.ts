@@ -148,7 +148,7 @@ test("a chunk that is not where the one before ended is refused", async () => {
   await assert.rejects(phone().turn(), /a chunk of release 3 is at 4, expected 0/u);
 });
 
-test("a release whose content is another adapter than its digest says is not put in force, and fetched anew", async () => {
+test("a release that is another adapter than its digest says is not put in force, and fetched anew", async () => {
   const { folder, gateway, phone } = home();
   gateway.promoted = { ...gateway.head, digest: "a".repeat(64) };
   for (const fetches of [[0], [0, 0]]) {
@@ -162,7 +162,7 @@ for (const [what, content] of [
   ["cut short", (whole: Buffer) => whole.subarray(0, whole.byteLength / 2)],
   ["emptied", () => Buffer.alloc(0)],
   ["overwritten", (whole: Buffer) => Buffer.alloc(whole.byteLength, 0xff)],
-  ["changed in one number", (whole: Buffer) => (whole.writeUInt8(whole.readUInt8(whole.byteLength - 2) ^ 1, whole.byteLength - 2), whole)],
+  ["changed in its last number", (whole: Buffer) => (whole.writeUInt8(9, whole.byteLength - 2), whole)],
 ] as const) {
   test(`a kept release that was ${what} is fetched anew, in force or at work`, async () => {
     const { folder, gateway, phone } = home();

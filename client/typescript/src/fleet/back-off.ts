@@ -39,7 +39,7 @@ export async function again<Reply>(
   }
 }
 
-/** Seconds before the try after the `attempt`-th: half to one and a half of first · 2^(attempt − 1), or of an hour. */
+/** Seconds before the next try after `attempt` of them: half to one and a half of first · 2^(attempt − 1), or an hour. */
 export function waitS(attempt: number, { firstS }: BackOff, chance: number): number {
   return Math.min(LONGEST_S, firstS * 2 ** (attempt - 1)) * (0.5 + chance);
 }
