@@ -5,6 +5,7 @@ The reference for implementations in other languages; docs/device-protocol.md sa
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from ..common.content import Shapes, digest, from_content, to_content
+from ..common.content import digest, from_content, to_content
 from ..common.errors import ConfigError, FleetError
 from ..common.fleet_wire import (
     CHUNK_BYTES,
@@ -29,6 +30,8 @@ from ..common.messages import EvaluateTask, Release, TrainTask, Update
 from ..common.wire import fleet_pb2 as wire
 from ..common.wire import fleet_pb2_grpc as stubs
 from .device import Device
+from .fleet_terms import check_head, check_task, come_back_s, is_loopback
+from .pending_update import PendingUpdate
 
 #: What may be gone at the next try.
 _TRANSIENT = (
@@ -39,10 +42,16 @@ _TRANSIENT = (
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.INTERNAL,
 )
+#: What says that an update is awaited no more, or can never be right.
+_GONE = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
 
 
-class _Gone(FleetError):
-    """What was asked for is there no more; the phone checks in anew."""
+class Refused(FleetError):
+    """A call that failed, with the gateway's status; trying again did not help."""
+
+    def __init__(self, code: grpc.StatusCode, details: str | None) -> None:
+        super().__init__(f"the gateway: {code.name}: {details}")
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +73,16 @@ class PhoneConfig:
     """Before the second try; each further wait is twice as long, and jittered."""
     call_s: float = 300.0
     """For one call, an upload or download included."""
+    layout: str = ""
+    """Fingerprint of its bundle's adapter layout; empty, for a device without a bundle: any that fits the rest."""
+    most_bytes: int = 1 << 28
+    """Of a release's content, which is fetched into memory."""
 
     def __post_init__(self) -> None:
         if self.tries < 1 or not self.first_wait_s > 0:
             raise ConfigError(f"tries is {self.tries} and first_wait_s {self.first_wait_s:g}, expected both positive")
+        if self.most_bytes < 1:
+            raise ConfigError(f"most_bytes is {self.most_bytes}, expected a number > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +102,38 @@ class Phone:
 
     Guarantees:
       - An upload that broke goes on where the gateway has it; the same update is sent however often it is retried.
-      - What was fetched is used only if it is what the gateway's digests say.
+      - A trained update is kept until it is answered, is told to be gone or its deadline is over; nothing else is
+        trained before.
+      - Nothing is fetched but what fits this device, no more bytes than that has, and what was fetched is used only if
+        it is what the gateway's digests say.
       - What is promoted is in force from the visit on that tells of it.
 
     Args:
       chance: uniform in [0, 1), for the jitter of waits.
+      kept: where an update that is not answered outlives the process; none: it ends with it.
+      clock: in seconds since 1970.
     """
 
     def __init__(
-        self, channel: grpc.aio.Channel, config: PhoneConfig, device: Device, chance: Callable[[], float]
+        self,
+        channel: grpc.aio.Channel,
+        config: PhoneConfig,
+        device: Device,
+        chance: Callable[[], float],
+        *,
+        kept: Path | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.stub: Any = stubs.FleetStub(channel)
         self.config = config
         self._device = device
-        self._chance = chance
+        self._chance, self._clock = chance, clock
         self.in_force: Release | None = None
         """What to draft with; none before anything was promoted."""
         self._release: Release | None = None
         """What was fetched last."""
+        self._kept = kept
+        self._pending = PendingUpdate.read(kept) if kept else None
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -112,27 +141,38 @@ class Phone:
         return (("authorization", f"Bearer {self.config.token}"),)
 
     async def visit(self, eligible: bool = True) -> Visit:
-        """Checks in, puts in force what is promoted, and does what there is to do.
+        """Sends the update that waits, or checks in, puts in force what is promoted, and does what there is to do.
+
+        Args:
+          eligible: may train and send now; if not, the task is given back, and its update forgotten.
 
         Raises:
-          FleetError: the gateway refused, or could not be reached in ``tries``.
+          FleetError: the gateway refused, asked for what this device cannot do, or could not be reached in ``tries``.
         """
         try:
             return await self._visit(eligible)
-        except _Gone as error:
-            return Visit(come_back_s=self.config.first_wait_s, why=str(error))
+        except Refused as error:
+            if error.code != grpc.StatusCode.NOT_FOUND:
+                raise
+            return Visit(come_back_s=self.config.first_wait_s, why=str(error))  # what was asked for is there no more
 
     async def _visit(self, eligible: bool) -> Visit:
+        if self._pending is not None and eligible and self._clock() < self._pending.until:
+            return _answer(await self._answered(self._pending, again=True))
+        self._keep(None)
         reply = await self.check_in(eligible)
         if reply.HasField("promoted") and reply.promoted.base == self.config.base:  # else WRONG_BASE says why
             self.in_force = await self.fetch(reply.promoted)
         if not reply.HasField("task"):
             why = wire.ComeBack.Reason.Name(reply.come_back.reason)
-            return Visit(come_back_s=reply.come_back.after_s, why=why)
+            return Visit(come_back_s=come_back_s(reply.come_back.after_s, self.config.first_wait_s), why=why)
         task = reply.task
+        check_task(task)
+        if task.deadline_s <= 0:
+            return Visit(come_back_s=self.config.first_wait_s, why=f"task {task.id} is over")
         release = await self.fetch(task.release)
         answer = await (self.train(task, release) if task.kind == wire.Task.TRAIN else self.measure(task, release))
-        return Visit(outcome=wire.UploadReply.Outcome.Name(answer.outcome), reason=answer.reason)
+        return _answer(answer)
 
     async def check_in(self, eligible: bool = True) -> wire.CheckInReply:
         """A task, or when to come back."""
@@ -155,7 +195,8 @@ class Phone:
         return self._release
 
     async def train(self, task: wire.Task, release: Release) -> wire.UploadReply:
-        """Trains and uploads the update."""
+        """Trains, keeps the update and uploads it."""
+        until = self._clock() + task.deadline_s
         asked = TrainTask(
             round=task.round,
             seed=task.seed,
@@ -165,7 +206,9 @@ class Phone:
         )
         update = await asyncio.to_thread(self._device.train, asked, release)
         content = to_content(update.delta, shapes_of(release.adapter.layout, task.factors))
-        return await self.upload(upload_head(task, update, content), content)
+        pending = PendingUpdate(upload_head(task, update, content), content, until)
+        self._keep(pending)
+        return await self._answered(pending)
 
     async def measure(self, task: wire.Task, release: Release) -> wire.ReportReply:
         """Evaluates and reports."""
@@ -189,9 +232,26 @@ class Phone:
 
         return await self._tried(once)
 
+    async def _answered(self, pending: PendingUpdate, again: bool = False) -> wire.UploadReply:
+        """The answer to an update, which is kept until it has come."""
+        try:
+            answer = await self.upload(pending.head, pending.content, again)
+        except Refused as error:
+            if error.code in _GONE:
+                self._keep(None)
+            raise
+        self._keep(None)
+        return answer
+
+    def _keep(self, pending: PendingUpdate | None) -> None:
+        self._pending = pending
+        if self._kept is not None and pending is not None:
+            pending.write(self._kept)
+        elif self._kept is not None:
+            self._kept.unlink(missing_ok=True)
+
     async def _fetched(self, head: wire.ReleaseHead) -> Release:
-        if head.base != self.config.base:
-            raise FleetError(f"the release is for the drafter {head.base[:12]}…, this is {self.config.base[:12]}…")
+        check_head(head, self.config.base, self.config.layout, self.config.most_bytes)
         data = bytearray()
 
         async def once() -> bytes:
@@ -212,11 +272,14 @@ class Phone:
                 return await call()
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _TRANSIENT or not left:
-                    kind = _Gone if error.code() == grpc.StatusCode.NOT_FOUND else FleetError
-                    raise kind(f"the gateway: {error.code().name}: {error.details()}") from error
+                    raise Refused(error.code(), error.details()) from error
             await asyncio.sleep(wait_s * (0.5 + self._chance()))
             wait_s *= 2
         raise AssertionError("the last try raises")
+
+
+def _answer(answer: wire.UploadReply | wire.ReportReply) -> Visit:
+    return Visit(outcome=wire.UploadReply.Outcome.Name(answer.outcome), reason=answer.reason)
 
 
 def upload_head(task: wire.Task, update: Update, content: bytes) -> wire.UploadHead:
@@ -252,16 +315,21 @@ def release_of(head: wire.ReleaseHead, content: bytes) -> Release:
     if digest(content) != head.content_sha256:
         raise FleetError("the release's content does not match its SHA-256")
     layout = layout_of(head)
-    shapes: Shapes = layout.shapes
-    adapter = LoraAdapter(layout=layout, arrays=from_content(content, shapes))
+    adapter = LoraAdapter(layout=layout, arrays=from_content(content, layout.shapes))
     if adapter.digest != head.digest or layout.fingerprint != head.layout_fingerprint:
         raise FleetError("the release does not match its digest, or its layout its fingerprint")
     return Release(number=head.number, adapter=adapter, base=head.base)
 
 
 def open_channel(address: str, authority: Path | None) -> grpc.aio.Channel:
-    """A channel to the gateway at ``address``; without ``authority`` a plain one, for a loopback only."""
+    """A channel to the gateway at ``address``; without ``authority`` a plain one.
+
+    Raises:
+      ConfigError: a plain one to another machine, which everybody between could read the token from.
+    """
     options = (("grpc.max_receive_message_length", MESSAGE_BYTES), ("grpc.use_local_subchannel_pool", 1))
     if authority is None:
-        return grpc.aio.insecure_channel(address, options)
+        if not is_loopback(address):
+            raise ConfigError(f"no authority for {address[:80]}, expected one but for this machine; a token needs TLS")
+        return grpc.aio.insecure_channel(address, (*options, ("grpc.enable_http_proxy", 0)))
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(authority.read_bytes()), options)

@@ -31,7 +31,7 @@ class FleetStub:
     right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
     RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
     more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
-    taken this upload over), UNAVAILABLE (try again later with back-off).
+    taken this upload over), UNAVAILABLE and INTERNAL (the gateway is away, or failed: try again later with back-off).
     """
 
     def __init__(self, channel):
@@ -73,12 +73,12 @@ class FleetServicer:
     right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
     RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
     more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
-    taken this upload over), UNAVAILABLE (try again later with back-off).
+    taken this upload over), UNAVAILABLE and INTERNAL (the gateway is away, or failed: try again later with back-off).
     """
 
     def CheckIn(self, request, context):
         """Asks for something to do. The answer is a task, or when to come back. A device that has an open task is given that
-        one again; if it is not eligible any more, the task is taken back.
+        one again while its deadline lasts; if it is not eligible any more, the task is taken back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -154,7 +154,7 @@ class Fleet:
     right), OUT_OF_RANGE (an offset that is not the next: ask UploadState), FAILED_PRECONDITION (another protocol),
     RESOURCE_EXHAUSTED (too large or too often: wait), NOT_FOUND (no such task of this device, or no such release any
     more: check in again), DEADLINE_EXCEEDED (too slow: what has arrived is kept, go on there), ABORTED (another call has
-    taken this upload over), UNAVAILABLE (try again later with back-off).
+    taken this upload over), UNAVAILABLE and INTERNAL (the gateway is away, or failed: try again later with back-off).
     """
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { createServer, type AddressInfo } from "node:net";
 import { after, before, test } from "node:test";
 
 import * as grpc from "@grpc/grpc-js";
@@ -29,8 +30,13 @@ const HANDLERS: FleetHandlers = {
   },
   Report: (call, done) => void answer(call, done, () => table.report(call.request)),
   FetchRelease: (call) => void stream(call, table.fetchRelease(call.request.digest, call.request.offset)),
-  Upload: (call, done) => void collected(call).then((chunks) => answer(call, done, () => table.upload(chunks))),
+  Upload: (call, done) => {
+    if (atOnce) void call.once("data", () => done(null, { outcome: "LATE", reason: "" }));
+    else void collected(call).then((chunks) => answer(call, done, () => table.upload(chunks)));
+  },
 };
+/** Whether an upload is answered by its head. */
+let atOnce = false;
 
 const server = new grpc.Server();
 let client: GrpcGateway;
@@ -61,6 +67,34 @@ test("a task over gRPC: fetched, trained, cut, sent, counted once", async () => 
   assert.equal(update!.content.byteLength, table.content.byteLength);
   assert.equal(update!.head.weight, 12);
   assert.equal(update!.head.training?.steps, 1);
+});
+
+test("an upload that is answered before all is sent is answered", async () => {
+  table = new TableGateway(table.release, BUNDLE.base);
+  table.tasks = [table.task()];
+  atOnce = true;
+  const turn = await phone(client).turn();
+  atOnce = false;
+  assert.deepEqual(turn, { kind: "answered", taskId: "task-1", outcome: "LATE", reason: "" });
+});
+
+test("a token in plain text goes through no proxy", async () => {
+  const proxy = createServer((socket) => socket.destroy()).listen(0, "127.0.0.1");
+  await once(proxy, "listening");
+  let connections = 0;
+  proxy.on("connection", () => (connections += 1));
+  process.env["grpc_proxy"] = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const { gateway } = client["address"];
+  const beside = new GrpcGateway({ gateway, token: TOKEN, plaintext: true });
+  table = new TableGateway(table.release, BUNDLE.base);
+  try {
+    await phone(beside).turn();
+    assert.deepEqual([connections, table.checkIns.length], [0, 1]);
+  } finally {
+    delete process.env["grpc_proxy"];
+    beside.close();
+    proxy.close();
+  }
 });
 
 test("a wrong token is told as such", async () => {

@@ -5,6 +5,7 @@ import { setTimeout } from "node:timers/promises";
 
 import { UserError } from "../errors.js";
 import { BACK_OFF, type Surroundings } from "../fleet/back-off.js";
+import { FolderLock } from "../fleet/folder-lock.js";
 import { GrpcGateway } from "../fleet/grpc-gateway.js";
 import { Phone, type Turn } from "../fleet/phone.js";
 import { Store } from "../fleet/store.js";
@@ -44,7 +45,7 @@ const HELP = `Takes part in a fleet: checks in at its gateway, trains what it is
   --family NAME         the target's vocabulary; by default that of the bundle's first target
   --app-version TEXT    for the operator's counts (fleetdraft-phone 0.1.0)
   --tasks N             end after N tasks were answered; by default never
-  --longest-wait S      come back after at most S seconds, whatever the gateway says
+  --longest-wait S      come back after at most S seconds, 0.1 or more, whatever the gateway says
   --steps, --batch-size, --divergence   as of train
   --json                print a JSON object a line
 
@@ -66,25 +67,26 @@ export async function join(words: readonly string[], print: (line: string) => vo
   const given = parsed(words, OPTIONS);
   if (given["help"]) return print(HELP);
   const bundle = Bundle.open(required(given, "bundle"));
-  const gateway = connect(given);
-  const lessons = texts(given, "lessons");
-  const parts = {
-    bundle,
-    store: Store.open(required(given, "state")),
-    gateway,
-    lessons: () => readLessons(lessons),
-    surroundings: SURROUNDINGS,
-  };
   const settings = {
     appVersion: text(given, "app-version") ?? "fleetdraft-phone 0.1.0",
     family: familyOf(bundle, text(given, "family")),
     training: trainingConfig(given),
     backOff: BACK_OFF,
   };
-  const phone = new Phone(parts, settings);
+  const [lessons, state] = [texts(given, "lessons"), required(given, "state")];
   const tasks = count(given, "tasks", 1, 1e9) ?? Infinity;
-  const longestS = number(given, "longest-wait", 0, 86400) ?? Infinity;
+  const longestS = number(given, "longest-wait", 0.1, 86400) ?? Infinity;
+  const gateway = connect(given);
+  const lock = await FolderLock.take(state);
   try {
+    const parts = {
+      bundle,
+      store: Store.open(state),
+      gateway,
+      lessons: () => readLessons(lessons),
+      surroundings: SURROUNDINGS,
+    };
+    const phone = new Phone(parts, settings);
     for (let answered = 0; answered < tasks;) {
       const turn = await phone.turn();
       print(given["json"] ? JSON.stringify(turn) : told(turn));
@@ -93,6 +95,7 @@ export async function join(words: readonly string[], print: (line: string) => vo
     }
   } finally {
     gateway.close();
+    await lock.release();
   }
 }
 
@@ -102,9 +105,12 @@ function connect(given: Given): GrpcGateway {
   const token = readFileSync(file, "utf8").trim();
   if (!/^[\x21-\x7e]{1,128}$/u.test(token))
     throw new UserError(`${file} holds no token, expected 1 to 128 printable characters`);
+  const address = required(given, "gateway");
+  if (!/^([^/\s]+:\d{1,5}|unix:.+)$/u.test(address))
+    throw new UserError(`--gateway is ${address}, expected HOST:PORT, as fleet.example.org:9444`);
   const ca = text(given, "ca");
   return new GrpcGateway({
-    gateway: required(given, "gateway"),
+    gateway: address,
     token,
     plaintext: given["plaintext"] === true,
     ...(ca === undefined ? {} : { ca }),

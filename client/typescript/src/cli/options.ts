@@ -6,13 +6,27 @@ import { UserError, firstLine } from "../errors.js";
 
 export type Given = Readonly<Record<string, string | boolean | readonly (string | boolean)[] | undefined>>;
 
+/** What Node.js' codes for mistakes mean; `word` is what each is about. */
+const MISTAKES: Readonly<Record<string, (word: string) => string>> = {
+  ERR_PARSE_ARGS_UNKNOWN_OPTION: (word) => `there is no option ${word}`,
+  ERR_PARSE_ARGS_UNEXPECTED_POSITIONAL: (word) => `${word} belongs to no option`,
+  // Where a value would begin with a dash, the next option is meant more often.
+  ERR_PARSE_ARGS_INVALID_OPTION_VALUE: (word) => `${word} has no value, or one that it does not take`,
+};
+
 /** Parses options; a mistake is told in one line. */
 export function parsed(words: readonly string[], options: NonNullable<ParseArgsConfig["options"]>): Given {
   try {
     return parseArgs({ args: [...words], options, strict: true, allowPositionals: false }).values;
   } catch (error) {
-    throw new UserError(firstLine(error));
+    throw new UserError(`${mistake(error)}; see --help`);
   }
+}
+
+function mistake(error: unknown): string {
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  const word = /'(?:-\w, )?([^' ]*)/u.exec(firstLine(error))?.[1] ?? "";
+  return MISTAKES[code]?.(word) ?? firstLine(error);
 }
 
 export function text(given: Given, name: string): string | undefined {
@@ -22,7 +36,7 @@ export function text(given: Given, name: string): string | undefined {
 
 export function required(given: Given, name: string): string {
   const value = text(given, name);
-  if (value === undefined) throw new UserError(`--${name} is missing; see --help`);
+  if (value === undefined || value === "") throw new UserError(`--${name} is missing; see --help`);
   return value;
 }
 

@@ -18,6 +18,9 @@ export interface BackOff {
 
 export const BACK_OFF: BackOff = { tries: 6, firstS: 1 };
 
+/** No wait is longer than this and half of it, however long a gateway is away. */
+const LONGEST_S = 3600;
+
 /** Calls until it succeeds, fails with another remedy than those given, or has been tried often enough. */
 export async function again<Reply>(
   call: () => Promise<Reply>,
@@ -36,7 +39,7 @@ export async function again<Reply>(
   }
 }
 
-/** Seconds before the try after the `attempt`-th: half to one and a half of first · 2^(attempt − 1). */
+/** Seconds before the next try after `attempt` of them: half to one and a half of first · 2^(attempt − 1), or an hour. */
 export function waitS(attempt: number, { firstS }: BackOff, chance: number): number {
-  return firstS * 2 ** (attempt - 1) * (0.5 + chance);
+  return Math.min(LONGEST_S, firstS * 2 ** (attempt - 1)) * (0.5 + chance);
 }

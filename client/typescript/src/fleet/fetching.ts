@@ -23,6 +23,7 @@ export async function release(
   const content = await again(() => fetched(head, store, gateway), backOff, surroundings);
   const adapter = new LoraAdapter(bundle.layout, fromContent(content, bundle.layout));
   if (adapter.digest !== head.digest) {
+    store.restart(head.digest);
     throw new FingerprintError(`release ${head.number} has digest ${adapter.digest}, expected ${head.digest}`);
   }
   store.keep(adapter);

@@ -1,5 +1,6 @@
 /** A gateway over gRPC, from the .proto that the build copied beside the code. It knows no task. */
 
+import { X509Certificate } from "node:crypto";
 import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -41,7 +42,11 @@ export class GrpcGateway implements Gateway {
   private readonly client: FleetClient;
 
   constructor(private readonly address: Address) {
-    const options = { "grpc.max_receive_message_length": LARGEST_MESSAGE, "grpc.enable_retries": 0 };
+    const options = {
+      "grpc.max_receive_message_length": LARGEST_MESSAGE,
+      "grpc.enable_retries": 0,
+      "grpc.enable_http_proxy": address.plaintext ? 0 : 1, // a proxy is another machine
+    };
     const { Fleet } = fleetPackage();
     this.client = new Fleet(address.gateway, credentials(address), options);
   }
@@ -121,7 +126,13 @@ function credentials({ gateway, ca, plaintext }: Address): grpc.ChannelCredentia
   }
   if (ca === undefined) return grpc.credentials.createSsl();
   if (!existsSync(ca)) throw new UserError(`no certificates at ${ca}; give those of the fleet's operator with --ca`);
-  return grpc.credentials.createSsl(readFileSync(ca));
+  const authority = readFileSync(ca);
+  try {
+    new X509Certificate(authority); // TLS would pass over what is none, and trust nobody
+  } catch {
+    throw new UserError(`${ca} holds no certificate, expected PEM, as the fleet's operator gives it`);
+  }
+  return grpc.credentials.createSsl(authority);
 }
 
 function isLoopback(address: string): boolean {

@@ -11,7 +11,7 @@ import type { LoraAdapter } from "../model/adapter.js";
 import type { Bundle } from "../model/bundle.js";
 import { sha256, toContent } from "../model/content.js";
 import { TrainStep } from "../runtime/train-step.js";
-import { again, type BackOff, type Surroundings } from "./back-off.js";
+import { again, waitS, type BackOff, type Surroundings } from "./back-off.js";
 import { release } from "./fetching.js";
 import { PROTOCOL, Refusal, type Gateway, type ReleaseHead } from "./gateway.js";
 import { sent } from "./sending.js";
@@ -41,6 +41,9 @@ export interface PhoneParts {
 }
 
 export class Phone {
+  /** Turns in a row that a gateway refused, or was not there for. */
+  private failed = 0;
+
   constructor(
     private readonly parts: PhoneParts,
     private readonly settings: PhoneSettings,
@@ -51,18 +54,30 @@ export class Phone {
     const { store, surroundings } = this.parts;
     if (store.pending !== undefined && store.pending.until <= surroundings.now()) store.pending = undefined;
     try {
-      return store.pending === undefined ? await this.checkIn() : await this.answer(store.pending);
+      const turn = store.pending === undefined ? await this.checkIn() : await this.answer(store.pending);
+      this.failed = 0;
+      return turn;
     } catch (error) {
       if (error instanceof Refusal) return this.refused(error);
       throw error;
     }
   }
 
-  /** What is gone or can never be right is forgotten; what may come right stays for the next turn. */
+  /**
+   * What is gone or can never be right is forgotten; what may come right stays for the next turn. That comes where the
+   * tries of a call would have gone on: a gateway that is away for long is asked ever more rarely.
+   */
   private refused(error: Refusal): Turn {
     if (["NOT_FOUND", "INVALID_ARGUMENT"].includes(error.code)) this.parts.store.pending = undefined;
-    if (error.remedy !== "check-in") throw new UserError(`the gateway refused: ${error.message}`);
-    return { kind: "come-back", afterS: this.settings.backOff.firstS, reason: error.message };
+    if (error.remedy === "stop") throw new UserError(`the gateway refused: ${error.message}`);
+    const { backOff } = this.settings;
+    this.failed += 1;
+    const attempt = this.failed + (error.remedy === "check-in" ? 0 : backOff.tries - 1);
+    return {
+      kind: "come-back",
+      afterS: waitS(attempt, backOff, this.parts.surroundings.random()),
+      reason: error.message,
+    };
   }
 
   private async checkIn(): Promise<Turn> {
@@ -79,22 +94,22 @@ export class Phone {
     const { promoted, task, comeBack } = await this.again(() => gateway.checkIn(request));
     const now = surroundings.now();
     if (promoted !== null) await this.putInForce(promoted);
-    if (task) return this.work(termsOf(task, now), lessons);
+    store.keepOnly([store.release, task?.release?.digest ?? ""]);
+    if (task && task.deadlineS > 0) return this.work(termsOf(task, now), lessons);
     const afterS = comeBackS(comeBack?.afterS ?? 0, this.settings.backOff.firstS);
-    return { kind: "come-back", afterS, reason: comeBack?.reason ?? "" };
+    return { kind: "come-back", afterS, reason: task ? `task ${task.id} is over` : (comeBack?.reason ?? "") };
   }
 
   private async putInForce(head: ReleaseHead): Promise<void> {
     const { store } = this.parts;
-    if (head.digest === store.release || head.base !== this.parts.bundle.base) return; // WRONG_BASE says the rest
-    await this.fetched(head);
-    store.release = head.digest;
+    if (head.base !== this.parts.bundle.base) return; // WRONG_BASE says the rest
+    await this.fetched(head); // also one that is in force: its file may have been damaged
+    if (head.digest !== store.release) store.release = head.digest;
   }
 
   private async work(terms: Terms, lessons: readonly Lesson[]): Promise<Turn> {
     const { store } = this.parts;
     const from = await this.fetched(terms.release);
-    store.keepOnly([store.release, terms.release.digest]);
     if (terms.kind === "EVALUATE") return this.report(terms.taskId);
     const pending = await this.trained(terms, from, lessons);
     store.pending = pending;

@@ -11,7 +11,7 @@ import { appendFileSync, existsSync, mkdirSync, readFileSync, readdirSync, trunc
 import { join } from "node:path";
 
 import type { UploadHead } from "../../generated/fleetdraft/fleet/v1/UploadHead.js";
-import { ModelError } from "../errors.js";
+import { ModelError, UserError } from "../errors.js";
 import { asObject, countOf, numberOf, parsedObject, textOf, type JsonObject } from "../format/json.js";
 import { remove, writeWhole } from "../format/whole-file.js";
 import { LoraAdapter } from "../model/adapter.js";
@@ -75,8 +75,13 @@ export class Store {
   adapter(digest: string, layout: LoraLayout): LoraAdapter | undefined {
     const path = this.path(digest, "safetensors");
     if (!existsSync(path)) return undefined;
-    const adapter = LoraAdapter.read(readFileSync(path), layout, path);
-    return adapter.digest === digest ? adapter : undefined;
+    try {
+      const adapter = LoraAdapter.read(readFileSync(path), layout, path);
+      return adapter.digest === digest ? adapter : undefined;
+    } catch (error) {
+      if (error instanceof UserError) return undefined;
+      throw error;
+    }
   }
 
   /** Keeps a whole release, and what was fetched of it no more. */

@@ -23,8 +23,8 @@ export function termsOf(task: Task, now: number): Terms {
   const { id: taskId, kind, release, factors, clipNorm, deadlineS } = task;
   const known = factors.every((factor) => FACTORS.some((one) => one === factor));
   const trains = kind === "TRAIN" && known && factors.length > 0 && clipNorm > 0 && clipNorm < Infinity;
-  if (release === null || (kind !== "EVALUATE" && !trains)) {
-    const asked = `${kind} of ${factors.join(", ") || "nothing"} within ${clipNorm}`;
+  if (release === null || (kind !== "EVALUATE" && !trains) || !Number.isFinite(deadlineS)) {
+    const asked = `${kind} of ${factors.join(", ") || "nothing"} within ${clipNorm} in ${deadlineS} s`;
     throw new UserError(`task ${taskId} asks for ${asked}, which this version does not know; update the app`);
   }
   return { taskId, kind: trains ? "TRAIN" : "EVALUATE", release, factors, clipNorm, until: now + deadlineS };
