@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,6 +98,8 @@ class Cohort:
         self._wanted = min(table.devices, ask.terms.devices)
         self._waiting: asyncio.Queue[_Answer | None] = asyncio.Queue()
         """Answers in the order they came; None to look up."""
+        self._adding: Collection[str] = ()
+        """Tasks whose answers are on their way into the sum: nothing else may become of them meanwhile."""
         self._ending = ""
         self._sum: PartialSum | None = None
         """As it is on disk; none: to be read from there."""
@@ -144,9 +146,9 @@ class Cohort:
         return self._ledger.issue(self.entry.number, device, family, now, expires)
 
     def decline(self, device: str) -> None:
-        """Takes the device's task back, if it has one."""
+        """Takes the device's task back, if it has one whose answer is not being added up."""
         had = self._ledger.task_of(device, self.entry.number)
-        if had is not None and had.outcome == Outcome.OPEN:
+        if had is not None and had.outcome == Outcome.OPEN and had.id not in self._adding:
             self._spool.drop(had.id)
             self._ledger.set_outcome(had.id, Outcome.DECLINED)
 
@@ -266,12 +268,16 @@ class Cohort:
         }
         running = self._current()
         fresh = [answer for name, answer in answers.items() if name not in results]
-        added = await asyncio.to_thread(lambda: {a.task.id: self._added(a, running) for a in fresh})
-        settled = [result for result in added.values() if isinstance(result, Settled)]
-        if settled:
-            about, sums = await asyncio.to_thread(self._write, running)
-            self._ledger.settle(self.entry.number, settled, about, sums)
-            self._forget_sums(sums)
+        self._adding = {answer.task.id for answer in fresh}
+        try:
+            added = await asyncio.to_thread(lambda: {a.task.id: self._added(a, running) for a in fresh})
+            settled = [result for result in added.values() if isinstance(result, Settled)]
+            if settled:
+                about, sums = await asyncio.to_thread(self._write, running)
+                self._ledger.settle(self.entry.number, settled, about, sums)
+                self._forget_sums(sums)
+        finally:
+            self._adding = ()
         return results | added
 
     def _added(self, answer: _Answer, running: PartialSum) -> Settled | Refusal:

@@ -1,6 +1,7 @@
 """The gateway's guarantees towards Flower and phones in the ordinary course: one mean, everyone accounted for."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,13 @@ from fleetdraft.client.phone import chunks, release_of, upload_head
 from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import FleetError, UpdateRejected
 from fleetdraft.common.fleet_wire import release_content, release_head
-from fleetdraft.common.messages import EvaluateTask, Release, TrainTask
+from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, Update
 from fleetdraft.common.records import encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
 from fleetdraft.server.gateway.ask import records_to_bytes
 from fleetdraft.server.gateway.cohort import CohortTable
+from fleetdraft.server.gateway.ledger import Outcome, Settled
+from fleetdraft.server.gateway.partial_sum import PartialSum
 
 TASK = TrainTask(round=1, seed=7, timeout_s=PATIENT_S)
 
@@ -201,6 +204,54 @@ def test_a_phone_that_is_not_eligible_any_more_gives_its_place_back(tmp_path: Pa
                 assert (await phone.check_in(eligible=False)).come_back.reason == wire.ComeBack.NOT_ELIGIBLE
                 assert gate.counts() == {"declined": 1}
                 assert await kind_of_answer(gate, "bob", release) == "task"
+
+    asyncio.run(play())
+
+
+class Adding:
+    """Holds answers back on their way into a sum, until ``go``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go, real = threading.Event(), threading.Event(), PartialSum.take
+
+        def take(running: PartialSum, update: Update) -> None:
+            self.begun.set()
+            assert self.go.wait(PATIENT_S)
+            real(running, update)
+
+        monkeypatch.setattr(PartialSum, "take", take)
+
+
+def test_a_phone_that_declines_while_its_answer_is_added_up_is_counted_once(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adding, device = Adding(monkeypatch), device_of(release)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("eve", device) as phone:
+            await gate.ask(TASK)
+            task = (await phone.check_in()).task
+            first = asyncio.create_task(phone.train(task, release))
+            await until(adding.begun.is_set)
+            await phone.check_in(eligible=False)
+            again = (await phone.check_in()).task.id
+            adding.go.set()
+            assert (again, (await first).outcome) == (task.id, wire.UploadReply.ACCEPTED)
+            assert (await phone.visit()).why == "DONE"
+            assert (gate.cohort.accepted, gate.counts()) == (1, {"accepted": 1})
+
+    asyncio.run(play())
+
+
+def test_an_answer_whose_task_is_not_open_any_more_comes_into_no_sum(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("eve", device_of(release)) as phone:
+            await gate.ask(TASK)
+            task, ledger = (await phone.check_in()).task, gate.open.gateway._ledger
+            ledger.set_outcome(task.id, Outcome.DECLINED)
+            with pytest.raises(FleetError, match="0 of 1 tasks are open"):
+                ledger.settle(1, [Settled(task=task.id, outcome=Outcome.ACCEPTED)], "{}", "1-1.npy")
+            assert (ledger.newest().sums, gate.counts()) == ("", {"declined": 1})
 
     asyncio.run(play())
 
