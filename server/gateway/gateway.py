@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -132,6 +133,22 @@ class Gateway:
         await cohort.closed.wait()
         return cohort.answer(self._name)
 
+    async def first(self, read: Read) -> Any:
+        """The first message of a call.
+
+        Raises:
+          Refusal: there is none, or not in time.
+        """
+        try:
+            async with asyncio.timeout(self._limits_table.head_s):
+                first = await read()
+        except TimeoutError as error:
+            message = f"no message within {self._limits_table.head_s:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
+        if first is None:
+            raise never("the call ended without a message")
+        return first
+
     def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
         """A task, or when to come back."""
         self._check_request(request)
@@ -176,7 +193,9 @@ class Gateway:
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
         self.limits.call(device)
-        first = await self._uploads.first(read)
+        first = await self.first(read)
+        if not first.HasField("head"):
+            raise never("the first message of an upload has no head")
         head = first.head
         task = self._task(head.task_id, device)
         cohort = self._cohort_of(task, trains=True)

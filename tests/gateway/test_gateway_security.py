@@ -40,7 +40,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-async def sent(messages: list[wire.UploadChunk], pause_s: float = 0.0) -> AsyncIterator[wire.UploadChunk]:
+async def sent(messages: list[Any], pause_s: float = 0.0) -> AsyncIterator[Any]:
     for message in messages:
         yield message
         await asyncio.sleep(pause_s)
@@ -123,6 +123,52 @@ def test_every_call_without_a_token_is_refused(tmp_path: Path, release: Release)
             assert state(gate) == before
 
     asyncio.run(play())
+
+
+def silent(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str, str], ...] = ()) -> Awaitable[Any]:
+    """A call of which nothing but its headers comes."""
+    return channel.stream_unary(f"/{method}")(nothing(), metadata=metadata)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_of_which_no_message_comes_keeps_no_place(tmp_path: Path, release: Release, name: str) -> None:
+    """Without a token it ends at once, with one after ``head_s``."""
+
+    async def play() -> None:
+        settings = table(limits=LimitsTable(head_s=0.3, concurrent_calls=8))
+        async with (
+            gateway(tmp_path, release, settings) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+            open_channel(gate.address, gate.authority) as channel,
+        ):
+            method = f"{SERVICE}/{name}"
+            strangers = [silent(channel, method) for _ in range(8)]
+            await asyncio.gather(*(refused(call, grpc.StatusCode.UNAUTHENTICATED) for call in strangers))
+            reason = await refused(silent(channel, method, phone.metadata), grpc.StatusCode.DEADLINE_EXCEEDED)
+            assert "no message within 0.3 s" in reason
+            assert (await phone.check_in()).HasField("come_back")
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Watch", "grpc.health.v1.Health/Check", "any.Service/Any"])
+def test_no_other_service_is_at_the_devices_door(tmp_path: Path, release: Release, method: str) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, open_channel(gate.address, gate.authority) as channel:
+            await refused(silent(channel, method), grpc.StatusCode.UNIMPLEMENTED)
+
+    asyncio.run(play())
+
+
+def test_a_message_that_is_none_is_refused(tmp_path: Path, release: Release) -> None:
+    async def play(gate: Loopback, up: Uploading) -> None:
+        async with open_channel(gate.address, gate.authority) as channel:
+            for name in CALLS:
+                call = channel.stream_unary(f"/{SERVICE}/{name}")
+                garbage = call(sent([b"\xff" * 8]), metadata=up.phone.metadata)
+                await refused(garbage, grpc.StatusCode.INVALID_ARGUMENT)
+
+    uploading(tmp_path, release, play)
 
 
 @pytest.mark.parametrize("token", ["wrong", "x" * 5000, "expired", "revoked", "replaced"])
