@@ -192,8 +192,7 @@ class Cohort:
           Refusal: the content is not that of the head, or nothing could be written; the task stays as it is.
         """
         if self.closed.is_set():
-            self._ledger.set_outcome(task.id, Outcome.LATE)
-            return Settled(task=task.id, outcome=Outcome.LATE)
+            return self._ledger.late(task.id)
         settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait(_Answer(task, head, report, settled))
         return await settled
@@ -345,8 +344,7 @@ class Cohort:
     def _turn_away(self, answers: Sequence[_Answer]) -> None:
         """Tells those that waited when the cohort closed."""
         for answer in answers:
-            self._ledger.set_outcome(answer.task.id, Outcome.LATE)
-            _tell(answer, Settled(task=answer.task.id, outcome=Outcome.LATE))
+            _tell(answer, self._ledger.late(answer.task.id))
 
 
 def _tell(answer: _Answer, result: Settled | Refusal) -> None:

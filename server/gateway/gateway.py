@@ -200,7 +200,7 @@ class Gateway:
         task = self._task(head.task_id, device)
         cohort = self._cohort_of(task, trains=True)
         if cohort is None:
-            return self._late(task)
+            return _reply(self._ledger.late(task.id))
         if task.outcome != Outcome.OPEN:
             return _reply(task.settled)
         cohort.check_head(head)
@@ -213,7 +213,7 @@ class Gateway:
         task = self._task(request.task_id, device)
         cohort = self._cohort_of(task, trains=False)
         if cohort is None:
-            reply = self._late(task)
+            reply = _reply(self._ledger.late(task.id))
         elif task.outcome != Outcome.OPEN:
             reply = _reply(task.settled)
         else:
@@ -307,13 +307,6 @@ class Gateway:
         if cohort.ask.trains != trains:
             raise never(f"the task is to {'train' if cohort.ask.trains else 'evaluate'}; answer in the other way")
         return None if cohort.closed.is_set() and task.outcome in (Outcome.OPEN, Outcome.DROPPED) else cohort
-
-    def _late(self, task: TaskEntry) -> wire.UploadReply:
-        """What came of a task of a closed cohort: its answer is late, unless it was taken in before."""
-        if task.outcome in (Outcome.OPEN, Outcome.DROPPED):
-            self._ledger.set_outcome(task.id, Outcome.LATE)
-            return _reply(Settled(task=task.id, outcome=Outcome.LATE))
-        return _reply(task.settled)
 
     def _read_promoted(self) -> Served | None:
         path = self._folder / "promoted.head"

@@ -154,8 +154,16 @@ class Ledger:
         self._database.execute("UPDATE tasks SET head = ? WHERE id = ?", (head, name))
 
     def set_outcome(self, name: str, outcome: Outcome) -> None:
-        """Notes what came of a task that no sum depends on."""
-        self._database.execute("UPDATE tasks SET outcome = ? WHERE id = ?", (outcome, name))
+        """Notes what came of a task that no sum depends on; one that has been answered stays as it is."""
+        self._database.execute(
+            "UPDATE tasks SET outcome = ? WHERE id = ? AND outcome IN (?, ?)",
+            (outcome, name, Outcome.OPEN, Outcome.DROPPED),
+        )
+
+    def late(self, name: str) -> "Settled":
+        """What came of a task whose answer comes, perhaps once more, when its cohort is closed."""
+        self.set_outcome(name, Outcome.LATE)
+        return self.settled(name)
 
     def settle(self, cohort: int, settled: Sequence[Settled], about: str, sums: str) -> None:
         """Notes what came of some answers, together with the sum that holds those accepted.

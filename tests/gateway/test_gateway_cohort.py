@@ -243,6 +243,27 @@ def test_a_phone_that_declines_while_its_answer_is_added_up_is_counted_once(
     asyncio.run(play())
 
 
+def test_an_answer_sent_again_while_it_closes_the_cohort_is_accepted_both_times(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a phone does whose connection broke."""
+    adding, device = Adding(monkeypatch), device_of(release)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(devices=1)) as gate, gate.phone("ann", device) as phone:
+            answer = await gate.ask(TASK)
+            task = (await phone.check_in()).task
+            first = asyncio.create_task(phone.train(task, release))
+            await until(adding.begun.is_set)
+            second = asyncio.create_task(phone.train(task, release))
+            await until(gate.cohort._waiting.qsize)
+            adding.go.set()
+            assert [(await each).outcome for each in (first, second)] == [wire.UploadReply.ACCEPTED] * 2
+            assert ((await answer).devices, gate.counts()) == (1, {"accepted": 1})
+
+    asyncio.run(play())
+
+
 def test_an_answer_whose_task_is_not_open_any_more_comes_into_no_sum(tmp_path: Path, release: Release) -> None:
     async def play() -> None:
         async with gateway(tmp_path, release) as gate, gate.phone("eve", device_of(release)) as phone:
