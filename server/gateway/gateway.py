@@ -1,6 +1,7 @@
 """The gateway: what devices ask and what Flower asks, brought together. It knows no connection."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from .refusal import Refusal, never
 from .spool import Spool
 from .tokens import Tokens
 from .uploads import Read, Uploads
+
+_log = logging.getLogger(__name__)
 
 _PRIVATE = 0o600
 #: Of the time that Flower gives, so much is left for the answer's own way, but not more than so many seconds.
@@ -91,6 +94,8 @@ class Gateway:
         self._running: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
         self.cohort: Cohort | None = None
+        self._current: Served | None = None
+        """What the cohort starts from."""
         self.promoted: Served | None = None
         self.told = Counter[str]()
         """Why devices were told to come back, since this process began."""
@@ -247,7 +252,7 @@ class Gateway:
         """Opens a cohort; one that is under way ends, since Flower awaits its answer no more."""
         if self.cohort is not None and self._running is not None:
             self.cohort.end("the server has asked for something else")
-            await self._running
+            await asyncio.wait([self._running])
         now, name = self._clock(), digest(request)
         write_atomic(self._folder / "requests" / name, request, _PRIVATE)
         closes = now + ask.task.timeout_s - min(_MOST_MARGIN_S, _MARGIN * ask.task.timeout_s)
@@ -268,8 +273,11 @@ class Gateway:
     async def _run(self, cohort: Cohort) -> None:
         was_closed = cohort.closed.is_set()
         await cohort.run()
-        if not was_closed:
-            self._on_closed(cohort)
+        try:
+            if not was_closed:
+                self._on_closed(cohort)
+        except Exception:  # a full disk, for one: what was counted is in the ledger all the same
+            _log.exception("the cohort's end could not be noted")
 
     def _task_for(self, device: str, request: wire.CheckInRequest) -> "TaskEntry | wire.ComeBack.Reason":
         cohort = self.cohort
@@ -287,8 +295,7 @@ class Gateway:
         return self._pace.come_back_s(self.known(), self._table.given, self._chance())
 
     def _served(self, name: str) -> Served:
-        found = [self.promoted, self._current if self.cohort is not None else None]
-        for served in found:
+        for served in (self.promoted, self._current):
             if served is not None and served.head.digest == name:
                 return served
         raise Refusal(grpc.StatusCode.NOT_FOUND, "no such release here; check in again")

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -172,6 +173,21 @@ def test_an_answer_that_cannot_be_written_is_not_in_the_sum(tmp_path: Path, rele
             assert gate.cohort.accepted == 0
             assert (await phone.upload(head, content)).outcome == wire.UploadReply.ACCEPTED
             assert (await answer).devices == 1
+
+    asyncio.run(play())
+
+
+def test_a_journal_that_cannot_be_written_stops_no_later_request(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(devices=1)) as gate, gate.phone("ann", device_of(release)) as phone:
+            answer = await gate.ask(TASK)
+            (tmp_path / "gateway.jsonl").mkdir()
+            assert (await phone.visit()).outcome == "ACCEPTED"
+            assert (await answer).devices == 1
+            for number in (2, 3):
+                answer = await gate.ask(replace(TASK, round=number))
+                assert (await phone.visit()).outcome == "ACCEPTED"
+                assert (await answer).devices == 1
 
     asyncio.run(play())
 
