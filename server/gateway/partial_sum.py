@@ -19,6 +19,7 @@ from ...common.records import MAX_FAMILIES
 from ..aggregation.aggregate import MAX_WEIGHT
 from ..aggregation.mean import WeightedMean
 from ..aggregation.rules import WEIGHTS
+from ..counted import counted
 from ..gate import Gate
 from .ask import Ask
 
@@ -119,7 +120,7 @@ class PartialSum:
 
     def _count(self, family: str, counters: DraftCounters) -> None:
         self.devices += 1
-        self._families[family] = self._families.get(family, DraftCounters()) + counters
+        self._families[family] = self._families.get(family, DraftCounters()) + counted(counters)
 
     def _cohort(self) -> Cohort:
         return Cohort(devices=self.devices, families=dict(sorted(self._families.items())))

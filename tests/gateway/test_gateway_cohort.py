@@ -18,8 +18,10 @@ from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import FleetError, UpdateRejected
 from fleetdraft.common.fleet_wire import release_content, release_head
 from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, Update
+from fleetdraft.common.metrics import DraftCounters
 from fleetdraft.common.records import encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
+from fleetdraft.server.counted import MOST
 from fleetdraft.server.gateway.ask import records_to_bytes
 from fleetdraft.server.gateway.cohort import CohortTable
 from fleetdraft.server.gateway.ledger import Outcome, Settled
@@ -70,6 +72,21 @@ def test_figures_are_kept_by_the_phones_families(tmp_path: Path, release: Releas
             await visits(gate, devices)
             families = (await answer).families
             assert {name: counters.drafted for name, counters in families.items()} == {"bpe": 10, "spm": 20}
+
+    asyncio.run(play())
+
+
+def test_a_phone_that_boasts_weighs_no_more_than_a_device_may(tmp_path: Path, release: Release) -> None:
+    """Else one of a hundred would decide what the canary sees."""
+    boast = DraftCounters(prompts=1, blocks=10**12, drafted=10**12, tokens=10**12)
+    devices = [replace(device_of(release, name="eve"), counters=boast), device_of(release, name="bob")]
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(devices=2)) as gate:
+            answer = await gate.ask(EvaluateTask(round=1, seed=7, timeout_s=PATIENT_S))
+            await visits(gate, devices)
+            found = (await answer).families["spm"]
+            assert (found.drafted, found.accepted, found.blocks) == (MOST + 10, 4, MOST + 5)
 
     asyncio.run(play())
 
