@@ -54,11 +54,17 @@ def init(
 
       fleetdraft gateway init gate --name gate --server fleet.example.org:9443 --authority ca.pem
     """
+    from .gateway.cohort import CohortTable
     from .gateway.setup import make_gateway
 
     made = make_gateway(
         folder, name=name, server=server, authority=authority, host=host, port=port, names=names or [], devices=devices
     )
+    if (least := made.table.cohort.min_devices) < CohortTable.min_devices:
+        _say(
+            f"min_devices is {least}, the default {CohortTable.min_devices}: the server sees means, and figures of a "
+            f"family, of so few devices; set more in {folder / 'gateway.toml'} for devices of people"
+        )
     _say(
         f"give {folder / 'node.pub'} to the fleet's operator, whose fleet.toml needs gateways = [{json.dumps(name)}]; "
         f"devices need {made.path('tls/ca.pem')} and a token: fleetdraft gateway tokens new {folder} NAME"

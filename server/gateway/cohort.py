@@ -49,7 +49,8 @@ class CohortTable:
     over_selection: float = 0.3
     """Share of devices beyond that which are given the task, since some drop out."""
     min_devices: int = 10
-    """With fewer at the deadline Flower gets no answer: a mean of few says much about each."""
+    """With fewer at the deadline Flower gets no answer: a mean of few says much about each, and so do figures of a
+    family of fewer."""
     task_s: float = 1800.0
     """So long a device's place is kept; then another one is given the task as well."""
 
@@ -328,7 +329,7 @@ class Cohort:
             entry = self._ledger.newest()
             if entry is None or entry.number != self.entry.number:
                 entry = self.entry
-            found = PartialSum(self.ask)
+            found = PartialSum(self.ask, self._table.min_devices)
             self._forget_sums(entry.sums)
             if entry.about:
                 found.restore(entry.about, np.load(self._folder / "sums" / entry.sums) if entry.sums else None)

@@ -36,6 +36,16 @@ def test_secrets_are_for_their_owner(folder: Path) -> None:
         assert (folder / name).stat().st_mode & 0o77 == 0
 
 
+@pytest.mark.parametrize(("devices", "warned"), [("9", True), ("10", False)])
+def test_a_mean_of_few_is_not_made_without_a_word(
+    tmp_path: Path, devices: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ca.pem").write_text("of an operator")
+    words = ["--name", "gate", "--server", "x:1", "--authority", str(tmp_path / "ca.pem"), "--devices", devices]
+    assert main(["gateway", "init", str(tmp_path / "g"), *words]) == 0
+    assert ("min_devices is 9, the default 10" in capsys.readouterr().err) == warned
+
+
 def test_tokens_are_made_listed_and_revoked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gateway", "tokens", "new", str(folder), "ann", "bob"]) == 0
     tokens = dict(line.split() for line in capsys.readouterr().out.splitlines())

@@ -76,6 +76,34 @@ def test_figures_are_kept_by_the_phones_families(tmp_path: Path, release: Releas
     asyncio.run(play())
 
 
+@pytest.mark.parametrize(
+    ("families", "told"),
+    [
+        ("aaaa", {"a": 40}),
+        ("aaab", {"a": 30}),
+        ("aabc", {"a": 20, "other": 20}),
+        ("abcd", {"other": 40}),
+    ],
+)
+def test_no_figures_are_told_of_a_family_of_fewer_than_min_devices(
+    tmp_path: Path, release: Release, families: str, told: dict[str, int]
+) -> None:
+    devices = [device_of(release, name=f"p{i}", family=family) for i, family in enumerate(families)]
+    settings = table(cohort=CohortTable(devices=4, min_devices=2))
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, settings) as gate:
+            answer = await gate.ask(TASK)
+            await visits(gate, devices[:2])
+        async with gateway(tmp_path, release, settings) as gate:  # how many of each there are outlives the process
+            answer = await gate.ask(TASK)
+            await visits(gate, devices[2:])
+            update = await answer
+            assert ({name: each.drafted for name, each in update.families.items()}, update.devices) == (told, 4)
+
+    asyncio.run(play())
+
+
 def test_a_phone_that_boasts_weighs_no_more_than_a_device_may(tmp_path: Path, release: Release) -> None:
     """Else one of a hundred would decide what the canary sees."""
     boast = DraftCounters(prompts=1, blocks=10**12, drafted=10**12, tokens=10**12)
