@@ -87,7 +87,7 @@ class Cohort:
       - Memory does not grow with the number of devices.
 
     Args:
-      clock: in seconds since 1970, since deadlines outlive the process.
+      clock: in seconds since 1970, since deadlines outlive the process; never backwards within one.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Cohort:
         return self._current().devices
 
     @property
-    def needed(self) -> int:
-        """Devices that are to be given the task, those that may drop out included."""
-        return self._table.given
+    def is_over(self) -> bool:
+        """Whether its time is."""
+        return self._clock() >= self.entry.closes
 
     def answer(self, client: str) -> Update | Evaluation:
         """What the gateway answers Flower, once closed.
@@ -139,7 +139,7 @@ class Cohort:
             return had
         if had is not None and had.outcome != Outcome.DECLINED:
             return wire.ComeBack.DONE
-        if self.closed.is_set() or now >= self.entry.closes:
+        if self.closed.is_set() or self.is_over:
             return wire.ComeBack.NO_ROUND
         if self.accepted + self._ledger.at_work(self.entry.number, now) >= self._table.given:
             return wire.ComeBack.ROUND_FULL
@@ -207,7 +207,7 @@ class Cohort:
         while not self.closed.is_set():
             await self._settle(await self._next())
             try:
-                if self._ending or self.accepted >= self._wanted or self._clock() >= self.entry.closes:
+                if self._ending or self.accepted >= self._wanted or self.is_over:
                     self._close(self._ending)
             except Exception:  # a full disk, for one: as long as the cohort cannot be closed it stays open
                 _log.exception("the cohort could not be closed")

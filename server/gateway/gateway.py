@@ -133,7 +133,7 @@ class Gateway:
         ask = Ask.read(kind, records_of(request))
         async with self._beginning:
             cohort = self.cohort
-            if cohort is None or cohort.ask.key != ask.key or self._clock() >= cohort.entry.closes:
+            if cohort is None or cohort.ask.key != ask.key or cohort.is_over:
                 cohort = await self._begin(ask, request)
         await cohort.closed.wait()
         return cohort.answer(self._name)
@@ -265,7 +265,13 @@ class Gateway:
         return self._start(entry, ask)
 
     def _start(self, entry: CohortEntry, ask: Ask) -> Cohort:
-        self.cohort = cohort = Cohort(entry, ask, self._table, self._folder, self._ledger, self._spool, self._clock)
+        # From here on by the clock that nobody sets: if somebody sets the other, no deadline moves.
+        ahead = max(entry.opened, self._clock()) - self._monotonic()
+
+        def clock() -> float:
+            return ahead + self._monotonic()
+
+        self.cohort = cohort = Cohort(entry, ask, self._table, self._folder, self._ledger, self._spool, clock)
         self._current = Served(ask.head, ask.content)
         self._running = asyncio.create_task(self._run(cohort))
         return cohort

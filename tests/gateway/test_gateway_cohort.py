@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,34 @@ def test_the_deadline_closes_a_cohort_with_those_that_have_answered(tmp_path: Pa
                 late = await phone.train(task, release)
                 assert late.outcome == wire.UploadReply.LATE
                 assert gate.counts() == {"accepted": 1, "late": 1}
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_set_moves_no_deadline(tmp_path: Path, release: Release, hours: int) -> None:
+    step = [0.0]
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, clock=lambda: time.time() + step[0]) as gate:
+            answer = await gate.ask(replace(TASK, timeout_s=3.0))
+            step[0] = 3600.0 * hours
+            await visits(gate, [device_of(release)])
+            assert not gate.cohort.closed.is_set()
+            async with asyncio.timeout(PATIENT_S):
+                assert (await answer).devices == 1
+
+    asyncio.run(play())
+
+
+def test_a_clock_that_was_set_back_while_the_gateway_was_away_lengthens_no_cohort(
+    tmp_path: Path, release: Release
+) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate:
+            await gate.ask(replace(TASK, timeout_s=1.0))
+        async with gateway(tmp_path, release, clock=lambda: time.time() - 3600.0) as gate:
+            await until(gate.cohort.closed.is_set)
 
     asyncio.run(play())
 
