@@ -62,10 +62,9 @@ class CohortTable:
         if not (math.isfinite(self.task_s) and self.task_s > 0):
             raise ConfigError(f"task_s is {self.task_s:g}, expected a number > 0")
 
-    @property
-    def given(self) -> int:
-        """To how many devices a task is given at a time."""
-        return math.ceil(round(self.devices * (1 + self.over_selection), 9))
+    def given(self, wanted: int) -> int:
+        """To how many devices a task is given at a time, where so many answers are wanted."""
+        return math.ceil(round(wanted * (1 + self.over_selection), 9))
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,11 @@ class Cohort:
         return self._current().devices
 
     @property
+    def given(self) -> int:
+        """To how many devices the task is given at a time, those that may drop out included."""
+        return self._table.given(self._wanted)
+
+    @property
     def is_over(self) -> bool:
         """Whether its time is."""
         return self._clock() >= self.entry.closes
@@ -141,7 +145,7 @@ class Cohort:
             return wire.ComeBack.DONE
         if self.closed.is_set() or self.is_over:
             return wire.ComeBack.NO_ROUND
-        if self.accepted + self._ledger.at_work(self.entry.number, now) >= self._table.given:
+        if self.accepted + self._ledger.at_work(self.entry.number, now) >= self.given:
             return wire.ComeBack.ROUND_FULL
         expires = min(now + self._table.task_s, self.entry.closes)
         return self._ledger.issue(self.entry.number, device, family, now, expires)

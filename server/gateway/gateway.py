@@ -298,7 +298,8 @@ class Gateway:
         return cohort.task_for(device, request.family)
 
     def _come_back_s(self) -> float:
-        return self._pace.come_back_s(self.known(), self._table.given, self._chance())
+        needed = self.cohort.given if self.cohort is not None else self._table.given(self._table.devices)
+        return self._pace.come_back_s(self.known(), needed, self._chance())
 
     def _served(self, name: str) -> Served:
         for served in (self.promoted, self._current):

@@ -254,6 +254,29 @@ def test_so_many_phones_are_given_the_task_as_over_selection_says(tmp_path: Path
     assert asyncio.run(play()) == ["task"] * 13 + ["ROUND_FULL"]
 
 
+def test_no_more_phones_are_given_the_task_than_the_server_wants_answers_for(tmp_path: Path, release: Release) -> None:
+    settings = table(cohort=CohortTable(devices=100, min_devices=1, over_selection=0.5))
+
+    async def play() -> list[str]:
+        async with gateway(tmp_path, release, settings) as gate:
+            await gate.ask(TASK, devices=2)
+            return [await kind_of_answer(gate, f"p{i}", release) for i in range(4)]
+
+    assert asyncio.run(play()) == ["task"] * 3 + ["ROUND_FULL"]
+
+
+def test_phones_that_have_answered_count_among_those_that_were_given_the_task(tmp_path: Path, release: Release) -> None:
+    settings = table(cohort=CohortTable(devices=2, min_devices=1, over_selection=0))
+
+    async def play() -> list[str]:
+        async with gateway(tmp_path, release, settings) as gate:
+            await gate.ask(TASK)
+            await visits(gate, [device_of(release)])
+            return [await kind_of_answer(gate, f"p{i}", release) for i in range(2)]
+
+    assert asyncio.run(play()) == ["task", "ROUND_FULL"]
+
+
 def test_the_place_of_a_phone_that_took_too_long_is_given_to_another(tmp_path: Path, release: Release) -> None:
     settings = table(cohort=CohortTable(devices=1, min_devices=1, over_selection=0, task_s=0.3))
 
