@@ -157,7 +157,6 @@ class Gateway:
     def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
         """A task, or when to come back."""
         self._check_request(request)
-        self.limits.call(device)
         self._tokens.saw(device, request.family, request.app_version)
         reply = wire.CheckInReply(promoted=self.promoted.head if self.promoted else None)
         found = self._task_for(device, request)
@@ -172,7 +171,6 @@ class Gateway:
         self, device: str, request: wire.FetchReleaseRequest, write: Callable[[wire.ReleaseChunk], Awaitable[None]]
     ) -> None:
         """Writes a release's content from a byte on."""
-        self.limits.call(device)
         served = self._served(request.digest)
         if request.offset > len(served.content):
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {request.offset} of {len(served.content)} bytes")
@@ -188,7 +186,6 @@ class Gateway:
 
     def upload_state(self, device: str, request: wire.UploadStateRequest) -> wire.UploadStateReply:
         """How much of an upload is there."""
-        self.limits.call(device)
         task = self._task(request.task_id, device)
         if task.outcome != Outcome.OPEN:
             return wire.UploadStateReply(done=True)
@@ -197,7 +194,6 @@ class Gateway:
 
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
-        self.limits.call(device)
         first = await self.first(read)
         if not first.HasField("head"):
             raise never("the first message of an upload has no head")
@@ -214,7 +210,6 @@ class Gateway:
 
     async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
         """Takes in an evaluation."""
-        self.limits.call(device)
         task = self._task(request.task_id, device)
         cohort = self._cohort_of(task, trains=False)
         if cohort is None:

@@ -91,6 +91,7 @@ class FleetService:
         nothing."""
         try:
             device = self._caller(context)
+            self._gateway.limits.call(device)  # whatever becomes of it
             with self._gateway.limits.at_once(device):
                 return await work(device)
         except Refusal as refusal:

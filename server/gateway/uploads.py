@@ -13,6 +13,9 @@ from .limits import Limits, LimitsTable
 from .refusal import Refusal, never
 from .spool import Spool
 
+#: What a message counts beside its content, so that a stream of empty ones ends some time.
+_MESSAGE_BYTES = 4096
+
 Read = Callable[[], Awaitable[Any]]
 """The next message of a call; None after the last."""
 
@@ -65,7 +68,8 @@ class Uploads:
                     self._store(task, head, chunk)
                     if self._spool.received(task.id) == head.content_bytes:
                         return
-                    chunk = await read()
+                    if (chunk := await read()) is not None:
+                        self._limits.transfer(task.device, _MESSAGE_BYTES)
         except TimeoutError as error:
             message = f"not complete within {limit_s:g} s; go on at {self._spool.received(task.id)}"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error

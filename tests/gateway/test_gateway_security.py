@@ -290,11 +290,16 @@ async def kept_nothing(gate: Loopback, up: Uploading) -> None:
     assert gate.cohort.accepted == 0
 
 
-def _forgiving(tmp_path: Path, release: Release, play: Callable[[Loopback, Uploading], Awaitable[None]]) -> None:
+def _forgiving(
+    tmp_path: Path, release: Release, play: Callable[[Loopback, Uploading], Awaitable[None]], **settings: Any
+) -> None:
     """As ``uploading``, where the head may have been noted: it is of this task and changes nothing."""
 
     async def run() -> None:
-        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+        async with (
+            gateway(tmp_path, release, table(**settings)) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+        ):
             await gate.ask(TASK)
             up = Uploading(phone, (await phone.check_in()).task, release)
             await play(gate, up)
@@ -503,6 +508,33 @@ def test_a_device_that_transfers_too_much_has_to_wait(tmp_path: Path, release: R
     size = sum(rows * columns for rows, columns in release.adapter.layout.shapes.values()) * 4
     with pytest.raises(FleetError, match="RESOURCE_EXHAUSTED"):  # the sound upload is too much as well
         uploading(tmp_path, release, play, limits=LimitsTable(bytes_per_hour=size + 10))
+
+
+def test_calls_that_make_no_sense_count_as_well(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        settings = table(limits=LimitsTable(calls_per_minute=5))
+        async with (
+            gateway(tmp_path, release, settings) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+            open_channel(gate.address, gate.authority) as channel,
+        ):
+            for _ in range(4):
+                wrong = phone.stub.CheckIn(wire.CheckInRequest(protocol=2), metadata=phone.metadata)
+                await refused(wrong, grpc.StatusCode.FAILED_PRECONDITION)
+            garbage = channel.stream_unary(f"/{SERVICE}/CheckIn")(sent([b"\xff"]), metadata=phone.metadata)
+            await refused(garbage, grpc.StatusCode.INVALID_ARGUMENT)
+            await refused(CALLS["CheckIn"](phone.stub, phone.metadata), grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    asyncio.run(play())
+
+
+def test_an_upload_of_empty_messages_ends(tmp_path: Path, release: Release) -> None:
+    async def play(gate: Loopback, up: Uploading) -> None:
+        empty = [wire.UploadChunk(head=up.head), *[wire.UploadChunk() for _ in range(1000)]]
+        await refused(up.send(*empty), grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    with pytest.raises(FleetError, match="RESOURCE_EXHAUSTED"):  # the sound upload is too much as well
+        _forgiving(tmp_path, release, play, limits=LimitsTable(bytes_per_hour=100_000))
 
 
 def test_uploads_beyond_the_room_there_is_have_to_wait(tmp_path: Path, release: Release) -> None:
