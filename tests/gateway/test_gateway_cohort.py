@@ -27,6 +27,7 @@ from fleetdraft.server.gateway.ask import records_to_bytes
 from fleetdraft.server.gateway.cohort import CohortTable
 from fleetdraft.server.gateway.ledger import Outcome, Settled
 from fleetdraft.server.gateway.partial_sum import PartialSum
+from fleetdraft.server.gateway.spool import Spool
 
 TASK = TrainTask(round=1, seed=7, timeout_s=PATIENT_S)
 
@@ -372,6 +373,14 @@ def test_an_answer_whose_task_is_not_open_any_more_comes_into_no_sum(tmp_path: P
             assert (ledger.newest().sums, gate.counts()) == ("", {"declined": 1})
 
     asyncio.run(play())
+
+
+def test_an_upload_that_is_dropped_while_it_is_read_is_empty(tmp_path: Path) -> None:
+    """So that its own answer is refused, and not all that are added up with it."""
+    spool = Spool(tmp_path / "spool", 100)
+    spool.append("a", b"content")
+    (tmp_path / "spool/a").unlink()
+    assert spool.read("a") == b""
 
 
 def test_a_phone_answers_a_round_once(tmp_path: Path, release: Release) -> None:
