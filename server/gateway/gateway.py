@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from ...common.content import digest
 from ...common.errors import UpdateRejected
@@ -34,6 +36,8 @@ _MARGIN, _MOST_MARGIN_S = 0.1, 30.0
 #: Counting the devices takes a look at every one, so it is done so often.
 _COUNT_EVERY_S = 5.0
 _MAX_NAME = 64
+#: What reading a file may raise that is gone, cut off or of another version.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, UpdateRejected)
 
 _OUTCOMES = {
     Outcome.ACCEPTED: wire.UploadReply.ACCEPTED,
@@ -110,11 +114,11 @@ class Gateway:
             return
         try:
             ask = Ask.read(entry.kind, records_of((self._folder / "requests" / entry.request).read_bytes()))
-        except (OSError, UpdateRejected) as error:  # Flower asks again for what it still wants
-            self._ledger.close(entry.number, self._clock(), f"its request cannot be read any more: {error}")
-            return
-        self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
-        self._start(entry, ask)
+            self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
+            self._start(entry, ask)
+        except _DAMAGED as error:  # Flower asks again for what it still wants
+            _log.warning("cohort %d cannot go on, its request or sum cannot be read: %s", entry.number, error)
+            self._ledger.close(entry.number, self._clock(), f"its request or sum cannot be read any more: {error}")
 
     async def stop(self) -> None:
         """Leaves the cohort as it is on disk; a process after this one goes on."""
@@ -321,7 +325,11 @@ class Gateway:
         path = self._folder / "promoted.head"
         if not path.exists():
             return None
-        head, content = wire.ReleaseHead.FromString(path.read_bytes()), path.with_suffix(".content").read_bytes()
+        try:
+            head, content = wire.ReleaseHead.FromString(path.read_bytes()), path.with_suffix(".content").read_bytes()
+        except (OSError, DecodeError) as error:
+            _log.warning("what is promoted cannot be read, devices are told with the next request: %s", error)
+            return None
         # A kill between the two files leaves a content that the head is not of; the next request tells anew.
         return Served(head, content) if digest(content) == head.content_sha256 else None
 

@@ -1,6 +1,7 @@
 """The gateway's two doors as gRPC services: one for devices, one for Flower on this machine. It knows no rounds."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -178,5 +179,9 @@ def local_server(service: LocalService, socket: Path) -> grpc.aio.Server:
     options = (("grpc.max_receive_message_length", LOCAL_BYTES), ("grpc.max_send_message_length", LOCAL_BYTES))
     server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers((service.handler(),))
-    server.add_insecure_port(f"unix:{socket}")
+    before = os.umask(0o177)  # for this user only from the first moment on
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    finally:
+        os.umask(before)
     return server

@@ -124,6 +124,15 @@ def test_a_key_that_others_can_read_is_refused(folder: Path, capsys: pytest.Capt
     assert "chmod 600" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damaged", ["server.pem", "server.key"])
+def test_a_certificate_that_is_none_is_one_line(folder: Path, damaged: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "tls" / damaged).write_text("garbage")
+    assert main(["gateway", "start", str(folder)]) == 2
+    shown = capsys.readouterr().err
+    assert "are no certificate and its key" in shown
+    assert shown.count("\n") == 1
+
+
 def test_join_becomes_a_supernode_that_names_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gateway", "join", str(folder), "--dry-run"]) == 0
     assert f"--node-config 'gateway=\"{folder}\"'" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +25,7 @@ from fleetdraft.common.wire import fleet_pb2 as wire
 from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.folder import DoorTable
 from fleetdraft.server.gateway.limits import LimitsTable
-from fleetdraft.server.gateway.service import SERVICE
+from fleetdraft.server.gateway.service import SERVICE, LocalService, local_server
 
 TASK = TrainTask(round=1, seed=7, timeout_s=PATIENT_S)
 #: A refusal takes no longer than this and the limit that it is for.
@@ -583,6 +584,32 @@ def test_only_this_user_reaches_flowers_door(tmp_path: Path, release: Release) -
             assert gate.folder.path("spool").stat().st_mode & 0o777 == 0o700
 
     asyncio.run(play())
+
+
+def test_flowers_door_is_for_this_user_from_its_first_moment_on(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate:
+            before = os.umask(0)
+            try:
+                local_server(LocalService(gate.open.gateway), tmp_path / "another.sock")
+                assert (tmp_path / "another.sock").stat().st_mode & 0o777 == 0o600
+                assert os.umask(0) == 0
+            finally:
+                os.umask(before)
+
+    asyncio.run(play())
+
+
+def test_a_file_that_is_no_socket_is_left_where_it_is(tmp_path: Path, release: Release) -> None:
+    (tmp_path / "precious.key").write_text("secret")
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(door=DoorTable(port=0, tls=False, socket=Path("precious.key")))):
+            pass
+
+    with pytest.raises(ConfigError, match=r"precious\.key is no socket"):
+        asyncio.run(play())
+    assert (tmp_path / "precious.key").read_text() == "secret"
 
 
 def test_a_port_that_is_taken_is_said_so(tmp_path: Path, release: Release) -> None:
