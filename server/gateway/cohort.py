@@ -139,12 +139,12 @@ class Cohort:
     def task_for(self, device: str, family: str) -> "TaskEntry | wire.ComeBack.Reason":
         """A device's task: the one it has, a new one, or why there is none."""
         now, had = self._clock(), self._ledger.task_of(device, self.entry.number)
-        if had is not None and had.outcome == Outcome.OPEN:
-            return had
-        if had is not None and had.outcome != Outcome.DECLINED:
+        if had is not None and had.outcome not in (Outcome.OPEN, Outcome.DECLINED):
             return wire.ComeBack.DONE
         if self.closed.is_set() or self.is_over:
             return wire.ComeBack.NO_ROUND
+        if had is not None and had.outcome == Outcome.OPEN:
+            return had
         if self.accepted + self._ledger.at_work(self.entry.number, now) >= self.given:
             return wire.ComeBack.ROUND_FULL
         expires = min(now + self._table.task_s, self.entry.closes)
@@ -158,8 +158,8 @@ class Cohort:
             self._ledger.set_outcome(had.id, Outcome.DECLINED)
 
     def told(self, task: TaskEntry) -> wire.Task:
-        """A task as its device is told of it; its time is what is left of the cohort's."""
-        return self.ask.for_device(task.id, max(0.0, min(task.expires, self.entry.closes) - self._clock()))
+        """A task as its device is told of it; its time is what is left of the cohort's: so long its answer counts."""
+        return self.ask.for_device(task.id, self.entry.closes - self._clock())
 
     def check_head(self, head: wire.UploadHead) -> None:
         """Returns if an upload that begins so may be sound; nothing of it has been read yet.

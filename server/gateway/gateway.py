@@ -308,7 +308,7 @@ class Gateway:
 
     def _task(self, name: str, device: str) -> TaskEntry:
         task = self._ledger.task(name, device) if len(name) <= _MAX_NAME else None
-        if task is None:
+        if task is None or task.outcome == Outcome.DECLINED:  # it was taken back: no answer to it is awaited
             raise Refusal(grpc.StatusCode.NOT_FOUND, "this device has no such task; check in again")
         return task
 

@@ -32,6 +32,20 @@ from fleetdraft.server.gateway.spool import Spool
 TASK = TrainTask(round=1, seed=7, timeout_s=PATIENT_S)
 
 
+class Adding:
+    """Holds answers back on their way into a sum, until ``go``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go, real = threading.Event(), threading.Event(), PartialSum.take
+
+        def take(running: PartialSum, update: Update) -> None:
+            self.begun.set()
+            assert self.go.wait(PATIENT_S)
+            real(running, update)
+
+        monkeypatch.setattr(PartialSum, "take", take)
+
+
 def test_the_answer_is_the_mean_of_the_phones_bit_by_bit(tmp_path: Path, release: Release) -> None:
     devices = [device_of(release, name=f"p{i}", seed=i) for i in range(3)]
 
@@ -244,6 +258,65 @@ def test_an_upload_that_is_whole_just_after_its_cohort_closed_is_late(tmp_path: 
     asyncio.run(play())
 
 
+def test_a_tasks_deadline_is_that_of_its_cohort(tmp_path: Path, release: Release) -> None:
+    """Also where its place was given to another: its answer counts as long as the cohort is open, and no longer."""
+    settings = table(cohort=CohortTable(devices=1, min_devices=1, over_selection=0, task_s=0.001))
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, settings) as gate, gate.phone("slow", device_of(release)) as phone:
+            await gate.ask(TASK)
+            first = (await phone.check_in()).task
+            assert first.deadline_s > 0.5 * PATIENT_S
+            assert await kind_of_answer(gate, "next", release) == "task"  # so that the first has lost its place
+            again = (await phone.check_in()).task
+            assert (again.id, again.deadline_s > 0.5 * PATIENT_S) == (first.id, True)
+            assert (await phone.train(again, release)).outcome == wire.UploadReply.ACCEPTED
+
+    asyncio.run(play())
+
+
+def test_no_task_is_given_whose_time_is_over(tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it that the cohort is still busy with an answer, and so not closed."""
+    adding, device = Adding(monkeypatch), device_of(release)
+
+    async def play() -> None:
+        async with (
+            gateway(tmp_path, release) as gate,
+            gate.phone("ann", device) as ann,
+            gate.phone("bob", device) as bob,
+        ):
+            await gate.ask(replace(TASK, timeout_s=1.0))
+            assert (await ann.check_in()).HasField("task")
+            last = asyncio.create_task(bob.visit())
+            await until(adding.begun.is_set)
+            await until(lambda: gate.cohort.is_over)
+            assert (await ann.check_in()).come_back.reason == wire.ComeBack.NO_ROUND
+            adding.go.set()
+            assert (await last).outcome == "ACCEPTED"
+
+    asyncio.run(play())
+
+
+def test_a_task_that_was_declined_is_forgotten(tmp_path: Path, release: Release) -> None:
+    """Neither is its upload told as done, which it is not, nor is an answer taken."""
+    device = device_of(release)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device) as phone:
+            await gate.ask(TASK)
+            task = (await phone.check_in()).task
+            await phone.check_in(eligible=False)
+            for call in (
+                lambda: phone.stub.UploadState(wire.UploadStateRequest(task_id=task.id), metadata=phone.metadata),
+                lambda: phone.train(task, release),
+            ):
+                with pytest.raises((grpc.aio.AioRpcError, FleetError), match="NOT_FOUND"):
+                    await call()
+            assert gate.counts() == {"declined": 1}
+
+    asyncio.run(play())
+
+
 def test_so_many_phones_are_given_the_task_as_over_selection_says(tmp_path: Path, release: Release) -> None:
     settings = table(cohort=CohortTable(devices=10, min_devices=1, over_selection=0.3))
 
@@ -304,20 +377,6 @@ def test_a_phone_that_is_not_eligible_any_more_gives_its_place_back(tmp_path: Pa
                 assert await kind_of_answer(gate, "bob", release) == "task"
 
     asyncio.run(play())
-
-
-class Adding:
-    """Holds answers back on their way into a sum, until ``go``."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.go, real = threading.Event(), threading.Event(), PartialSum.take
-
-        def take(running: PartialSum, update: Update) -> None:
-            self.begun.set()
-            assert self.go.wait(PATIENT_S)
-            real(running, update)
-
-        monkeypatch.setattr(PartialSum, "take", take)
 
 
 def test_a_phone_that_declines_while_its_answer_is_added_up_is_counted_once(
