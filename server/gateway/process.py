@@ -43,8 +43,14 @@ class Open:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) -> AsyncIterator[Open]:
+async def opened(
+    folder: GatewayFolder, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Open]:
     """Serves devices and Flower for as long as the context lasts.
+
+    Args:
+      clock: in seconds since 1970.
+      monotonic: in seconds, never backwards.
 
     Raises:
       UserError: another process serves this folder, or a setting cannot be met.
@@ -64,7 +70,7 @@ async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) 
             pace=table.pace,
             limits=table.limits,
             clock=clock,
-            monotonic=time.monotonic,
+            monotonic=monotonic,
             chance=random.SystemRandom().random,
             on_closed=figures.closed,
         )

@@ -1,6 +1,7 @@
 """The gateway's guarantees towards Flower and phones in the ordinary course: one mean, everyone accounted for."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -18,12 +19,13 @@ from fleetdraft.client.phone import chunks, release_of, upload_head
 from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import FleetError, UpdateRejected
 from fleetdraft.common.fleet_wire import release_content, release_head
-from fleetdraft.common.messages import EvaluateTask, Release, TrainTask, Update
+from fleetdraft.common.messages import EvaluateTask, Evaluation, Release, SumTerms, TrainTask, Update, l2_norm
 from fleetdraft.common.metrics import DraftCounters
-from fleetdraft.common.records import encode_request
+from fleetdraft.common.records import MAX_FAMILIES, encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
+from fleetdraft.server.aggregation.aggregate import MAX_WEIGHT
 from fleetdraft.server.counted import MOST
-from fleetdraft.server.gateway.ask import records_to_bytes
+from fleetdraft.server.gateway.ask import Ask, records_to_bytes
 from fleetdraft.server.gateway.cohort import CohortTable
 from fleetdraft.server.gateway.ledger import Outcome, Settled
 from fleetdraft.server.gateway.partial_sum import PartialSum
@@ -352,13 +354,14 @@ def test_phones_that_have_answered_count_among_those_that_were_given_the_task(tm
 
 
 def test_the_place_of_a_phone_that_took_too_long_is_given_to_another(tmp_path: Path, release: Release) -> None:
-    settings = table(cohort=CohortTable(devices=1, min_devices=1, over_selection=0, task_s=0.3))
+    settings = table(cohort=CohortTable(devices=1, min_devices=1, over_selection=0, task_s=10.0))
+    step = [0.0]
 
     async def play() -> list[str]:
-        async with gateway(tmp_path, release, settings) as gate:
-            await gate.ask(TASK)
+        async with gateway(tmp_path, release, settings, monotonic=lambda: time.monotonic() + step[0]) as gate:
+            await gate.ask(replace(TASK, timeout_s=10 * PATIENT_S))
             before = [await kind_of_answer(gate, name, release) for name in ("slow", "next")]
-            await asyncio.sleep(0.4)
+            step[0] = 10.0
             return [*before, await kind_of_answer(gate, "next", release)]
 
     assert asyncio.run(play()) == ["task", "ROUND_FULL", "task"]
@@ -465,6 +468,93 @@ def test_an_unsound_update_is_rejected_and_counted_with_its_reason(tmp_path: Pat
                 assert (visit.outcome, "not finite" in visit.reason) == ("REJECTED", True)
             assert gate.counts() == {"rejected": 1}
             assert gate.cohort.accepted == 0
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("share", "outcome"), [(0.999, "ACCEPTED"), (1.01, "REJECTED")])
+def test_an_update_beyond_the_clip_is_rejected(tmp_path: Path, release: Release, share: float, outcome: str) -> None:
+    device = device_of(release, seed=1)
+    clip = l2_norm(device.train(TASK, release).delta) / share
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device) as phone:
+            await gate.ask(replace(TASK, clip_norm=clip))
+            task = (await phone.check_in()).task
+            update = device.train(TASK, release)  # as a device that does not clip
+            content = to_content(update.delta, release.adapter.layout.shapes)
+            reply = await phone.upload(upload_head(task, update, content), content)
+            assert wire.UploadReply.Outcome.Name(reply.outcome) == outcome
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("weight", "outcome"), [(MAX_WEIGHT, "ACCEPTED"), (1.01 * MAX_WEIGHT, "REJECTED")])
+def test_a_weight_beyond_the_bound_is_rejected(tmp_path: Path, release: Release, weight: float, outcome: str) -> None:
+    device = replace(device_of(release), weight=weight)
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device) as phone:
+            await gate.ask(TASK, weights="tokens")
+            assert (await phone.visit()).outcome == outcome
+
+    asyncio.run(play())
+
+
+def test_there_are_no_more_families_than_the_server_takes(release: Release) -> None:
+    """A family is a device's own word; else each could have one, and memory would grow with them."""
+    ask = Ask("evaluate", TASK, release, SumTerms(weights="equal", devices=1000))
+    running = PartialSum(replace(ask, task=EvaluateTask(round=1, seed=7, timeout_s=1.0)), 1)
+    for number in range(MAX_FAMILIES):
+        running.measure(Evaluation(client="any", family=f"f{number}", counters=DraftCounters()))
+    running.measure(Evaluation(client="any", family="f0", counters=DraftCounters()))
+    with pytest.raises(UpdateRejected, match="one more than"):
+        running.measure(Evaluation(client="any", family="another", counters=DraftCounters()))
+    assert running.devices == MAX_FAMILIES + 1
+
+
+def test_phones_that_came_together_are_told_different_times(tmp_path: Path, release: Release) -> None:
+    async def play() -> list[float]:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            return [(await phone.check_in()).come_back.after_s for _ in range(20)]
+
+    waits = asyncio.run(play())
+    assert len(set(waits)) == 20
+    assert all(0.25 <= wait <= 0.75 for wait in waits)  # half to one and a half times least_s
+
+
+@pytest.mark.parametrize(("timeout_s", "margin_s"), [(30.0, 3.0), (3000.0, 30.0)])
+def test_a_cohort_closes_before_flower_stops_to_wait(
+    tmp_path: Path, release: Release, timeout_s: float, margin_s: float
+) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate:
+            await gate.ask(replace(TASK, timeout_s=timeout_s))
+            entry = gate.cohort.entry
+            assert entry.closes - entry.opened == pytest.approx(timeout_s - margin_s)
+
+    asyncio.run(play())
+
+
+def test_an_answer_beyond_those_that_were_wanted_is_late(
+    tmp_path: Path, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Be it that it is added up together with the last one."""
+    adding, devices = Adding(monkeypatch), [device_of(release, name=f"p{i}", seed=i) for i in range(3)]
+    settings = table(cohort=CohortTable(devices=2, min_devices=1, over_selection=0.5))
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, settings) as gate, contextlib.AsyncExitStack() as stack:
+            answer = await gate.ask(TASK)
+            phones = [await stack.enter_async_context(gate.phone(device.client, device)) for device in devices]
+            visits = [asyncio.create_task(phones[0].visit())]
+            await until(adding.begun.is_set)
+            visits += [asyncio.create_task(phone.visit()) for phone in phones[1:]]
+            await until(lambda: gate.cohort._waiting.qsize() == 2)
+            adding.go.set()
+            outcomes = [(await visit).outcome for visit in visits]
+            assert sorted(outcomes) == ["ACCEPTED", "ACCEPTED", "LATE"]
+            assert ((await answer).devices, gate.counts()) == (2, {"accepted": 2, "late": 1})
 
     asyncio.run(play())
 

@@ -28,6 +28,7 @@ from fleetdraft.common.messages import Identity, Release, SumTerms, TrainTask
 from fleetdraft.common.records import decode_update, encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
 from fleetdraft.server.gateway.ask import records_of, records_to_bytes
+from fleetdraft.server.gateway.database import durable, open_database
 from fleetdraft.server.gateway.refusal import Refusal
 from fleetdraft.server.gateway.service import KIND, LOCAL_SERVICE
 
@@ -212,6 +213,16 @@ def test_a_promoted_release_that_cannot_be_read_is_told_with_the_next_request(tm
             assert (await phone.check_in()).promoted.digest == release.adapter.digest
 
     asyncio.run(play())
+
+
+def test_what_is_durable_is_synced_before_it_is_told(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "gateway.db")
+    try:
+        with durable(database):
+            assert database.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: SQLite syncs at each commit
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    finally:
+        database.close()
 
 
 def test_a_journal_that_cannot_be_written_stops_no_later_request(tmp_path: Path, release: Release) -> None:

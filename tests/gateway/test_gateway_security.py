@@ -20,8 +20,11 @@ from fleetdraft.client.phone import Phone, PhoneConfig, open_channel, upload_hea
 from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import ConfigError, FleetError
 from fleetdraft.common.fleet_wire import CHUNK_BYTES, MESSAGE_BYTES
+from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Release, TrainTask
+from fleetdraft.common.shape import DecoderShape
 from fleetdraft.common.wire import fleet_pb2 as wire
+from fleetdraft.common.wire import fleet_pb2_grpc
 from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.folder import DoorTable
 from fleetdraft.server.gateway.limits import LimitsTable
@@ -408,6 +411,33 @@ def test_a_slow_upload_ends_at_its_deadline_and_goes_on_later(tmp_path: Path, re
             assert f"go on at {there}" in reason
             assert 0 < there < 100
             assert (await phone.upload(up.head, up.content)).outcome == wire.UploadReply.ACCEPTED
+
+    asyncio.run(play())
+
+
+def test_a_download_that_is_not_read_ends_at_its_deadline(tmp_path: Path) -> None:
+    """And its place is free. The release is larger than what gRPC sends ahead to one who reads nothing."""
+    shape = DecoderShape(
+        vocab_size=32, hidden_size=2048, layers=16, heads=2, kv_heads=1, head_dim=1024, intermediate_size=2048,
+        context_limit=64, rope_theta=10000.0, rms_eps=1e-5, tied=True,
+    )  # fmt: skip
+    large = Release(number=1, adapter=LoraLayout(rank=4, alpha=8, shape=shape).initial(seed=0), base="base")
+
+    async def play() -> None:
+        settings = table(limits=LimitsTable(upload_s=0.5))
+        async with (
+            gateway(tmp_path, large, settings) as gate,
+            gate.phone("ann", device_of(large)) as phone,
+            grpc.aio.insecure_channel(gate.address, (("grpc.http2.bdp_probe", 0),)) as small_window,
+        ):
+            await gate.ask(TASK)
+            request = wire.FetchReleaseRequest(digest=(await phone.check_in()).task.release.digest)
+            phone.stub = fleet_pb2_grpc.FleetStub(small_window)
+            call = phone.stub.FetchRelease(request, metadata=phone.metadata)
+            await call.read()
+            await until(lambda: gate.open.gateway.refused["DEADLINE_EXCEEDED"] == 1)
+            assert not gate.open.gateway.limits._lasting
+            call.cancel()
 
     asyncio.run(play())
 
