@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import MissingExtraError, UserError
+from ..common.files import write_atomic
 
 try:
     from .gateway.folder import GatewayFolder, check_private
@@ -154,6 +155,9 @@ def new(
     folder: _Folder,
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Pseudonyms of devices.")],
     days: Annotated[float, typer.Option("--days", min=0.001, help="How long the token holds.")] = 365.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a new file that only you can read, not stdout.")
+    ] = None,
 ) -> None:
     """Prints a token for each device, a line each: name, token. What a device had before holds no more.
 
@@ -161,11 +165,16 @@ def new(
 
     Example:
 
-      fleetdraft gateway tokens new gate phone-17
+      fleetdraft gateway tokens new gate phone-17 --out tokens.txt
     """
-    made = _tokens(folder).new_for(names, days)
-    for name, token in zip(names, made, strict=True):
-        print(f"{name} {token}")
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists; name a new file, since it may hold tokens that are kept nowhere else")
+    known = _tokens(folder)
+    lines = [f"{name} {token}" for name, token in zip(names, known.new_for(names, days), strict=True)]
+    if out is None:
+        print(*lines, sep="\n")
+    else:
+        write_atomic(out, "".join(f"{line}\n" for line in lines).encode(), 0o600)
 
 
 @tokens.command("list")

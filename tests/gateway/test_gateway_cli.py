@@ -1,6 +1,7 @@
 """The gateway's commands: what a person makes, sees and gets wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_tokens_are_made_listed_and_revoked(folder: Path, capsys: pytest.Capture
     assert main(["gateway", "tokens", "list", str(folder), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["tokens"]
     assert [(row["device"], row["state"]) for row in listed] == [("ann", "revoked"), ("bob", "valid")]
+
+
+def test_tokens_are_written_for_their_owner_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, before = folder.parent / "tokens.txt", os.umask(0)
+    try:
+        assert main(["gateway", "tokens", "new", str(folder), "ann", "bob", "--out", str(out)]) == 0
+    finally:
+        os.umask(before)
+    assert (capsys.readouterr().out, out.stat().st_mode & 0o777) == ("", 0o600)
+    written = out.read_text()
+    assert [line.split()[0] for line in written.splitlines()] == ["ann", "bob"]
+    assert main(["gateway", "tokens", "new", str(folder), "ann", "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert out.read_text() == written
 
 
 def test_status_tells_of_a_gateway_that_does_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
