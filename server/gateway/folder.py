@@ -141,7 +141,7 @@ class GatewayFolder:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
         except ssl.SSLError as error:
             raise ConfigError(
-                f"{certificate} and {key} are no certificate and its key, as PEM: {error.reason}"
+                f"{certificate} and {key} are no certificate and its key, expected both as PEM"
             ) from error
         return key.read_bytes(), certificate.read_bytes()
 

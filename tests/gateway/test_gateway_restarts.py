@@ -225,13 +225,16 @@ def test_what_is_durable_is_synced_before_it_is_told(tmp_path: Path) -> None:
         database.close()
 
 
-def test_a_journal_that_cannot_be_written_stops_no_later_request(tmp_path: Path, release: Release) -> None:
+def test_a_journal_that_cannot_be_written_stops_no_later_request(
+    tmp_path: Path, release: Release, caplog: pytest.LogCaptureFixture
+) -> None:
     async def play() -> None:
         async with gateway(tmp_path, release, table(devices=1)) as gate, gate.phone("ann", device_of(release)) as phone:
             answer = await gate.ask(TASK)
             (tmp_path / "gateway.jsonl").mkdir()
             assert (await phone.visit()).outcome == "ACCEPTED"
             assert (await answer).devices == 1
+            await until(lambda: "the cohort's end could not be noted" in caplog.text)
             for number in (2, 3):
                 answer = await gate.ask(replace(TASK, round=number))
                 assert (await phone.visit()).outcome == "ACCEPTED"
