@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..common.errors import MissingExtraError, UserError
+from ..common.files import write_atomic
 
 try:
     from .gateway.folder import GatewayFolder, check_private
@@ -54,11 +55,17 @@ def init(
 
       fleetdraft gateway init gate --name gate --server fleet.example.org:9443 --authority ca.pem
     """
+    from .gateway.cohort import CohortTable
     from .gateway.setup import make_gateway
 
     made = make_gateway(
         folder, name=name, server=server, authority=authority, host=host, port=port, names=names or [], devices=devices
     )
+    if (least := made.table.cohort.min_devices) < CohortTable.min_devices:
+        _say(
+            f"min_devices is {least}, the default {CohortTable.min_devices}: the server sees means, and figures of a "
+            f"family, of so few devices; set more in {folder / 'gateway.toml'} for devices of people"
+        )
     _say(
         f"give {folder / 'node.pub'} to the fleet's operator, whose fleet.toml needs gateways = [{json.dumps(name)}]; "
         f"devices need {made.path('tls/ca.pem')} and a token: fleetdraft gateway tokens new {folder} NAME"
@@ -148,6 +155,9 @@ def new(
     folder: _Folder,
     names: Annotated[list[str], typer.Argument(metavar="NAME…", help="Pseudonyms of devices.")],
     days: Annotated[float, typer.Option("--days", min=0.001, help="How long the token holds.")] = 365.0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write a new file that only you can read, not stdout.")
+    ] = None,
 ) -> None:
     """Prints a token for each device, a line each: name, token. What a device had before holds no more.
 
@@ -155,11 +165,16 @@ def new(
 
     Example:
 
-      fleetdraft gateway tokens new gate phone-17
+      fleetdraft gateway tokens new gate phone-17 --out tokens.txt
     """
-    made = _tokens(folder).new_for(names, days)
-    for name, token in zip(names, made, strict=True):
-        print(f"{name} {token}")
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists; name a new file, since it may hold tokens that are kept nowhere else")
+    known = _tokens(folder)
+    lines = [f"{name} {token}" for name, token in zip(names, known.new_for(names, days), strict=True)]
+    if out is None:
+        print(*lines, sep="\n")
+    else:
+        write_atomic(out, "".join(f"{line}\n" for line in lines).encode(), 0o600)
 
 
 @tokens.command("list")

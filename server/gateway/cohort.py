@@ -12,7 +12,7 @@ import hashlib
 import io
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,8 @@ class CohortTable:
     over_selection: float = 0.3
     """Share of devices beyond that which are given the task, since some drop out."""
     min_devices: int = 10
-    """With fewer at the deadline Flower gets no answer: a mean of few says much about each."""
+    """With fewer at the deadline Flower gets no answer: a mean of few says much about each, and so do figures of a
+    family of fewer."""
     task_s: float = 1800.0
     """So long a device's place is kept; then another one is given the task as well."""
 
@@ -61,10 +62,9 @@ class CohortTable:
         if not (math.isfinite(self.task_s) and self.task_s > 0):
             raise ConfigError(f"task_s is {self.task_s:g}, expected a number > 0")
 
-    @property
-    def given(self) -> int:
-        """To how many devices a task is given at a time."""
-        return math.ceil(round(self.devices * (1 + self.over_selection), 9))
+    def given(self, wanted: int) -> int:
+        """To how many devices a task is given at a time, where so many answers are wanted."""
+        return math.ceil(round(wanted * (1 + self.over_selection), 9))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Cohort:
       - Memory does not grow with the number of devices.
 
     Args:
-      clock: in seconds since 1970, since deadlines outlive the process.
+      clock: in seconds since 1970, since deadlines outlive the process; never backwards within one.
     """
 
     def __init__(
@@ -98,6 +98,8 @@ class Cohort:
         self._wanted = min(table.devices, ask.terms.devices)
         self._waiting: asyncio.Queue[_Answer | None] = asyncio.Queue()
         """Answers in the order they came; None to look up."""
+        self._adding: Collection[str] = ()
+        """Tasks whose answers are on their way into the sum: nothing else may become of them meanwhile."""
         self._ending = ""
         self._sum: PartialSum | None = None
         """As it is on disk; none: to be read from there."""
@@ -114,9 +116,14 @@ class Cohort:
         return self._current().devices
 
     @property
-    def needed(self) -> int:
-        """Devices that are to be given the task, those that may drop out included."""
-        return self._table.given
+    def given(self) -> int:
+        """To how many devices the task is given at a time, those that may drop out included."""
+        return self._table.given(self._wanted)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is."""
+        return self._clock() >= self.entry.closes
 
     def answer(self, client: str) -> Update | Evaluation:
         """What the gateway answers Flower, once closed.
@@ -132,27 +139,27 @@ class Cohort:
     def task_for(self, device: str, family: str) -> "TaskEntry | wire.ComeBack.Reason":
         """A device's task: the one it has, a new one, or why there is none."""
         now, had = self._clock(), self._ledger.task_of(device, self.entry.number)
+        if had is not None and had.outcome not in (Outcome.OPEN, Outcome.DECLINED):
+            return wire.ComeBack.DONE
+        if self.closed.is_set() or self.is_over:
+            return wire.ComeBack.NO_ROUND
         if had is not None and had.outcome == Outcome.OPEN:
             return had
-        if had is not None and had.outcome != Outcome.DECLINED:
-            return wire.ComeBack.DONE
-        if self.closed.is_set() or now >= self.entry.closes:
-            return wire.ComeBack.NO_ROUND
-        if self.accepted + self._ledger.at_work(self.entry.number, now) >= self._table.given:
+        if self.accepted + self._ledger.at_work(self.entry.number, now) >= self.given:
             return wire.ComeBack.ROUND_FULL
         expires = min(now + self._table.task_s, self.entry.closes)
         return self._ledger.issue(self.entry.number, device, family, now, expires)
 
     def decline(self, device: str) -> None:
-        """Takes the device's task back, if it has one."""
+        """Takes the device's task back, if it has one whose answer is not being added up."""
         had = self._ledger.task_of(device, self.entry.number)
-        if had is not None and had.outcome == Outcome.OPEN:
+        if had is not None and had.outcome == Outcome.OPEN and had.id not in self._adding:
             self._spool.drop(had.id)
             self._ledger.set_outcome(had.id, Outcome.DECLINED)
 
     def told(self, task: TaskEntry) -> wire.Task:
-        """A task as its device is told of it; its time is what is left of the cohort's."""
-        return self.ask.for_device(task.id, max(0.0, min(task.expires, self.entry.closes) - self._clock()))
+        """A task as its device is told of it; its time is what is left of the cohort's: so long its answer counts."""
+        return self.ask.for_device(task.id, self.entry.closes - self._clock())
 
     def check_head(self, head: wire.UploadHead) -> None:
         """Returns if an upload that begins so may be sound; nothing of it has been read yet.
@@ -190,8 +197,7 @@ class Cohort:
           Refusal: the content is not that of the head, or nothing could be written; the task stays as it is.
         """
         if self.closed.is_set():
-            self._ledger.set_outcome(task.id, Outcome.LATE)
-            return Settled(task=task.id, outcome=Outcome.LATE)
+            return self._ledger.late(task.id)
         settled: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait(_Answer(task, head, report, settled))
         return await settled
@@ -205,7 +211,7 @@ class Cohort:
         while not self.closed.is_set():
             await self._settle(await self._next())
             try:
-                if self._ending or self.accepted >= self._wanted or self._clock() >= self.entry.closes:
+                if self._ending or self.accepted >= self._wanted or self.is_over:
                     self._close(self._ending)
             except Exception:  # a full disk, for one: as long as the cohort cannot be closed it stays open
                 _log.exception("the cohort could not be closed")
@@ -266,12 +272,16 @@ class Cohort:
         }
         running = self._current()
         fresh = [answer for name, answer in answers.items() if name not in results]
-        added = await asyncio.to_thread(lambda: {a.task.id: self._added(a, running) for a in fresh})
-        settled = [result for result in added.values() if isinstance(result, Settled)]
-        if settled:
-            about, sums = await asyncio.to_thread(self._write, running)
-            self._ledger.settle(self.entry.number, settled, about, sums)
-            self._forget_sums(sums)
+        self._adding = {answer.task.id for answer in fresh}
+        try:
+            added = await asyncio.to_thread(lambda: {a.task.id: self._added(a, running) for a in fresh})
+            settled = [result for result in added.values() if isinstance(result, Settled)]
+            if settled:
+                about, sums = await asyncio.to_thread(self._write, running)
+                self._ledger.settle(self.entry.number, settled, about, sums)
+                self._forget_sums(sums)
+        finally:
+            self._adding = ()
         return results | added
 
     def _added(self, answer: _Answer, running: PartialSum) -> Settled | Refusal:
@@ -323,7 +333,7 @@ class Cohort:
             entry = self._ledger.newest()
             if entry is None or entry.number != self.entry.number:
                 entry = self.entry
-            found = PartialSum(self.ask)
+            found = PartialSum(self.ask, self._table.min_devices)
             self._forget_sums(entry.sums)
             if entry.about:
                 found.restore(entry.about, np.load(self._folder / "sums" / entry.sums) if entry.sums else None)
@@ -339,8 +349,7 @@ class Cohort:
     def _turn_away(self, answers: Sequence[_Answer]) -> None:
         """Tells those that waited when the cohort closed."""
         for answer in answers:
-            self._ledger.set_outcome(answer.task.id, Outcome.LATE)
-            _tell(answer, Settled(task=answer.task.id, outcome=Outcome.LATE))
+            _tell(answer, self._ledger.late(answer.task.id))
 
 
 def _tell(answer: _Answer, result: Settled | Refusal) -> None:

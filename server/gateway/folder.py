@@ -15,6 +15,7 @@ status.json, metrics/gateway.prom   figures for people and for Prometheus
 flower/             Flower's settings (FLWR_HOME)
 """
 
+import ssl
 import stat
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -128,7 +129,7 @@ class GatewayFolder:
         """(private key, certificate chain), as PEM.
 
         Raises:
-          ConfigError: one is missing, or others may read the key.
+          ConfigError: one is missing, others may read the key, or they are no pair.
         """
         door = self.table.door
         key, certificate = self.path(door.key), self.path(door.certificate)
@@ -136,6 +137,12 @@ class GatewayFolder:
             if not path.is_file():
                 raise ConfigError(f"{path} is missing; gateway.toml names it in [door]")
         check_private(key)
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"{certificate} and {key} are no certificate and its key, expected both as PEM"
+            ) from error
         return key.read_bytes(), certificate.read_bytes()
 
 

@@ -1,12 +1,16 @@
 """The gateway: what devices ask and what Flower asks, brought together. It knows no connection."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from ...common.content import digest
 from ...common.errors import UpdateRejected
@@ -24,12 +28,16 @@ from .spool import Spool
 from .tokens import Tokens
 from .uploads import Read, Uploads
 
+_log = logging.getLogger(__name__)
+
 _PRIVATE = 0o600
 #: Of the time that Flower gives, so much is left for the answer's own way, but not more than so many seconds.
 _MARGIN, _MOST_MARGIN_S = 0.1, 30.0
 #: Counting the devices takes a look at every one, so it is done so often.
 _COUNT_EVERY_S = 5.0
 _MAX_NAME = 64
+#: What reading a file may raise that is gone, cut off or of another version.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, UpdateRejected)
 
 _OUTCOMES = {
     Outcome.ACCEPTED: wire.UploadReply.ACCEPTED,
@@ -90,6 +98,8 @@ class Gateway:
         self._running: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
         self.cohort: Cohort | None = None
+        self._current: Served | None = None
+        """What the cohort starts from."""
         self.promoted: Served | None = None
         self.told = Counter[str]()
         """Why devices were told to come back, since this process began."""
@@ -104,11 +114,11 @@ class Gateway:
             return
         try:
             ask = Ask.read(entry.kind, records_of((self._folder / "requests" / entry.request).read_bytes()))
-        except (OSError, UpdateRejected) as error:  # Flower asks again for what it still wants
-            self._ledger.close(entry.number, self._clock(), f"its request cannot be read any more: {error}")
-            return
-        self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
-        self._start(entry, ask)
+            self._spool.keep_only(task.id for task in self._ledger.uploading(entry.number))
+            self._start(entry, ask)
+        except _DAMAGED as error:  # Flower asks again for what it still wants
+            _log.warning("cohort %d cannot go on, its request or sum cannot be read: %s", entry.number, error)
+            self._ledger.close(entry.number, self._clock(), f"its request or sum cannot be read any more: {error}")
 
     async def stop(self) -> None:
         """Leaves the cohort as it is on disk; a process after this one goes on."""
@@ -127,15 +137,30 @@ class Gateway:
         ask = Ask.read(kind, records_of(request))
         async with self._beginning:
             cohort = self.cohort
-            if cohort is None or cohort.ask.key != ask.key or self._clock() >= cohort.entry.closes:
+            if cohort is None or cohort.ask.key != ask.key or cohort.is_over:
                 cohort = await self._begin(ask, request)
         await cohort.closed.wait()
         return cohort.answer(self._name)
 
+    async def first(self, read: Read) -> Any:
+        """The first message of a call.
+
+        Raises:
+          Refusal: there is none, or not in time.
+        """
+        try:
+            async with asyncio.timeout(self._limits_table.head_s):
+                first = await read()
+        except TimeoutError as error:
+            message = f"no message within {self._limits_table.head_s:g} s"
+            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
+        if first is None:
+            raise never("the call ended without a message")
+        return first
+
     def check_in(self, device: str, request: wire.CheckInRequest) -> wire.CheckInReply:
         """A task, or when to come back."""
         self._check_request(request)
-        self.limits.call(device)
         self._tokens.saw(device, request.family, request.app_version)
         reply = wire.CheckInReply(promoted=self.promoted.head if self.promoted else None)
         found = self._task_for(device, request)
@@ -150,7 +175,6 @@ class Gateway:
         self, device: str, request: wire.FetchReleaseRequest, write: Callable[[wire.ReleaseChunk], Awaitable[None]]
     ) -> None:
         """Writes a release's content from a byte on."""
-        self.limits.call(device)
         served = self._served(request.digest)
         if request.offset > len(served.content):
             raise Refusal(grpc.StatusCode.OUT_OF_RANGE, f"offset is {request.offset} of {len(served.content)} bytes")
@@ -166,7 +190,6 @@ class Gateway:
 
     def upload_state(self, device: str, request: wire.UploadStateRequest) -> wire.UploadStateReply:
         """How much of an upload is there."""
-        self.limits.call(device)
         task = self._task(request.task_id, device)
         if task.outcome != Outcome.OPEN:
             return wire.UploadStateReply(done=True)
@@ -175,13 +198,14 @@ class Gateway:
 
     async def upload(self, device: str, read: Read) -> wire.UploadReply:
         """Takes in an update; the head is judged before anything else is read."""
-        self.limits.call(device)
-        first = await self._uploads.first(read)
+        first = await self.first(read)
+        if not first.HasField("head"):
+            raise never("the first message of an upload has no head")
         head = first.head
         task = self._task(head.task_id, device)
         cohort = self._cohort_of(task, trains=True)
         if cohort is None:
-            return self._late(task)
+            return _reply(self._ledger.late(task.id))
         if task.outcome != Outcome.OPEN:
             return _reply(task.settled)
         cohort.check_head(head)
@@ -190,11 +214,10 @@ class Gateway:
 
     async def report(self, device: str, request: wire.ReportRequest) -> wire.ReportReply:
         """Takes in an evaluation."""
-        self.limits.call(device)
         task = self._task(request.task_id, device)
         cohort = self._cohort_of(task, trains=False)
         if cohort is None:
-            reply = self._late(task)
+            reply = _reply(self._ledger.late(task.id))
         elif task.outcome != Outcome.OPEN:
             reply = _reply(task.settled)
         else:
@@ -228,7 +251,7 @@ class Gateway:
         """Opens a cohort; one that is under way ends, since Flower awaits its answer no more."""
         if self.cohort is not None and self._running is not None:
             self.cohort.end("the server has asked for something else")
-            await self._running
+            await asyncio.wait([self._running])
         now, name = self._clock(), digest(request)
         write_atomic(self._folder / "requests" / name, request, _PRIVATE)
         closes = now + ask.task.timeout_s - min(_MOST_MARGIN_S, _MARGIN * ask.task.timeout_s)
@@ -241,7 +264,13 @@ class Gateway:
         return self._start(entry, ask)
 
     def _start(self, entry: CohortEntry, ask: Ask) -> Cohort:
-        self.cohort = cohort = Cohort(entry, ask, self._table, self._folder, self._ledger, self._spool, self._clock)
+        # From here on by the clock that nobody sets: if somebody sets the other, no deadline moves.
+        ahead = max(entry.opened, self._clock()) - self._monotonic()
+
+        def clock() -> float:
+            return ahead + self._monotonic()
+
+        self.cohort = cohort = Cohort(entry, ask, self._table, self._folder, self._ledger, self._spool, clock)
         self._current = Served(ask.head, ask.content)
         self._running = asyncio.create_task(self._run(cohort))
         return cohort
@@ -249,8 +278,11 @@ class Gateway:
     async def _run(self, cohort: Cohort) -> None:
         was_closed = cohort.closed.is_set()
         await cohort.run()
-        if not was_closed:
-            self._on_closed(cohort)
+        try:
+            if not was_closed:
+                self._on_closed(cohort)
+        except Exception:  # a full disk, for one: what was counted is in the ledger all the same
+            _log.exception("the cohort's end could not be noted")
 
     def _task_for(self, device: str, request: wire.CheckInRequest) -> "TaskEntry | wire.ComeBack.Reason":
         cohort = self.cohort
@@ -265,18 +297,18 @@ class Gateway:
         return cohort.task_for(device, request.family)
 
     def _come_back_s(self) -> float:
-        return self._pace.come_back_s(self.known(), self._table.given, self._chance())
+        needed = self.cohort.given if self.cohort is not None else self._table.given(self._table.devices)
+        return self._pace.come_back_s(self.known(), needed, self._chance())
 
     def _served(self, name: str) -> Served:
-        found = [self.promoted, self._current if self.cohort is not None else None]
-        for served in found:
+        for served in (self.promoted, self._current):
             if served is not None and served.head.digest == name:
                 return served
         raise Refusal(grpc.StatusCode.NOT_FOUND, "no such release here; check in again")
 
     def _task(self, name: str, device: str) -> TaskEntry:
         task = self._ledger.task(name, device) if len(name) <= _MAX_NAME else None
-        if task is None:
+        if task is None or task.outcome == Outcome.DECLINED:  # it was taken back: no answer to it is awaited
             raise Refusal(grpc.StatusCode.NOT_FOUND, "this device has no such task; check in again")
         return task
 
@@ -289,18 +321,15 @@ class Gateway:
             raise never(f"the task is to {'train' if cohort.ask.trains else 'evaluate'}; answer in the other way")
         return None if cohort.closed.is_set() and task.outcome in (Outcome.OPEN, Outcome.DROPPED) else cohort
 
-    def _late(self, task: TaskEntry) -> wire.UploadReply:
-        """What came of a task of a closed cohort: its answer is late, unless it was taken in before."""
-        if task.outcome in (Outcome.OPEN, Outcome.DROPPED):
-            self._ledger.set_outcome(task.id, Outcome.LATE)
-            return _reply(Settled(task=task.id, outcome=Outcome.LATE))
-        return _reply(task.settled)
-
     def _read_promoted(self) -> Served | None:
         path = self._folder / "promoted.head"
         if not path.exists():
             return None
-        head, content = wire.ReleaseHead.FromString(path.read_bytes()), path.with_suffix(".content").read_bytes()
+        try:
+            head, content = wire.ReleaseHead.FromString(path.read_bytes()), path.with_suffix(".content").read_bytes()
+        except (OSError, DecodeError) as error:
+            _log.warning("what is promoted cannot be read, devices are told with the next request: %s", error)
+            return None
         # A kill between the two files leaves a content that the head is not of; the next request tells anew.
         return Served(head, content) if digest(content) == head.content_sha256 else None
 

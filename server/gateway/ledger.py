@@ -5,10 +5,11 @@ Every device that was given a task ends as exactly one of the outcomes, which is
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ...common.errors import FleetError
 from ...common.wire import fleet_pb2 as wire
 from .database import durable, transaction
 
@@ -153,16 +154,30 @@ class Ledger:
         self._database.execute("UPDATE tasks SET head = ? WHERE id = ?", (head, name))
 
     def set_outcome(self, name: str, outcome: Outcome) -> None:
-        """Notes what came of a task that no sum depends on."""
-        self._database.execute("UPDATE tasks SET outcome = ? WHERE id = ?", (outcome, name))
+        """Notes what came of a task that no sum depends on; one that has been answered stays as it is."""
+        self._database.execute(
+            "UPDATE tasks SET outcome = ? WHERE id = ? AND outcome IN (?, ?)",
+            (outcome, name, Outcome.OPEN, Outcome.DROPPED),
+        )
 
-    def settle(self, cohort: int, settled: Iterable[Settled], about: str, sums: str) -> None:
-        """Notes what came of some answers, together with the sum that holds those accepted."""
+    def late(self, name: str) -> "Settled":
+        """What came of a task whose answer comes, perhaps once more, when its cohort is closed."""
+        self.set_outcome(name, Outcome.LATE)
+        return self.settled(name)
+
+    def settle(self, cohort: int, settled: Sequence[Settled], about: str, sums: str) -> None:
+        """Notes what came of some answers, together with the sum that holds those accepted.
+
+        Raises:
+          FleetError: a task is not open any more, so that its answer must not be in a sum; nothing has changed.
+        """
         with durable(self._database):
-            self._database.executemany(
-                "UPDATE tasks SET outcome = ?, reason = ? WHERE id = ?",
-                [(s.outcome, s.reason, s.task) for s in settled],
+            done = self._database.executemany(
+                "UPDATE tasks SET outcome = ?, reason = ? WHERE id = ? AND outcome = ?",
+                [(s.outcome, s.reason, s.task, Outcome.OPEN) for s in settled],
             )
+            if done.rowcount != len(settled):
+                raise FleetError(f"{done.rowcount} of {len(settled)} tasks are open, expected all; add them up again")
             self._database.execute("UPDATE cohorts SET about = ?, sums = ? WHERE number = ?", (about, sums, cohort))
 
     def close(self, cohort: int, now: float, failure: str) -> None:

@@ -9,7 +9,7 @@ from ...common.errors import ConfigError
 from .refusal import too_much
 
 _MINUTE_S, _HOUR_S = 60.0, 3600.0
-#: With more names than this, idle ones are forgotten.
+#: With more names than this, and than twice those that were busy the last time, idle ones are forgotten.
 _NAMES = 10_000
 
 
@@ -64,6 +64,25 @@ class _Bucket:
         self._at = now
 
 
+class _Buckets:
+    """A bucket a name; full ones, which are as good as none, are forgotten once there are many more than before."""
+
+    def __init__(self, size: float, per_s: float) -> None:
+        self._size, self._per_s = size, per_s
+        self._buckets: dict[str, _Bucket] = {}
+        self._most = _NAMES
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, name: str, amount: float, now: float) -> bool:
+        """Whether there was enough."""
+        if len(self._buckets) > self._most:
+            self._buckets = {each: bucket for each, bucket in self._buckets.items() if not bucket.is_full(now)}
+            self._most = max(_NAMES, 2 * len(self._buckets))
+        return self._buckets.setdefault(name, _Bucket(self._size, self._per_s, now)).take(amount, now)
+
+
 class Limits:
     """Counts what devices take; ``clock`` in seconds, never backwards."""
 
@@ -71,8 +90,8 @@ class Limits:
         self._table = table
         self._clock = clock
         self._lasting = Counter[str]()
-        self._calls: dict[str, _Bucket] = {}
-        self._bytes: dict[str, _Bucket] = {}
+        self._calls = _Buckets(table.calls_per_minute, table.calls_per_minute / _MINUTE_S)
+        self._bytes = _Buckets(table.bytes_per_hour, table.bytes_per_hour / _HOUR_S)
 
     def call(self, device: str) -> None:
         """Counts a call.
@@ -80,9 +99,8 @@ class Limits:
         Raises:
           Refusal: too many lately.
         """
-        limit = self._table.calls_per_minute
-        if not self._take(self._calls, device, 1, limit, limit / _MINUTE_S):
-            raise too_much(f"more than {limit} calls a minute; wait")
+        if not self._calls.take(device, 1, self._clock()):
+            raise too_much(f"more than {self._table.calls_per_minute} calls a minute; wait")
 
     @contextlib.contextmanager
     def at_once(self, device: str) -> Iterator[None]:
@@ -107,13 +125,5 @@ class Limits:
         Raises:
           Refusal: too much lately.
         """
-        limit = self._table.bytes_per_hour
-        if not self._take(self._bytes, device, size_bytes, limit, limit / _HOUR_S):
-            raise too_much(f"more than {limit} bytes an hour; wait")
-
-    def _take(self, buckets: dict[str, _Bucket], device: str, amount: float, size: float, per_s: float) -> bool:
-        now = self._clock()
-        if len(buckets) > _NAMES:
-            for name in [name for name, bucket in buckets.items() if bucket.is_full(now)]:
-                del buckets[name]
-        return buckets.setdefault(device, _Bucket(size, per_s, now)).take(amount, now)
+        if not self._bytes.take(device, size_bytes, self._clock()):
+            raise too_much(f"more than {self._table.bytes_per_hour} bytes an hour; wait")

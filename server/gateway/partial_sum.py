@@ -6,6 +6,7 @@ Guarantees:
 """
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -19,24 +20,33 @@ from ...common.records import MAX_FAMILIES
 from ..aggregation.aggregate import MAX_WEIGHT
 from ..aggregation.mean import WeightedMean
 from ..aggregation.rules import WEIGHTS
+from ..counted import counted
 from ..gate import Gate
 from .ask import Ask
 
 #: What a gateway says of its own family: figures are those of its devices' families.
 GATEWAY_FAMILY = "gateway"
+#: The family of devices whose own has too few.
+OTHER = "other"
 
 
 class PartialSum:
-    """The sum of a cohort's answers to ``ask``."""
+    """The sum of a cohort's answers to ``ask``.
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    Args:
+      min_devices: figures of a family are told of so many devices at least; those of smaller ones as of ``OTHER``.
+    """
+
+    def __init__(self, ask: Ask, min_devices: int) -> None:
+        self._ask, self._min_devices = ask, min_devices
         self._mean: WeightedMean | None = None
         if isinstance(ask.task, TrainTask):
             self._mean = WeightedMean(ask.shapes)
             self._gate = Gate(factors=ask.task.factors, clip_norm=ask.task.clip_norm)
         self.devices = 0
         self._families: dict[str, DraftCounters] = {}
+        self._members = Counter[str]()
+        """Devices of each family."""
         self._training = TrainCounters()
 
     def take(self, update: Update) -> None:
@@ -96,8 +106,8 @@ class PartialSum:
         """Everything as JSON, but for the arrays (2, size); ``restore`` on an empty sum brings it back bit by bit."""
         about, sums = self._mean.saved() if self._mean is not None else ({}, None)
         counters = {family: asdict(counters) for family, counters in self._families.items()}
-        value = {"devices": self.devices, "families": counters, "training": asdict(self._training), "mean": about}
-        return json.dumps(value), sums
+        value = {"devices": self.devices, "families": counters, "members": self._members}
+        return json.dumps({**value, "training": asdict(self._training), "mean": about}), sums
 
     def restore(self, about: str, sums: NDArray[Any] | None) -> None:
         """See ``saved``.
@@ -110,6 +120,7 @@ class PartialSum:
             self._mean.restore(value["mean"], sums)
         self.devices = value["devices"]
         self._families = {family: DraftCounters(**counters) for family, counters in value["families"].items()}
+        self._members = Counter(value["members"])
         self._training = TrainCounters(**value["training"])
 
     def _check_family(self, family: str) -> None:
@@ -119,7 +130,16 @@ class PartialSum:
 
     def _count(self, family: str, counters: DraftCounters) -> None:
         self.devices += 1
-        self._families[family] = self._families.get(family, DraftCounters()) + counters
+        self._members[family] += 1
+        self._families[family] = self._families.get(family, DraftCounters()) + counted(counters)
 
     def _cohort(self) -> Cohort:
-        return Cohort(devices=self.devices, families=dict(sorted(self._families.items())))
+        """As it is told: no figures are of fewer than ``min_devices``, be it that nothing is told of a few."""
+        told, members = dict[str, DraftCounters](), Counter[str]()
+        for family, counters in sorted(self._families.items()):
+            name = family if self._members[family] >= self._min_devices else OTHER
+            told[name] = told.get(name, DraftCounters()) + counters
+            members[name] += self._members[family]
+        if members[OTHER] < self._min_devices:
+            told.pop(OTHER, None)
+        return Cohort(devices=self.devices, families=told)

@@ -5,10 +5,12 @@ import contextlib
 import logging
 import random
 import socket
+import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 
 import grpc
 
@@ -41,8 +43,14 @@ class Open:
 
 
 @contextlib.asynccontextmanager
-async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) -> AsyncIterator[Open]:
+async def opened(
+    folder: GatewayFolder, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Open]:
     """Serves devices and Flower for as long as the context lasts.
+
+    Args:
+      clock: in seconds since 1970.
+      monotonic: in seconds, never backwards.
 
     Raises:
       UserError: another process serves this folder, or a setting cannot be met.
@@ -62,7 +70,7 @@ async def opened(folder: GatewayFolder, clock: Callable[[], float] = time.time) 
             pace=table.pace,
             limits=table.limits,
             clock=clock,
-            monotonic=time.monotonic,
+            monotonic=monotonic,
             chance=random.SystemRandom().random,
             on_closed=figures.closed,
         )
@@ -84,7 +92,7 @@ async def _doors(folder: GatewayFolder, gateway: Gateway, tokens: Tokens) -> Asy
     """Both doors; yields the port of that for devices."""
     door = folder.table.door
     path = folder.socket
-    path.unlink(missing_ok=True)
+    _remove_socket(path)
     local = local_server(LocalService(gateway), path)
     fleet = fleet_server(FleetService(gateway, tokens), folder.table.limits)
     _check_free(door.host, door.port)
@@ -94,7 +102,6 @@ async def _doors(folder: GatewayFolder, gateway: Gateway, tokens: Tokens) -> Asy
     else:
         port = fleet.add_insecure_port(where)
     await local.start()
-    path.chmod(0o600)
     await fleet.start()
     try:
         yield port
@@ -125,6 +132,21 @@ def _promoted(folder: GatewayFolder, gateway: Gateway) -> Release | None:
         return registry.promoted()
     finally:
         registry.close()
+
+
+def _remove_socket(path: Path) -> None:
+    """Removes what a process before this one left.
+
+    Raises:
+      ConfigError: it is something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} is no socket, expected none or one; set another path: socket, in [door]")
+    path.unlink()
 
 
 def _check_free(host: str, port: int) -> None:

@@ -36,7 +36,8 @@ key = "tls/server.key"
 [cohort]
 devices = {devices}    # a cohort closes with so many answers
 # over_selection = 0.3    # share of devices beyond that which are given the task, since some drop out
-min_devices = {least}    # with fewer at the deadline Flower gets no answer: a mean of few says much about each
+min_devices = {least}    # with fewer at the deadline Flower gets no answer: a mean of few says much about each;
+#                      a family of fewer devices is told as part of the family other, if at all
 # task_s = 1800.0    # so long a device's place is kept; then another one is given the task as well
 
 [pace]

@@ -47,9 +47,12 @@ class Spool:
         self._total += len(data)
 
     def read(self, name: str) -> bytes:
-        """All of an upload; nothing, of one that was dropped."""
+        """All of an upload; nothing, of one that was dropped, be it at this moment."""
         size = self.received(name)
-        return (self._folder / name).read_bytes()[:size] if size else b""
+        try:
+            return (self._folder / name).read_bytes()[:size] if size else b""
+        except FileNotFoundError:
+            return b""
 
     def drop(self, name: str) -> None:
         """Forgets an upload, if there is one."""

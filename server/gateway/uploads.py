@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
 
@@ -12,8 +13,11 @@ from .limits import Limits, LimitsTable
 from .refusal import Refusal, never
 from .spool import Spool
 
-Read = Callable[[], Awaitable[wire.UploadChunk | None]]
-"""The next message of an upload; None after the last."""
+#: What a message counts beside its content, so that a stream of empty ones ends some time.
+_MESSAGE_BYTES = 4096
+
+Read = Callable[[], Awaitable[Any]]
+"""The next message of a call; None after the last."""
 
 
 class Uploads:
@@ -27,22 +31,6 @@ class Uploads:
     def __init__(self, spool: Spool, ledger: Ledger, limits: Limits, table: LimitsTable) -> None:
         self._spool, self._ledger, self._limits, self._table = spool, ledger, limits, table
         self._receiving: dict[str, asyncio.Task[None]] = {}
-
-    async def first(self, read: Read) -> wire.UploadChunk:
-        """The first message, which has the head.
-
-        Raises:
-          Refusal: it does not come in time, or has none.
-        """
-        try:
-            async with asyncio.timeout(self._table.head_s):
-                first = await read()
-        except TimeoutError as error:
-            message = f"no message within {self._table.head_s:g} s"
-            raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error
-        if first is None or not first.HasField("head"):
-            raise never("the first message of an upload has no head")
-        return first
 
     async def receive(self, task: TaskEntry, first: wire.UploadChunk, read: Read) -> None:
         """Receives an upload to its end; a call before this one that is still at it ends.
@@ -80,7 +68,8 @@ class Uploads:
                     self._store(task, head, chunk)
                     if self._spool.received(task.id) == head.content_bytes:
                         return
-                    chunk = await read()
+                    if (chunk := await read()) is not None:
+                        self._limits.transfer(task.device, _MESSAGE_BYTES)
         except TimeoutError as error:
             message = f"not complete within {limit_s:g} s; go on at {self._spool.received(task.id)}"
             raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, message) from error

@@ -108,14 +108,20 @@ def device_of(
 
 
 @contextlib.asynccontextmanager
-async def gateway(path: Path, release: Release, settings: GatewayTable | None = None) -> AsyncIterator[Loopback]:
+async def gateway(
+    path: Path,
+    release: Release,
+    settings: GatewayTable | None = None,
+    clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Loopback]:
     """A gateway in ``path``, as it is there or new."""
     settings = settings or table()
     folder = GatewayFolder(folder=path, table=settings)
     path.mkdir(exist_ok=True)
     if settings.door.tls and not folder.path("tls").exists():
         make_certificates(folder.path("tls"), [])
-    async with opened(folder) as doors:
+    async with opened(folder, clock, monotonic) as doors:
         loopback = Loopback(folder, doors, release)
         try:
             yield loopback

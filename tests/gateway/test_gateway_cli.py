@@ -1,6 +1,7 @@
 """The gateway's commands: what a person makes, sees and gets wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_secrets_are_for_their_owner(folder: Path) -> None:
         assert (folder / name).stat().st_mode & 0o77 == 0
 
 
+@pytest.mark.parametrize(("devices", "warned"), [("9", True), ("10", False)])
+def test_a_mean_of_few_is_not_made_without_a_word(
+    tmp_path: Path, devices: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ca.pem").write_text("of an operator")
+    words = ["--name", "gate", "--server", "x:1", "--authority", str(tmp_path / "ca.pem"), "--devices", devices]
+    assert main(["gateway", "init", str(tmp_path / "g"), *words]) == 0
+    assert ("min_devices is 9, the default 10" in capsys.readouterr().err) == warned
+
+
 def test_tokens_are_made_listed_and_revoked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gateway", "tokens", "new", str(folder), "ann", "bob"]) == 0
     tokens = dict(line.split() for line in capsys.readouterr().out.splitlines())
@@ -46,6 +57,20 @@ def test_tokens_are_made_listed_and_revoked(folder: Path, capsys: pytest.Capture
     assert main(["gateway", "tokens", "list", str(folder), "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["tokens"]
     assert [(row["device"], row["state"]) for row in listed] == [("ann", "revoked"), ("bob", "valid")]
+
+
+def test_tokens_are_written_for_their_owner_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, before = folder.parent / "tokens.txt", os.umask(0)
+    try:
+        assert main(["gateway", "tokens", "new", str(folder), "ann", "bob", "--out", str(out)]) == 0
+    finally:
+        os.umask(before)
+    assert (capsys.readouterr().out, out.stat().st_mode & 0o777) == ("", 0o600)
+    written = out.read_text()
+    assert [line.split()[0] for line in written.splitlines()] == ["ann", "bob"]
+    assert main(["gateway", "tokens", "new", str(folder), "ann", "--out", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert out.read_text() == written
 
 
 def test_status_tells_of_a_gateway_that_does_not_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,6 +137,15 @@ def test_a_key_that_others_can_read_is_refused(folder: Path, capsys: pytest.Capt
     (folder / "node.key").chmod(0o644)
     assert main(["gateway", "join", str(folder), "--dry-run"]) == 2
     assert "chmod 600" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damaged", ["server.pem", "server.key"])
+def test_a_certificate_that_is_none_is_one_line(folder: Path, damaged: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "tls" / damaged).write_text("garbage")
+    assert main(["gateway", "start", str(folder)]) == 2
+    shown = capsys.readouterr().err
+    assert "are no certificate and its key" in shown
+    assert shown.count("\n") == 1
 
 
 def test_join_becomes_a_supernode_that_names_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

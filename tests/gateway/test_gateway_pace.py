@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fleetdraft.common.errors import ConfigError
-from fleetdraft.server.gateway.limits import Limits, LimitsTable
+from fleetdraft.server.gateway.limits import Limits, LimitsTable, _Bucket
 from fleetdraft.server.gateway.pace import PaceTable
 from fleetdraft.server.gateway.refusal import Refusal
 
@@ -63,3 +63,19 @@ def test_idle_devices_are_forgotten() -> None:
         clock.now += 0.1
         limits.call(f"d{device}")
     assert len(limits._calls) < 11_000
+
+
+def test_a_call_takes_no_longer_with_many_busy_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is looked at seldom, not at every call."""
+    looks, real = [0], _Bucket.is_full
+
+    def is_full(bucket: _Bucket, now: float) -> bool:
+        looks[0] += 1
+        return real(bucket, now)
+
+    monkeypatch.setattr(_Bucket, "is_full", is_full)
+    limits = Limits(LimitsTable(), Clock())  # in no time, so that none is idle
+    for device in range(30_000):
+        limits.call(f"d{device}")
+    assert len(limits._calls) == 30_000
+    assert looks[0] <= 2 * 30_000

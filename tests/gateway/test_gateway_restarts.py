@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -25,6 +26,7 @@ from fleetdraft.common.messages import Identity, Release, SumTerms, TrainTask
 from fleetdraft.common.records import decode_update, encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
 from fleetdraft.server.gateway.ask import records_of, records_to_bytes
+from fleetdraft.server.gateway.database import durable, open_database
 from fleetdraft.server.gateway.refusal import Refusal
 from fleetdraft.server.gateway.service import KIND, LOCAL_SERVICE
 
@@ -170,6 +172,71 @@ def test_an_answer_that_cannot_be_written_is_not_in_the_sum(tmp_path: Path, rele
             assert gate.cohort.accepted == 0
             assert (await phone.upload(head, content)).outcome == wire.UploadReply.ACCEPTED
             assert (await answer).devices == 1
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone", "another shape", "a zip"])
+def test_a_sum_that_cannot_be_read_ends_its_cohort_and_not_the_gateway(
+    tmp_path: Path, release: Release, damage: str
+) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            await gate.ask(TASK)
+            assert (await phone.visit()).outcome == "ACCEPTED"
+        (sums,) = (tmp_path / "sums").iterdir()
+        if damage == "gone":
+            sums.unlink()
+        elif damage == "another shape":
+            np.save(sums, np.zeros(3))
+        else:
+            sums.write_bytes(sums.read_bytes()[:100] if damage == "cut off" else b"PK\x03\x04")
+        async with gateway(tmp_path, release, table(devices=1)) as gate, gate.phone("ann", device_of(release)) as phone:
+            assert "cannot be read any more" in gate.open.gateway._ledger.newest().failure
+            answer = await gate.ask(TASK)
+            assert (await phone.visit()).outcome == "ACCEPTED"
+            assert (await answer).devices == 1
+
+    asyncio.run(play())
+
+
+def test_a_promoted_release_that_cannot_be_read_is_told_with_the_next_request(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate:
+            await gate.ask(TASK)
+        (tmp_path / "promoted.head").write_bytes(b"\xff" * 4)
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            assert not (await phone.check_in()).HasField("promoted")
+            await gate.ask(replace(TASK, round=2))
+            assert (await phone.check_in()).promoted.digest == release.adapter.digest
+
+    asyncio.run(play())
+
+
+def test_what_is_durable_is_synced_before_it_is_told(tmp_path: Path) -> None:
+    database = open_database(tmp_path / "gateway.db")
+    try:
+        with durable(database):
+            assert database.execute("PRAGMA synchronous").fetchone()[0] == 2  # FULL: SQLite syncs at each commit
+        assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    finally:
+        database.close()
+
+
+def test_a_journal_that_cannot_be_written_stops_no_later_request(
+    tmp_path: Path, release: Release, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(devices=1)) as gate, gate.phone("ann", device_of(release)) as phone:
+            answer = await gate.ask(TASK)
+            (tmp_path / "gateway.jsonl").mkdir()
+            assert (await phone.visit()).outcome == "ACCEPTED"
+            assert (await answer).devices == 1
+            await until(lambda: "the cohort's end could not be noted" in caplog.text)
+            for number in (2, 3):
+                answer = await gate.ask(replace(TASK, round=number))
+                assert (await phone.visit()).outcome == "ACCEPTED"
+                assert (await answer).devices == 1
 
     asyncio.run(play())
 

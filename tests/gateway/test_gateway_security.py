@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import hashlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,12 +20,15 @@ from fleetdraft.client.phone import Phone, PhoneConfig, open_channel, upload_hea
 from fleetdraft.common.content import to_content
 from fleetdraft.common.errors import ConfigError, FleetError
 from fleetdraft.common.fleet_wire import CHUNK_BYTES, MESSAGE_BYTES
+from fleetdraft.common.lora import LoraLayout
 from fleetdraft.common.messages import Release, TrainTask
+from fleetdraft.common.shape import DecoderShape
 from fleetdraft.common.wire import fleet_pb2 as wire
+from fleetdraft.common.wire import fleet_pb2_grpc
 from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.folder import DoorTable
 from fleetdraft.server.gateway.limits import LimitsTable
-from fleetdraft.server.gateway.service import SERVICE
+from fleetdraft.server.gateway.service import SERVICE, LocalService, local_server
 
 TASK = TrainTask(round=1, seed=7, timeout_s=PATIENT_S)
 #: A refusal takes no longer than this and the limit that it is for.
@@ -40,7 +44,7 @@ CALLS: dict[str, Call] = {
 }
 
 
-async def sent(messages: list[wire.UploadChunk], pause_s: float = 0.0) -> AsyncIterator[wire.UploadChunk]:
+async def sent(messages: list[Any], pause_s: float = 0.0) -> AsyncIterator[Any]:
     for message in messages:
         yield message
         await asyncio.sleep(pause_s)
@@ -123,6 +127,52 @@ def test_every_call_without_a_token_is_refused(tmp_path: Path, release: Release)
             assert state(gate) == before
 
     asyncio.run(play())
+
+
+def silent(channel: grpc.aio.Channel, method: str, metadata: tuple[tuple[str, str], ...] = ()) -> Awaitable[Any]:
+    """A call of which nothing but its headers comes."""
+    return channel.stream_unary(f"/{method}")(nothing(), metadata=metadata)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_of_which_no_message_comes_keeps_no_place(tmp_path: Path, release: Release, name: str) -> None:
+    """Without a token it ends at once, with one after ``head_s``."""
+
+    async def play() -> None:
+        settings = table(limits=LimitsTable(head_s=0.3, concurrent_calls=8))
+        async with (
+            gateway(tmp_path, release, settings) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+            open_channel(gate.address, gate.authority) as channel,
+        ):
+            method = f"{SERVICE}/{name}"
+            strangers = [silent(channel, method) for _ in range(8)]
+            await asyncio.gather(*(refused(call, grpc.StatusCode.UNAUTHENTICATED) for call in strangers))
+            reason = await refused(silent(channel, method, phone.metadata), grpc.StatusCode.DEADLINE_EXCEEDED)
+            assert "no message within 0.3 s" in reason
+            assert (await phone.check_in()).HasField("come_back")
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("method", ["grpc.health.v1.Health/Watch", "grpc.health.v1.Health/Check", "any.Service/Any"])
+def test_no_other_service_is_at_the_devices_door(tmp_path: Path, release: Release, method: str) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, open_channel(gate.address, gate.authority) as channel:
+            await refused(silent(channel, method), grpc.StatusCode.UNIMPLEMENTED)
+
+    asyncio.run(play())
+
+
+def test_a_message_that_is_none_is_refused(tmp_path: Path, release: Release) -> None:
+    async def play(gate: Loopback, up: Uploading) -> None:
+        async with open_channel(gate.address, gate.authority) as channel:
+            for name in CALLS:
+                call = channel.stream_unary(f"/{SERVICE}/{name}")
+                garbage = call(sent([b"\xff" * 8]), metadata=up.phone.metadata)
+                await refused(garbage, grpc.StatusCode.INVALID_ARGUMENT)
+
+    uploading(tmp_path, release, play)
 
 
 @pytest.mark.parametrize("token", ["wrong", "x" * 5000, "expired", "revoked", "replaced"])
@@ -244,11 +294,16 @@ async def kept_nothing(gate: Loopback, up: Uploading) -> None:
     assert gate.cohort.accepted == 0
 
 
-def _forgiving(tmp_path: Path, release: Release, play: Callable[[Loopback, Uploading], Awaitable[None]]) -> None:
+def _forgiving(
+    tmp_path: Path, release: Release, play: Callable[[Loopback, Uploading], Awaitable[None]], **settings: Any
+) -> None:
     """As ``uploading``, where the head may have been noted: it is of this task and changes nothing."""
 
     async def run() -> None:
-        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+        async with (
+            gateway(tmp_path, release, table(**settings)) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+        ):
             await gate.ask(TASK)
             up = Uploading(phone, (await phone.check_in()).task, release)
             await play(gate, up)
@@ -360,6 +415,33 @@ def test_a_slow_upload_ends_at_its_deadline_and_goes_on_later(tmp_path: Path, re
     asyncio.run(play())
 
 
+def test_a_download_that_is_not_read_ends_at_its_deadline(tmp_path: Path) -> None:
+    """And its place is free. The release is larger than what gRPC sends ahead to one who reads nothing."""
+    shape = DecoderShape(
+        vocab_size=32, hidden_size=2048, layers=16, heads=2, kv_heads=1, head_dim=1024, intermediate_size=2048,
+        context_limit=64, rope_theta=10000.0, rms_eps=1e-5, tied=True,
+    )  # fmt: skip
+    large = Release(number=1, adapter=LoraLayout(rank=4, alpha=8, shape=shape).initial(seed=0), base="base")
+
+    async def play() -> None:
+        settings = table(limits=LimitsTable(upload_s=0.5))
+        async with (
+            gateway(tmp_path, large, settings) as gate,
+            gate.phone("ann", device_of(large)) as phone,
+            grpc.aio.insecure_channel(gate.address, (("grpc.http2.bdp_probe", 0),)) as small_window,
+        ):
+            await gate.ask(TASK)
+            request = wire.FetchReleaseRequest(digest=(await phone.check_in()).task.release.digest)
+            phone.stub = fleet_pb2_grpc.FleetStub(small_window)
+            call = phone.stub.FetchRelease(request, metadata=phone.metadata)
+            await call.read()
+            await until(lambda: gate.open.gateway.refused["DEADLINE_EXCEEDED"] == 1)
+            assert not gate.open.gateway.limits._lasting
+            call.cancel()
+
+    asyncio.run(play())
+
+
 def test_an_upload_without_a_first_message_ends_soon(tmp_path: Path, release: Release) -> None:
     async def play(gate: Loopback, up: Uploading) -> None:
         silent = up.phone.stub.Upload(nothing(), metadata=up.phone.metadata)
@@ -459,6 +541,33 @@ def test_a_device_that_transfers_too_much_has_to_wait(tmp_path: Path, release: R
         uploading(tmp_path, release, play, limits=LimitsTable(bytes_per_hour=size + 10))
 
 
+def test_calls_that_make_no_sense_count_as_well(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        settings = table(limits=LimitsTable(calls_per_minute=5))
+        async with (
+            gateway(tmp_path, release, settings) as gate,
+            gate.phone("ann", device_of(release)) as phone,
+            open_channel(gate.address, gate.authority) as channel,
+        ):
+            for _ in range(4):
+                wrong = phone.stub.CheckIn(wire.CheckInRequest(protocol=2), metadata=phone.metadata)
+                await refused(wrong, grpc.StatusCode.FAILED_PRECONDITION)
+            garbage = channel.stream_unary(f"/{SERVICE}/CheckIn")(sent([b"\xff"]), metadata=phone.metadata)
+            await refused(garbage, grpc.StatusCode.INVALID_ARGUMENT)
+            await refused(CALLS["CheckIn"](phone.stub, phone.metadata), grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    asyncio.run(play())
+
+
+def test_an_upload_of_empty_messages_ends(tmp_path: Path, release: Release) -> None:
+    async def play(gate: Loopback, up: Uploading) -> None:
+        empty = [wire.UploadChunk(head=up.head), *[wire.UploadChunk() for _ in range(1000)]]
+        await refused(up.send(*empty), grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    with pytest.raises(FleetError, match="RESOURCE_EXHAUSTED"):  # the sound upload is too much as well
+        _forgiving(tmp_path, release, play, limits=LimitsTable(bytes_per_hour=100_000))
+
+
 def test_uploads_beyond_the_room_there_is_have_to_wait(tmp_path: Path, release: Release) -> None:
     async def play() -> None:
         settings = table(limits=LimitsTable(spool_bytes=100))
@@ -505,6 +614,32 @@ def test_only_this_user_reaches_flowers_door(tmp_path: Path, release: Release) -
             assert gate.folder.path("spool").stat().st_mode & 0o777 == 0o700
 
     asyncio.run(play())
+
+
+def test_flowers_door_is_for_this_user_from_its_first_moment_on(tmp_path: Path, release: Release) -> None:
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate:
+            before = os.umask(0)
+            try:
+                local_server(LocalService(gate.open.gateway), tmp_path / "another.sock")
+                assert (tmp_path / "another.sock").stat().st_mode & 0o777 == 0o600
+                assert os.umask(0) == 0
+            finally:
+                os.umask(before)
+
+    asyncio.run(play())
+
+
+def test_a_file_that_is_no_socket_is_left_where_it_is(tmp_path: Path, release: Release) -> None:
+    (tmp_path / "precious.key").write_text("secret")
+
+    async def play() -> None:
+        async with gateway(tmp_path, release, table(door=DoorTable(port=0, tls=False, socket=Path("precious.key")))):
+            pass
+
+    with pytest.raises(ConfigError, match=r"precious\.key is no socket"):
+        asyncio.run(play())
+    assert (tmp_path / "precious.key").read_text() == "secret"
 
 
 def test_a_port_that_is_taken_is_said_so(tmp_path: Path, release: Release) -> None:
