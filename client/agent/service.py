@@ -42,6 +42,7 @@ from .codec import (
     options_of,
 )
 from .fleet import Job, Stopped
+from .long_calls import LongCalls
 from .remote import Question, RemoteDecoder
 from .text import Block, Event, Piece, TextRequest
 
@@ -69,7 +70,8 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
 _PIECES_S = 0.02
 """Pieces that come faster are sent together: nobody reads that fast, and a message costs as much as a small block."""
 _PROGRESS_S = 5.0
-_BACKSTOP_S = 5.0
+_UPDATE_LIMIT_S = 86_400.0
+"""Longest time of an update; who gave it up by then may ask again for its answer."""
 _LONGEST_CONTEXT = 1 << 20
 _LONGEST_ID = 256
 
@@ -99,10 +101,14 @@ def _abort_defect(context: Context, error: Exception) -> NoReturn:
 
 
 class DeviceService(device_pb2_grpc.DeviceServicer):
-    """Serves one agent."""
+    """Serves one agent.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+      long_calls: ends those that hang where the agent does not look: at a reader, or a program, that has stopped.
+    """
+
+    def __init__(self, agent: Agent, long_calls: LongCalls) -> None:
+        self._agent, self._limited = agent, long_calls.limited
         self._default = agent.device.table.generation.options(seed=0)
         self._version = metadata.version("fleetdraft")
 
@@ -126,18 +132,6 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
         if not prompt or not is_text(prompt):
             raise ConfigError("prompt is empty, expected some text to continue")
         return TextRequest(prompt=prompt, target=target, options=options_of(options, self._default), learn=learn)
-
-    @contextmanager
-    def _limited(self, context: Context) -> Iterator[None]:
-        """Ends a call that hangs where the engine does not look: at a reader, or a program, that has stopped."""
-        limit_s = self._agent.settings.text_limit_s + _BACKSTOP_S
-        timer = threading.Timer(limit_s, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     # --- the device -------------------------------------------------------------------------------------------
 
@@ -194,7 +188,7 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
 
     def PullRelease(self, requests: Iterator[wire.PullReleaseRequest], context: Context) -> wire.PullReleaseReply:
         """Takes a release."""
-        with answered(context):
+        with answered(context), self._limited(context):
             head = head_of(_first(requests, "head", wire.PullReleaseRequest).head)
             self._agent.check_head(head)
             most, data = self._agent.most_release_bytes, bytearray()
@@ -207,7 +201,7 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
 
     def PushUpdate(self, request: wire.PushUpdateRequest, context: Context) -> Iterator[wire.PushUpdateEvent]:
         """Trains or measures for the fleet."""
-        with answered(context):
+        with answered(context), self._limited(context, _UPDATE_LIMIT_S):
             job = self._agent.train(_asked(request))
             yield from _progress(job, context)
             if job.answer is not None:

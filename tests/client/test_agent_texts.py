@@ -1,5 +1,6 @@
 """The agent's texts over its socket: those of the library, several at once, each ended when nobody waits for it."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -14,6 +15,7 @@ from agents import asked, channel, device, dialogue, sense, text, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from fleetdraft.client.agent import server
 from fleetdraft.client.agent.address import grpc_address
 from fleetdraft.client.agent.agent import Agent
 from fleetdraft.client.agent.server import SERVICE
@@ -305,6 +307,43 @@ def test_health_and_reflection_know_the_service(agent: Agent) -> None:
         asks = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         (reply,) = reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(asks, timeout=20)
         assert SERVICE in {each.name for each in reply.list_services_response.service}
+
+
+@pytest.mark.parametrize("silent", ["PullRelease", "Feedback", "ServerReflectionInfo", "Watch"])
+def test_calls_that_hang_leave_room_for_status_consent_and_purge_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """More than there are threads, over two connections, by a caller that says nothing."""
+    monkeypatch.setattr(server, "_BACKSTOP_S", 2.0)
+    settings = device(tmp_path / "d", {"agent": {"texts": 1, "waiting": 0, "text_limit_s": 0.1}})
+    over = threading.Event()
+
+    def nothing() -> Iterator[wire.PullReleaseRequest]:
+        over.wait(60)
+        yield from ()
+
+    def call(opened: grpc.Channel) -> grpc.Future:
+        if silent == "Watch":
+            return health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        if silent == "ServerReflectionInfo":
+            return reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(nothing())
+        stub = DeviceStub(opened)
+        return stub.PullRelease.future(nothing()) if silent == "PullRelease" else stub.Feedback(nothing())
+
+    with asked(settings) as (agent, stub), contextlib.ExitStack() as stack:
+        stack.callback(over.set)
+        address = grpc_address(agent.settings.listen, agent.device.folder)
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [stack.enter_context(grpc.insecure_channel(address, options=alone)) for _ in "ab"]
+        calls = [call(opened) for opened in channels * 20]
+        until(lambda: sum(each.done() for each in calls) > 20)  # the others are refused; of Watch, all
+        assert stub.Status(wire.StatusRequest(), timeout=20).base
+        assert not stub.Participate(wire.ParticipateRequest(), timeout=20).participates
+        stub.Purge(wire.PurgeRequest(what=wire.PurgeRequest.TEXTS), timeout=20)
+        until(lambda: all(each.done() for each in calls))
+        with pytest.raises(grpc.RpcError) as error:
+            stub.PullRelease(iter(()), timeout=20)
+        assert error.value.code() is Code.INVALID_ARGUMENT  # not for want of room
 
 
 def test_the_socket_is_for_its_owner_alone(agent: Agent) -> None:
