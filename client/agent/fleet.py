@@ -24,6 +24,8 @@ _LOWEST = 19
 """Niceness."""
 _DIGEST = 32
 """Bytes of the digest of what was asked, before an answer."""
+_END_S = 15.0
+"""Longest wait for the end of a step."""
 _SWITCHED_OFF = "participation was switched off"
 _OFF = "participation is off; opt in with: fleetdraft agent participate in"
 
@@ -171,7 +173,7 @@ class FleetTraining:
         if self.training and (refusals := self._refusals()):
             self.stop("; ".join(refusals), timeout_s=0)
 
-    def stop(self, why: str, timeout_s: float = 60.0) -> None:
+    def stop(self, why: str, timeout_s: float = _END_S) -> None:
         """Ends the work under way and waits for its end."""
         with self._lock:
             job, thread = self._job, self._thread
@@ -187,11 +189,11 @@ class FleetTraining:
         with self._lock:
             self._job, self.participates = None, False
 
-    def close(self) -> None:
-        """Ends the work under way; nothing is begun from now on."""
+    def close(self, timeout_s: float = _END_S) -> None:
+        """Ends the work under way, for whose end it waits; nothing is begun from now on."""
         with self._lock:
             self._closed = True
-        self.stop("the agent is stopping")
+        self.stop("the agent is stopping", timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from .eligibility import EligibilityTable, Reading
 
 _log = logging.getLogger(__name__)
 
+_END_S = 5.0
 _CALM_S = 2.0
 """Between two looks that nobody asks for: they find out that training may go on again."""
 
@@ -85,7 +86,7 @@ class Watch:
         self._closing = True
         self._news.set()
         if self._thread.is_alive():
-            self._thread.join(10)
+            self._thread.join(_END_S)
 
     def _run(self) -> None:
         while not self._closing:
