@@ -72,7 +72,7 @@ _PIECES_S = 0.02
 _PROGRESS_S = 5.0
 _UPDATE_LIMIT_S = 86_400.0
 """Longest time of an update; who gave it up by then may ask again for its answer."""
-_LONGEST_CONTEXT = 1 << 20
+_LONGEST_CONTEXT = 1 << 17
 _LONGEST_ID = 256
 
 T = TypeVar("T")

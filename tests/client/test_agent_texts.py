@@ -23,6 +23,7 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.spelling.text import ReadText, TextCodec
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.wire import device_pb2 as wire
 from fleetdraft.common.wire.device_pb2_grpc import DeviceStub
@@ -179,6 +180,8 @@ WRONG = [
     ({"prompt": "x", "top_p": 2.0}, Code.INVALID_ARGUMENT, "top_p is 2.0"),
     ({"prompt": "x", "draft_tokens": 1000}, Code.INVALID_ARGUMENT, "draft_tokens is 1000"),
     ({"prompt": "x", "controller": "best"}, Code.INVALID_ARGUMENT, "best"),
+    ({"prompt": "x", "stop": ["y"] * 17}, Code.INVALID_ARGUMENT, "stop has 17 strings of up to 1 characters"),
+    ({"prompt": "x", "stop": ["y" * 129]}, Code.INVALID_ARGUMENT, "stop has 1 strings of up to 129 characters"),
     ({"prompt": "x", "stop": [""]}, Code.INVALID_ARGUMENT, "a stop string is ''"),
 ]
 
@@ -245,6 +248,43 @@ def test_an_agent_without_weights_drafts_for_a_program_and_learns_from_it(bundle
             text(stub, "def a(self):\n")
         assert error.value.code() is Code.FAILED_PRECONDITION
         assert "no weights of spm" in error.value.details()
+
+
+def test_others_are_written_while_a_prompt_is_tokenised(
+    agent: Agent, stub: DeviceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, reading, goes_on = agent.targets.first.pair.target_codec, threading.Event(), threading.Event()
+    tokens = TextCodec.prompt_tokens
+
+    def slow(self: TextCodec, prompt: str) -> list[int]:
+        if str(prompt) == "a long one" and not isinstance(prompt, ReadText):
+            reading.set()
+            assert goes_on.wait(30)
+        return tokens(self, prompt)
+
+    monkeypatch.setattr(TextCodec, "prompt_tokens", slow)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(text, stub, "a long one", max_new_tokens=4)
+        assert reading.wait(20)
+        assert text(stub, "def b(", max_new_tokens=8)[0]
+        goes_on.set()
+        assert other.result(20)[0]
+    long = "def name(self, text):\n" * 1000
+    assert codec.prompt_tokens(codec.read(long)) == codec.prompt_tokens(long)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "line"),
+    [(10, (1 << 17) + 1, "context_limit is 131073"), ((1 << 20) + 1, 1 << 17, "expected at most 1048576 for a")],
+)
+def test_a_program_with_too_large_a_context_or_prompt_is_refused(
+    stub: DeviceStub, size: int, limit: int, line: str
+) -> None:
+    begin = wire.FeedbackBegin(target="spm", prompt="x" * size, context_limit=limit)
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Feedback(iter([wire.FeedbackRequest(begin=begin)]), timeout=20))
+    assert error.value.code() is Code.INVALID_ARGUMENT
+    assert line in error.value.details()
 
 
 def test_others_are_written_while_a_program_thinks(stub: DeviceStub) -> None:
