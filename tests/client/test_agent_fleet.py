@@ -430,6 +430,16 @@ def test_the_bridge_answers_as_the_device_itself(served: tuple[Agent, DeviceStub
     )
 
 
+def test_the_same_task_from_another_release_is_other_work(served: tuple[Agent, DeviceStub], bundle: Bundle) -> None:
+    agent, stub = served
+    stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
+    bridge, adapter, measured = AgentDevice(agent.device), bundle.adapter(), EvaluateTask(round=1, seed=3)
+    for each in (adapter, noisy(adapter, 1.0)):
+        release = Release(number=1, adapter=each, base=bundle.base)
+        wanted = agent.device.participant().evaluate(measured, release)
+        assert bridge.evaluate(measured, release).counters.accepted == wanted.counters.accepted
+
+
 def test_the_bridge_says_in_one_line_that_no_agent_answers(tmp_path: Path, bundle: Bundle) -> None:
     release = Release(number=0, adapter=bundle.adapter(), base=bundle.base)
     with pytest.raises(FleetdraftError, match="no agent answers at .*; start it with: fleetdraft agent start"):

@@ -21,8 +21,9 @@ START = "import sys; from fleetdraft.common.cli import main; sys.exit(main(['age
 
 def test_an_agent_goes_on_after_each_kill(tmp_path: Path) -> None:
     seen, load = killed(tmp_path / "device", times=4, longest_s=3.0)
-    assert seen.looks == 4
+    assert seen.looks >= 4
     assert load.texts > 0
+    assert load.updates > 0
 
 
 def started(folder: Path) -> subprocess.CompletedProcess[str]:
