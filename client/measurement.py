@@ -139,7 +139,7 @@ def compare_greedy(
     prompt: Sequence[int],
     alone: Generation,
     drafted: Generation,
-    processors: Sequence[LogitsProcessor] = (),
+    processors: Sequence[LogitsProcessor],
 ) -> GreedyCheck:
     """Compares two greedy texts; a first difference between tied logits is a tie, not an error of the law.
 

@@ -41,6 +41,10 @@ _TRANSIENT = (
 )
 
 
+class _Gone(FleetError):
+    """What was asked for is there no more; the phone checks in anew."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PhoneConfig:
     """Who a phone is, and how patient.
@@ -84,6 +88,7 @@ class Phone:
     Guarantees:
       - An upload that broke goes on where the gateway has it; the same update is sent however often it is retried.
       - What was fetched is used only if it is what the gateway's digests say.
+      - What is promoted is in force from the visit on that tells of it.
 
     Args:
       chance: uniform in [0, 1), for the jitter of waits.
@@ -96,7 +101,10 @@ class Phone:
         self.config = config
         self._device = device
         self._chance = chance
+        self.in_force: Release | None = None
+        """What to draft with; none before anything was promoted."""
         self._release: Release | None = None
+        """What was fetched last."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -104,12 +112,20 @@ class Phone:
         return (("authorization", f"Bearer {self.config.token}"),)
 
     async def visit(self, eligible: bool = True) -> Visit:
-        """Checks in, and does what there is to do.
+        """Checks in, puts in force what is promoted, and does what there is to do.
 
         Raises:
           FleetError: the gateway refused, or could not be reached in ``tries``.
         """
+        try:
+            return await self._visit(eligible)
+        except _Gone as error:
+            return Visit(come_back_s=self.config.first_wait_s, why=str(error))
+
+    async def _visit(self, eligible: bool) -> Visit:
         reply = await self.check_in(eligible)
+        if reply.HasField("promoted") and reply.promoted.base == self.config.base:  # else WRONG_BASE says why
+            self.in_force = await self.fetch(reply.promoted)
         if not reply.HasField("task"):
             why = wire.ComeBack.Reason.Name(reply.come_back.reason)
             return Visit(come_back_s=reply.come_back.after_s, why=why)
@@ -125,15 +141,17 @@ class Phone:
             app_version=self.config.app_version,
             base=self.config.base,
             family=self.config.family,
-            release=self._release.adapter.digest if self._release else "",
+            release=self.in_force.adapter.digest if self.in_force else "",
             eligible=eligible,
         )
         return await self._tried(lambda: self.stub.CheckIn(request, metadata=self.metadata, timeout=self.config.call_s))
 
     async def fetch(self, head: wire.ReleaseHead) -> Release:
         """A release, checked; one that is here already is not fetched again."""
-        if self._release is None or self._release.adapter.digest != head.digest:
-            self._release = await self._fetched(head)
+        for release in (self.in_force, self._release):
+            if release is not None and release.adapter.digest == head.digest:
+                return release
+        self._release = await self._fetched(head)
         return self._release
 
     async def train(self, task: wire.Task, release: Release) -> wire.UploadReply:
@@ -172,6 +190,8 @@ class Phone:
         return await self._tried(once)
 
     async def _fetched(self, head: wire.ReleaseHead) -> Release:
+        if head.base != self.config.base:
+            raise FleetError(f"the release is for the drafter {head.base[:12]}…, this is {self.config.base[:12]}…")
         data = bytearray()
 
         async def once() -> bytes:
@@ -182,10 +202,7 @@ class Phone:
                 data.extend(chunk.data)
             return bytes(data)
 
-        content = await self._tried(once)
-        if head.base != self.config.base:
-            raise FleetError(f"the release is for the drafter {head.base[:12]}…, this is {self.config.base[:12]}…")
-        return release_of(head, content)
+        return release_of(head, await self._tried(once))
 
     async def _tried(self, call: Callable[[], Any]) -> Any:
         """The answer to a call that is made again, after a while, where that may help."""
@@ -195,7 +212,8 @@ class Phone:
                 return await call()
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _TRANSIENT or not left:
-                    raise FleetError(f"the gateway: {error.code().name}: {error.details()}") from error
+                    kind = _Gone if error.code() == grpc.StatusCode.NOT_FOUND else FleetError
+                    raise kind(f"the gateway: {error.code().name}: {error.details()}") from error
             await asyncio.sleep(wait_s * (0.5 + self._chance()))
             wait_s *= 2
         raise AssertionError("the last try raises")

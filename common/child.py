@@ -1,21 +1,30 @@
 """A program of others that runs as our child: stopped in order, and never alone. It does not know which."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from types import FrameType
 from typing import IO
 
 _STOP_S = 20.0
 _LAST_WORDS_S = 5.0
-_PARENT_DIED = 1
-"""``PR_SET_PDEATHSIG`` of prctl(2)."""
+#: Binds itself to the process whose number comes first, and becomes the program whose words follow. 1 is
+#: PR_SET_PDEATHSIG of prctl(2); Python has SIGPIPE ignored, and what is ignored stays so.
+_BINDING = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"cannot start {sys.argv[2]}: {error.strerror}")
+"""
 
 Child = subprocess.Popen[bytes]
 
@@ -34,12 +43,11 @@ def running(
       log: takes what it says, ``subprocess.PIPE`` for a ``Relay``; by default that goes where ours goes.
     """
     child = subprocess.Popen(
-        command,
+        bound(command),
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=None if log is None else subprocess.STDOUT,
-        preexec_fn=partial(die_with, os.getpid()) if sys.platform == "linux" else None,
     )
     try:
         yield child
@@ -103,8 +111,14 @@ def how_it_ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def die_with(parent: int) -> None:
-    """Has the kernel end this process once its parent, of that number, is dead. Linux only."""
-    ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was asked
-        os.kill(os.getpid(), signal.SIGTERM)
+def bound(command: Sequence[str]) -> list[str]:
+    """The words that start a program as a child that the kernel ends (SIGTERM) once this process is dead.
+
+    On Linux; elsewhere the command as it is. A bare interpreter asks the kernel for it and becomes the program, under
+    the same process number, which takes some 20 ms. ``preexec_fn`` would do it in the fork of this process instead:
+    unsafe where threads run, and what gRPC does at a fork ends such a child at times. Without one Python forks nothing
+    that runs code of ours (vfork).
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _BINDING, str(os.getpid()), *command]

@@ -44,7 +44,7 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
       UserError: ``out`` is something else, or cannot be written.
     """
     if storage not in GGUF_STORAGE:
-        raise ConfigError(f"type is {storage!r}, expected one of {', '.join(GGUF_STORAGE)}")
+        raise ConfigError(f"storage is {storage!r}, expected one of {', '.join(GGUF_STORAGE)}")
     check_gguf_replaceable(out)
     unfinished = out.with_name(out.name + ".unfinished")
     writer = _filled(source, unfinished, storage)

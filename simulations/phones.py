@@ -21,7 +21,7 @@ from ..common.messages import EvaluateTask, Evaluation, Release, TrainTask, Upda
 from ..common.metrics import DraftCounters
 from ..common.wire import fleet_pb2 as wire
 
-_COUNTERS = DraftCounters(prompts=4, blocks=40, drafted=100, accepted=40, tokens=80)
+_COUNTERS = DraftCounters(prompts=4, blocks=40, drafted=100, accepted=40, tokens=80, target_calls=40)
 _BASES = "spm", "bpe"
 
 

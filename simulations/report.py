@@ -112,7 +112,7 @@ def _families(families: Sequence[FamilyRow]) -> Iterable[str]:
     yield page.heading(
         "Targets",
         "Held-out prompts, the drafter before and after the fleet trained it. Acceptance rate: accepted proposals per "
-        "proposal. Mean acceptance length: tokens the target emits per verified block.",
+        "proposal. Mean acceptance length: tokens emitted per call of the target.",
     )
     columns = "family|target|vocabulary|prompts|acceptance before|after|mean length before|after"
     rows = [

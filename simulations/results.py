@@ -145,7 +145,7 @@ def _slow_remarks(row: FamilyRow) -> Iterator[str]:
 
 
 def _slow_remark(target: str, after: Figures, parameters: int) -> str:
-    # A block emits mean_acceptance_length tokens, so this is what it costs in steps of the target alone.
+    # A call of the target gives mean_acceptance_length tokens, so this is what it costs in steps of the target alone.
     block_steps = after.mean_acceptance_length / after.speedup
     size = millions(parameters)
     reason = (

@@ -1,6 +1,5 @@
 """Fixtures of the whole suite."""
 
-import os
 import shutil
 import signal
 import subprocess
@@ -9,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-# Tests speak gRPC and start programs, for which Python forks; what gRPC does at a fork ends some of the children.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -111,7 +111,6 @@ class Agent:
 
         Raises:
           FingerprintError, ModelError: it is for another drafter, or not what its head says.
-          Full: a text that teaches does not end soon.
           NotNow: the device may not learn now.
         """
         adapter = self._adapter(head, data)

@@ -7,8 +7,6 @@ that is asked for twice once.
 import hashlib
 from dataclasses import dataclass
 
-import grpc
-
 from ...common.errors import FleetError
 from ...common.lora import LoraAdapter
 from ...common.messages import EvaluateTask, Evaluation, Release, TrainTask, Update
@@ -76,11 +74,7 @@ class AgentDevice:
         status = stub.Status(wire.StatusRequest(), timeout=CALL_S)
         if not _takes(status, release):
             return
-        try:
-            pull(stub, release.number, release.adapter, release.base)
-        except grpc.RpcError as error:  # a long text teaches just now: the next round offers it again
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                raise
+        pull(stub, release.number, release.adapter, release.base)
 
 
 def _takes(status: wire.StatusReply, release: Release) -> bool:

@@ -1,8 +1,8 @@
-"""Writes the agent's texts: several at once, block by block in turns, one of them a lesson. It knows no wire.
+"""Writes the agent's texts: several at once, block by block in turns, each of them a lesson. It knows no wire.
 
     request -> admission   so many at once, so many wait, the others are refused
-            -> seat        the text that finds it free teaches: it is written by the learning pair
-            -> contexts    any other is written by a pair of its own, over the same models and adapter in force
+            -> contexts    one of the pool, over the same models and adapter in force as all others
+            -> lane        of the learning pair, for the first target's texts: each is a lesson of its own
             -> turns       one block each, in the order in which they ask
 
 A block is the unit of fairness and of cancelling. Learning goes on beside all of it (``background.py``).
@@ -27,7 +27,7 @@ from ..runtimes.decoder import Decoder
 from ..spelling.text import ReadText
 from ..state.state import State
 from .admission import Admission, Call
-from .learning import LearningPair, Seat
+from .learning import LearningPair, Teaching
 from .refusal import Cut, Gone, Overdue
 from .served import Served, Targets
 from .settings import AgentTable
@@ -38,14 +38,13 @@ _BYTES_PER_TOKEN = 64
 """A prompt with more bytes than this for each token that fits is refused before it is tokenised."""
 _MOST_PROMPT_BYTES = 1 << 20
 """Of any prompt, however large its program's context is: a tokenizer takes seconds for it."""
-_SEAT_S = 30.0
-_SNAPSHOT_S = 1.0
+_PURGE_S = 30.0
 
 Say = Callable[[str], None]
 
 
 class Engine:
-    """Texts, and the learner that sees them.
+    """Texts, and the learner that sees those of the first target.
 
     Args:
       state: open; the caller closes it, after ``close``.
@@ -67,12 +66,12 @@ class Engine:
         self.bundle, self.targets, self.turns = bundle, targets, Turns(settings.workers)
         self.admission = Admission(settings.texts, settings.waiting)
         self._state, self._settings, self._may_learn, self._say, self._clock = state, settings, may_learn, say, clock
-        self._seat, self._lock = Seat(), threading.Lock()
-        self._teacher = targets.first.context()
+        self._teaching, self._lock = Teaching(), threading.Lock()
+        self._changing = threading.Lock()
+        """Held by who changes what the learner goes on from: one release or purge at a time."""
+        with targets.first.lend() as first:
+            self._pair = first.pair
         self._learning = self._opened()
-        self._lesson: Account | None = None
-        """Of the text that teaches now."""
-        self._told, self._told_at = self._learning.status(), clock()
         self._counted = dict[str, DraftCounters]()
         """Of texts that the learner did not see, by target."""
         self._last_text = clock()
@@ -91,7 +90,7 @@ class Engine:
         """
         began = self._clock()
         target = self.targets.named(request.target, remote is not None)
-        account = Account(target.pair.target_codec, request.options)
+        account = Account(target.pair.target_codec, request.options, request.blocks)
         if remote is not None:
             account.give_up = call.cancel
         with self.admission.admit(call):
@@ -121,17 +120,16 @@ class Engine:
         wanted = self._settings.learn if request.learn is None else request.learn
         teaches = wanted and target is self.targets.first and request.options.draft_tokens > 0
         with contextlib.ExitStack() as stack:
-            seated = teaches and stack.enter_context(self._seat.if_free())
-            context = self._teacher if seated else stack.enter_context(target.lend())
+            context = stack.enter_context(target.lend())
             stack.enter_context(context.target.using(remote))
-            stack.callback(self._ended, target, account, seated)
-            if seated:
-                self._lesson, self._learning.seen = account, account.observe
-                pieces = self._learning.stream(request.prompt, request.options)
+            if teaches and stack.enter_context(self._teaching.joined(account.cut)):
+                pieces = self._learning.stream(request.prompt, request.options, context.pair, account.observe)
+                learned = True
             else:
-                pieces = self._begun(context.pair, request, account)
+                stack.callback(self._count, target, account)
+                pieces, learned = self._begun(context.pair, request, account), False
             try:
-                yield pieces, seated
+                yield pieces, learned
             finally:
                 with self.turns.take():
                     pieces.close()  # type: ignore[attr-defined]
@@ -140,12 +138,7 @@ class Engine:
         """Begins when it is first asked for a piece, which reads the prompt."""
         yield from pair.drafted.stream(request.prompt, request.options, account)
 
-    def _ended(self, target: Served, account: Account, learned: bool) -> None:
-        if learned:
-            self._lesson = None
-            self._learning.seen = lambda _: None
-            self._snapshot(_SNAPSHOT_S)
-            return
+    def _count(self, target: Served, account: Account) -> None:
         with self._lock:
             self._counted[target.name] = self._counted.get(target.name, DraftCounters()) + account.counters
 
@@ -185,54 +178,43 @@ class Engine:
         self._learning.wake()
 
     def take_release(self, release: LoraAdapter) -> Rebased | None:
-        """See ``OnlinePair.take_release``; waits for the text that teaches.
+        """See ``OnlinePair.take_release``.
 
         Raises:
-          Full: that text does not end soon.
           ModelError: the release is of another drafter.
         """
-        with self._seat.mine(_SEAT_S):
-            rebased = self._learning.take_release(release)
-            self._snapshot()
-            return rebased
+        with self._changing:
+            return self._learning.take_release(release)
 
     def purge(self, everything: bool) -> int:
-        """Deletes the lessons, or all that was learned; ends the text that teaches. Bytes that are free now."""
-        if (lesson := self._lesson) is not None:
-            lesson.cut()
-        with self._seat.mine(_SEAT_S):
+        """Deletes the lessons, or all that was learned; ends the texts that teach. Bytes that are free now.
+
+        Raises:
+          Full: one of them does not end.
+        """
+        with self._changing, self._teaching.dismissed(_PURGE_S):
             before = self._state.size_bytes
             self._learning.close()
             try:
                 self._state.purge(lessons_only=not everything)
             finally:
                 self._learning = self._opened()
-            self._snapshot()
             return max(0, before - self._state.size_bytes)
 
     def status(self) -> dict[str, Any]:
-        """Of the learning pair, at most one of its texts old."""
-        with self._seat.if_free() as free:
-            if free:
-                self._snapshot()
-        return self._told
+        """Of the learning pair."""
+        return self._learning.status()
 
     def counters(self, target: Served) -> DraftCounters:
         """Of its texts: those the learner saw since the state began, all others since this engine did."""
         with self._lock:
             others = self._counted.get(target.name, DraftCounters())
-        taught = DraftCounters(**self._told["counters"]) if target is self.targets.first else DraftCounters()
-        return others + taught
+        return others + (self._learning.counters if target is self.targets.first else DraftCounters())
 
     def close(self) -> None:
         """Ends learning and writes what is not written yet."""
         self._learning.close()
 
-    def _snapshot(self, unless_newer_s: float = 0.0) -> None:
-        """Notes the learner's status; by whoever has the seat."""
-        if self._clock() - self._told_at >= unless_newer_s:
-            self._told, self._told_at = self._learning.status(), self._clock()
-
     def _opened(self) -> LearningPair:
         config = OnlineConfig(background=BackgroundConfig(budget=self._settings.budget))
-        return LearningPair(self._teacher.pair, self._state, self.bundle.adapter(), config, self._say, self._may_learn)
+        return LearningPair(self._pair, self._state, self.bundle.adapter(), config, self._say, self._may_learn)

@@ -1,8 +1,7 @@
-"""The learner as the agent has it: it sees one text at a time, rests where it may not train, and says what it sees."""
+"""The learner as the agent has it: it rests where it may not train, and makes room for whoever needs it alone."""
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from ...common.lora import LoraAdapter
 from ..online.background import BackgroundLearner, Learning
 from ..online.online import OnlineConfig, OnlinePair
-from ..pacing.outcome import Outcome
 from ..pair import Pair
 from ..runtimes.decoder import Decoder, Hidden, Logits
 from ..state.state import State
@@ -83,8 +81,8 @@ class Permitted:
 
     @property
     def due(self) -> bool:
-        """Whether there is work that may be done."""
-        return self.may_train() and self.learner.due
+        """Whether there is work that may be done; where there is none, nobody is asked, which may read sensors."""
+        return self.learner.due and self.may_train()
 
     def steps(self) -> Iterator[None]:
         """As the learner's, as far as they may go."""
@@ -101,7 +99,7 @@ def _closable(steps: Iterator[None]) -> Generator[None, None, None]:
 
 
 class LearningPair(OnlinePair):
-    """An ``OnlinePair`` that says what it sees, and trains in the background where it may.
+    """An ``OnlinePair`` that trains in the background where it may.
 
     Args:
       may_train: asked before and between training steps, from any thread; cheap.
@@ -116,15 +114,8 @@ class LearningPair(OnlinePair):
         on_notice: Callable[[str], None],
         may_train: Callable[[], bool],
     ) -> None:
-        self.seen: Callable[[Outcome], None] = lambda _: None
-        """Told what becomes part of a text; set by whoever writes one."""
         self._may_train = may_train
         super().__init__(pair, state, initial, config, on_notice)
-
-    def observe(self, outcome: Outcome) -> None:
-        """See ``Witness.observe``."""
-        super().observe(outcome)
-        self.seen(outcome)
 
     def wake(self) -> None:
         """Says that training may go on."""
@@ -136,46 +127,48 @@ class LearningPair(OnlinePair):
             self._background = BackgroundLearner(Permitted(self._learner, self._may_train), self.config.background)
 
 
-class Seat:
-    """The one place of a text that teaches, and of whoever changes the learner between two texts."""
+class Teaching:
+    """The texts that teach, any number at once; and whoever has to be alone with the learner, as a purge."""
 
     def __init__(self) -> None:
-        self._free, self._taken, self._asked = threading.Condition(), False, 0
+        self._changed = threading.Condition()
+        self._texts = dict[object, Callable[[], None]]()
+        self._dismissed = 0
 
     @contextlib.contextmanager
-    def if_free(self) -> Iterator[bool]:
-        """For a text: whether it has the seat, which it does not wait for."""
-        with self._free:
-            has = not self._taken and not self._asked
-            self._taken = self._taken or has
+    def joined(self, end: Callable[[], None]) -> Iterator[bool]:
+        """For a text: whether it may teach, which it does not wait for.
+
+        Args:
+          end: has it end soon; called from any thread.
+        """
+        with self._changed:
+            joins, text = not self._dismissed, object()
+            if joins:
+                self._texts[text] = end
         try:
-            yield has
+            yield joins
         finally:
-            if has:
-                self._leave()
+            with self._changed:
+                self._texts.pop(text, None)
+                self._changed.notify_all()
 
     @contextlib.contextmanager
-    def mine(self, timeout_s: float) -> Iterator[None]:
-        """Waits for the seat; no text begins on it meanwhile.
+    def dismissed(self, timeout_s: float) -> Iterator[None]:
+        """Ends the texts that teach; none joins as long as the context lasts.
 
         Raises:
-          Full: it is not free within ``timeout_s``.
+          Full: one has not ended within ``timeout_s``.
         """
-        until = time.monotonic() + timeout_s
-        with self._free:
-            self._asked += 1
-            try:
-                if not self._free.wait_for(lambda: not self._taken, until - time.monotonic()):
-                    raise Full(f"the text that teaches has not ended within {timeout_s:.0f} s; try again")
-                self._taken = True
-            finally:
-                self._asked -= 1
+        with self._changed:
+            self._dismissed += 1
         try:
+            with self._changed:
+                for end in self._texts.values():
+                    end()
+                if not self._changed.wait_for(lambda: not self._texts, timeout_s):
+                    raise Full(f"a text that teaches has not ended within {timeout_s:.0f} s; try again")
             yield
         finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._free:
-            self._taken = False
-            self._free.notify_all()
+            with self._changed:
+                self._dismissed -= 1

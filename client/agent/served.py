@@ -2,9 +2,11 @@
 
 import contextlib
 import threading
+from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 from ...common.bundle import BundleTarget
@@ -20,8 +22,9 @@ from .refusal import NotNow
 
 @dataclass(frozen=True)
 class Context:
-    """A pair of its own, for one text at a time."""
+    """A pair of its own, for one text at a time. number: of those of its target, from 0."""
 
+    number: int
     pair: Pair
     target: SwitchedDecoder
     """The pair's."""
@@ -37,6 +40,7 @@ class Served:
     def __init__(self, bundle: Bundle, path: str, threads: int, weights: bool = True) -> None:
         self._bundle, self._path, self._threads, self.native = bundle, path, threads, weights
         self._idle, self._lock = list[Context](), threading.Lock()
+        self._numbers = count()
 
     @cached_property
     def _first(self) -> Pair:
@@ -77,11 +81,14 @@ class Served:
         else:
             pair = self._first
             switched = SwitchedDecoder(None, pair.target.vocab_size)
-        return Context(replace(pair, target=switched, drafter=replace(pair.drafter)), switched)
+        return Context(next(self._numbers), replace(pair, target=switched, drafter=replace(pair.drafter)), switched)
 
     @contextlib.contextmanager
     def lend(self) -> Iterator[Context]:
-        """A context that nobody else has; kept for the next text afterwards."""
+        """A context that nobody else has, the oldest of those that are free; kept for the next text afterwards.
+
+        So one text after the other is written on the same one.
+        """
         with self._lock:
             context = self._idle.pop() if self._idle else None
         context = context or self.context()
@@ -89,7 +96,7 @@ class Served:
             yield context
         finally:
             with self._lock:
-                self._idle.append(context)
+                insort(self._idle, context, key=lambda each: -each.number)
 
 
 class Targets:

@@ -44,7 +44,7 @@ from .codec import (
 from .fleet import Job, Stopped
 from .long_calls import LongCalls
 from .remote import Question, RemoteDecoder
-from .text import Block, Event, Piece, TextRequest
+from .text import Event, Piece, TextRequest
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +67,9 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     FleetdraftError: _Code.ABORTED,
 }
 """By the first that fits."""
-_PIECES_S = 0.02
-"""Pieces that come faster are sent together: nobody reads that fast, and a message costs as much as a small block."""
+_PIECES_S = 0.05
+"""Pieces that come faster are sent together: twenty times a second is as good as at once to who reads, and a message
+costs each side as much as a small block."""
 _PROGRESS_S = 5.0
 _UPDATE_LIMIT_S = 86_400.0
 """Longest time of an update; who gave it up by then may ask again for its answer."""
@@ -117,21 +118,24 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
     def Generate(self, request: wire.GenerateRequest, context: Context) -> Iterator[wire.GenerateEvent]:
         """Writes a text."""
         with answered(context), self._limited(context):
-            wanted = self._request(request.prompt, request.target, request.options, _flag(request, "learn"))
-            events = self._agent.engine.write(wanted, context)
-            yield from _messages(events, request.token_events)
+            yield from _messages(self._agent.engine.write(self._wanted(request), context))
 
     def Feedback(self, requests: Iterator[wire.FeedbackRequest], context: Context) -> Iterator[wire.FeedbackEvent]:
         """Writes a text with a target that the caller runs."""
         with answered(context), self._limited(context):
             begin = _first(requests, "begin", wire.FeedbackRequest).begin
-            wanted = self._request(begin.prompt, begin.target, begin.options, _flag(begin, "learn"))
-            yield from _Dialogue(self._agent, wanted, begin, requests, context).events()
+            yield from _Dialogue(self._agent, self._wanted(begin), begin, requests, context).events()
 
-    def _request(self, prompt: str, target: str, options: wire.Options, learn: bool | None) -> TextRequest:
-        if not prompt or not is_text(prompt):
+    def _wanted(self, message: wire.GenerateRequest | wire.FeedbackBegin) -> TextRequest:
+        if not message.prompt or not is_text(message.prompt):
             raise ConfigError("prompt is empty, expected some text to continue")
-        return TextRequest(prompt=prompt, target=target, options=options_of(options, self._default), learn=learn)
+        return TextRequest(
+            prompt=message.prompt,
+            target=message.target,
+            options=options_of(message.options, self._default),
+            learn=message.learn if message.HasField("learn") else None,
+            blocks=message.token_events,
+        )
 
     # --- the device -------------------------------------------------------------------------------------------
 
@@ -246,10 +250,6 @@ def _progress(job: Job, context: Context) -> Iterator[wire.PushUpdateEvent]:
         raise job.error
 
 
-def _flag(request: wire.GenerateRequest | wire.FeedbackBegin, name: str) -> bool | None:
-    return bool(getattr(request, name)) if request.HasField(name) else None
-
-
 def _first(requests: Iterator[T], what: str, kind: type[T]) -> T:
     """The first message of a call.
 
@@ -262,7 +262,7 @@ def _first(requests: Iterator[T], what: str, kind: type[T]) -> T:
     return first
 
 
-def _messages(events: Iterator[Event], token_events: bool) -> Iterator[wire.GenerateEvent]:
+def _messages(events: Iterator[Event]) -> Iterator[wire.GenerateEvent]:
     """Events as messages; pieces that come fast are joined, but for the first, which somebody waits for."""
     held, sent = "", 0.0
     try:
@@ -273,7 +273,7 @@ def _messages(events: Iterator[Event], token_events: bool) -> Iterator[wire.Gene
                     continue
                 held, piece, sent = "", held, now
                 yield wire.GenerateEvent(piece=piece)
-            elif token_events or not isinstance(event, Block):
+            else:
                 if held:
                     yield wire.GenerateEvent(piece=held)
                     held = ""
@@ -314,7 +314,7 @@ class _Dialogue:
 
     def _run(self) -> None:
         try:
-            for message in _messages(self._written(), self._begin.token_events):
+            for message in _messages(self._written()):
                 self._out.put(feedback_message(message))
             self._out.put(_END)
         except BaseException as error:

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 _LATE_AFTER = 10
 """Turns of others after which one that can wait has one: it takes a tenth, as learning does beside texts."""
@@ -23,14 +23,9 @@ class Turns:
         self._first, self._late = deque[threading.Lock](), deque[threading.Lock]()
         self._since_late = 0
 
-    @contextmanager
-    def take(self, late: bool = False) -> Iterator[None]:
+    def take(self, late: bool = False) -> AbstractContextManager[None]:
         """Waits for a turn, which lasts as long as the context."""
-        self._acquire(late)
-        try:
-            yield
-        finally:
-            self._release()
+        return _Turn(self, late)
 
     @contextmanager
     def let_go(self) -> Iterator[None]:
@@ -61,3 +56,16 @@ class Turns:
                 self._late.popleft().release()
             else:
                 self._free += 1
+
+
+class _Turn(AbstractContextManager[None]):
+    """One turn; made for each block, so it is no generator."""
+
+    def __init__(self, turns: Turns, late: bool) -> None:
+        self._turns, self._late = turns, late
+
+    def __enter__(self) -> None:
+        self._turns._acquire(self._late)
+
+    def __exit__(self, *error: object) -> None:
+        self._turns._release()

@@ -14,7 +14,7 @@ from .options import SeedOption
 
 _FIGURES = {
     "acceptance": "draft_acceptance_rate",
-    "efficiency": "block_efficiency",
+    "efficiency": "mean_acceptance_length",
     "speedup": "speedup",
 }
 """What --fail-if-worse may name, and its name in the file."""

@@ -109,8 +109,9 @@ def evaluate(
 ) -> None:
     """Measures what drafting is worth: targets x tasks x methods x temperatures, beside each target alone.
 
-    Acceptance, block efficiency, speed and its spread, memory; and whether the text is the target's own. It ends with
-    exit code 1 where it is not. 'fleetdraft compare' compares two evaluations; docs/evaluation.md explains the figures.
+    Acceptance, tokens by call of the target, speed and its spread, memory; and whether the text is the target's own.
+    It ends with exit code 1 where it is not. 'fleetdraft compare' compares two evaluations; docs/evaluation.md explains
+    the figures.
 
     Examples:
 
@@ -180,7 +181,7 @@ def _figures(row: Row) -> tuple[str, ...]:
     exact = str(row.greedy).replace(" (ties 0)", "").replace(" (", "\n(")
     return (
         f"{row.figure('draft_acceptance_rate'):.3f}\n{span(row.intervals['draft_acceptance_rate'], '.2f')}",
-        f"{row.figure('block_efficiency'):.2f}\n{span(row.intervals['block_efficiency'], '.1f')}",
+        f"{row.figure('mean_acceptance_length'):.2f}\n{span(row.intervals['mean_acceptance_length'], '.1f')}",
         "–" if row.mbsu is None else f"{row.mbsu:.2f}",
         f"{row.drafted.tokens_per_s:,.0f}\n{row.alone.tokens_per_s:,.0f}",
         f"{row.figure('speedup'):.2f}x\n{span(row.intervals['speedup'], '.2f')}",

@@ -42,7 +42,8 @@ class RepetitionPenalty:
     def __call__(self, tokens: Tokens, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         out = logits.copy()
         seen = out[tokens]
-        out[tokens] = np.where(seen < 0, seen * self._penalty, seen / self._penalty)
+        with np.errstate(over="ignore"):  # a masked token may be at the least float32: minus infinity is right
+            out[tokens] = np.where(seen < 0, seen * self._penalty, seen / self._penalty)
         return out
 
 

@@ -14,6 +14,9 @@ Numerators = NDArray[np.float32] | NDArray[np.float64]
 
 RUN = 128
 
+PENALTIES = 1e-30, 1e30
+"""Repetition penalties that float32 has room for: logits up to 1e8 times or by them are finite (at most 3.4e38)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -44,8 +47,8 @@ class Sampling:
         _expect(self.top_k >= 0, "top_k", self.top_k, "an integer >= 0 (0 is off)")
         _expect(0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1] (1 is off)")
         _expect(0 <= self.min_p <= 1, "min_p", self.min_p, "a number in [0, 1] (0 is off)")
-        penalty = self.repetition_penalty
-        _expect(0 < penalty < math.inf, "repetition_penalty", penalty, "a finite number > 0 (1 is off)")
+        penalty, (least, most) = self.repetition_penalty, PENALTIES
+        _expect(least <= penalty <= most, "repetition_penalty", penalty, f"{least:g} to {most:g} (1 is off)")
 
     @property
     def greedy(self) -> bool:

@@ -105,6 +105,7 @@ class Steps:
             target_s=scored - drafted,
             rest_s=self._clock() - scored + drafted - began,
             reading_s=read_s,
+            drafter_calls=1 + verdict.counters.drafter_calls,
         )
         return _outcome(draft, verdict, rows, cost)
 

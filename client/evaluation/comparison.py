@@ -4,7 +4,7 @@ A resample draws the same prompts from both, so what makes a prompt easy or hard
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ import numpy as np
 from ...common.errors import ConfigError, UserError
 from ...common.files import read_json
 from .bootstrap import LEAST, Interval, Sums, interval, resampled
-from .fields import DAMAGED
+from .fields import DAMAGED, text
+from .method import Method
 from .row import FIGURES, SCHEMA, Row
 
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -22,6 +23,8 @@ _SETTINGS = (
     "max_new_tokens", "sampling", "seed", "threads", "runtime", "repeats", "bundle", "base", "weights",
 )  # fmt: skip
 """What may differ; a file may be older than the last ones."""
+_UNTOLD = "untold"
+"""The digest of an adapter in a file that is older than its digests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,14 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """An evaluation as it was written. settings: how texts were written, and on which machine."""
+    """An evaluation as it was written. settings: how texts were written, and on which machine.
+
+    adapters: digests by ``Method.place``; none in a file that is older than they are.
+    """
 
     rows: Sequence[Row]
     settings: Mapping[str, Any]
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Evaluated":
@@ -123,11 +130,12 @@ class Evaluated:
         try:
             rows = [Row.from_json(row) for row in value["results"]]
             settings = {name: value["settings"].get(name) for name in _SETTINGS} | {"cpu": value["machine"]["cpu"]}
+            adapters = {place: text(digest) for place, digest in value["settings"].get("adapters", {}).items()}
         except (*DAMAGED, ConfigError) as error:
             raise UserError(f"{path} is no evaluation: {error!r}") from error
         if not rows or not all(row.prompts for row in rows):
             raise UserError(f"{path} holds no results")
-        return cls(rows=rows, settings=settings)
+        return cls(rows=rows, settings=settings, adapters=adapters)
 
 
 def unlike(before: Evaluated, after: Evaluated, methods: Mapping[str, str]) -> list[str]:
@@ -141,7 +149,17 @@ def unlike(before: Evaluated, after: Evaluated, methods: Mapping[str, str]) -> l
     for name in (name for name, other in methods.items() if name == other):
         their = theirs[name].to_json()
         pairs += [(f"{key} of method {name}", value, their[key]) for key, value in ours[name].to_json().items()]
+        pairs += [(f"adapter digest of method {name}", *_adapters(ours[name], before, after))]
     return [f"{name} is {our} in A and {their} in B" for name, our, their in pairs if our != their]
+
+
+def _adapters(method: Method, before: Evaluated, after: Evaluated) -> tuple[str, str]:
+    """The digests, in each, of a method's adapters that differ where both measured it; nothing where all agree."""
+    ours, theirs = ({method.place(row.target, row.task): None for row in each.rows} for each in (before, after))
+    both = [place for place in ours if place in theirs]
+    pairs = [(before.adapters.get(place, _UNTOLD), after.adapters.get(place, _UNTOLD)) for place in both]
+    differ = [(own, other) for own, other in pairs if own != other]
+    return ", ".join(dict.fromkeys(own for own, _ in differ)), ", ".join(dict.fromkeys(other for _, other in differ))
 
 
 def compare_rows(before: Sequence[Row], after: Sequence[Row], methods: Mapping[str, str], seed: int = 0) -> Comparison:

@@ -53,6 +53,10 @@ class Method:
         """The adapter's directory for one target and task; None for the initial one."""
         return Path(self.adapter.replace("{target}", target).replace("{task}", task)) if self.adapter else None
 
+    def place(self, target: str, task: str) -> str:
+        """What its adapter for one target and task is told by."""
+        return f"{self.name} · {target} · {task}"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -70,7 +70,7 @@ def document(findings: Findings) -> Document:
             _positions(rows),
             _exactness(rows),
             _memory(rows),
-            _settings(findings.settings),
+            _settings(findings),
         ],
     )
 
@@ -130,10 +130,10 @@ def _pair(row: Row | None) -> str:
 
 def _acceptance(rows: Sequence[Row]) -> Part:
     return Part(
-        title="Acceptance and block efficiency",
-        hint="Acceptance rate and block efficiency τ (tokens emitted per call of the target, prompt reading aside), "
-        "with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: τ / (1 + c × "
-        "calls), c being the bytes of the drafter's weights over those of the target's.",
+        title="Acceptance and mean acceptance length",
+        hint="Acceptance rate and mean acceptance length τ (tokens emitted per call of the target, the reading of the "
+        "prompt aside), with bootstrap 95 % intervals over prompts; drafter calls per block; memory-bound speed-up: "
+        "τ / (1 + c × calls), c being the bytes of the drafter's weights over those of the target's.",
         columns=(*_PLACE, "prompts", "acceptance", "95 %", "τ", "95 %", "calls", "MBSU"),
         rows=[
             (
@@ -141,8 +141,8 @@ def _acceptance(rows: Sequence[Row]) -> Part:
                 str(len(row.by_prompt)),
                 f"{row.figure('draft_acceptance_rate'):.3f}",
                 span(row.intervals["draft_acceptance_rate"], ".3f"),
-                f"{row.figure('block_efficiency'):.2f}",
-                span(row.intervals["block_efficiency"], ".2f"),
+                f"{row.figure('mean_acceptance_length'):.2f}",
+                span(row.intervals["mean_acceptance_length"], ".2f"),
                 f"{row.gamma:.2f}",
                 _UNKNOWN if row.mbsu is None else f"{row.mbsu:.2f}",
             )
@@ -231,9 +231,14 @@ def _memory(rows: Sequence[Row]) -> Part:
     )
 
 
-def _settings(settings: Mapping[str, Any]) -> Part:
-    flat = {name: value for name, value in settings.items() if name != "methods"}
-    methods = [(f"method {each['name']}", _listed(each, "name")) for each in settings["methods"]]
+def _settings(findings: Findings) -> Part:
+    """The adapters' digests stand with their methods, as far as tells them apart."""
+    settings = findings.settings
+    flat = {name: value for name, value in settings.items() if name not in ("methods", "adapters")}
+    methods = [
+        (f"method {each['name']}", f"{_listed(each, 'name')}, adapter digest {_adapters(findings, each['name'])}")
+        for each in settings["methods"]
+    ]
     return Part(
         title="Settings",
         hint="What to set to see these figures again.",
@@ -241,6 +246,11 @@ def _settings(settings: Mapping[str, Any]) -> Part:
         rows=[*((name, _plain(value)) for name, value in flat.items()), *methods],
         text_columns=2,
     )
+
+
+def _adapters(findings: Findings, method: str) -> str:
+    places = [row.method.place(row.target, row.task) for row in findings.rows if row.method.name == method]
+    return ", ".join(dict.fromkeys(findings.settings["adapters"][place][:16] for place in places))
 
 
 def _plain(value: object) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.metrics import DraftCounters
+from ...common.metrics import RATIOS, DraftCounters
 from ..measurement import GreedyCheck
 from .bootstrap import LEAST, Interval, Sums, interval, resampled
 from .fields import count, number, text
@@ -44,10 +44,8 @@ class PromptCounts:
 
     @property
     def sums(self) -> tuple[float, ...]:
-        """What it adds to the sums that ``FIGURES`` are made of."""
-        drafted, alone = self.drafted, self.alone
-        counts = (drafted.accepted, drafted.drafted, drafted.target_calls)
-        return (*counts, drafted.tokens, drafted.seconds, alone.tokens, alone.seconds)
+        """What it adds to the sums that ``FIGURES`` are made of, in the order of ``_SUMMED``."""
+        return (*(getattr(self.drafted, name) for name in _SUMMED), self.alone.tokens, self.alone.seconds)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "PromptCounts":
@@ -67,17 +65,17 @@ def _counters(value: Mapping[str, Any]) -> DraftCounters:
     return found
 
 
+_SUMMED = ("accepted", "drafted", "target_calls", "tokens", "seconds")
+"""Counters of the drafted texts that are summed; behind them stand tokens and seconds of the target alone."""
+
 Figure = Callable[[Sums], NDArray[np.float64]]
 """From (…, 7) sums to (…) figures."""
 
 
-def _acceptance(sums: Sums) -> NDArray[np.float64]:
-    return _ratio(sums[..., 0], sums[..., 1])
-
-
-def _efficiency(sums: Sums) -> NDArray[np.float64]:
-    """tau. Not 1 + accepted / blocks: where an accepted token ends the text, the one behind it is never emitted."""
-    return _ratio(sums[..., 3], sums[..., 2])
+def _counted(figure: str) -> Figure:
+    """One of ``RATIOS``."""
+    over, under = (_SUMMED.index(name) for name in RATIOS[figure])
+    return lambda sums: _ratio(sums[..., over], sums[..., under])
 
 
 def _speedup(sums: Sums) -> NDArray[np.float64]:
@@ -90,8 +88,8 @@ def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.
 
 
 FIGURES: Mapping[str, Figure] = {
-    "draft_acceptance_rate": _acceptance,
-    "block_efficiency": _efficiency,
+    "draft_acceptance_rate": _counted("draft_acceptance_rate"),
+    "mean_acceptance_length": _counted("mean_acceptance_length"),
     "speedup": _speedup,
 }
 """Figures that have an interval, by their name in the file."""
@@ -166,7 +164,7 @@ class Row:
     def mbsu(self) -> float | None:
         """Memory-bound speed-up tau / (1 + c gamma): the speed-up if reading weights were all that takes time."""
         ratio = self.sizes.cost_ratio
-        return None if ratio is None else self.figure("block_efficiency") / (1 + ratio * self.gamma)
+        return None if ratio is None else self.figure("mean_acceptance_length") / (1 + ratio * self.gamma)
 
     @property
     def exactness(self) -> str:
@@ -187,7 +185,6 @@ class Row:
             "prompts": len(self.by_prompt),
             "tokens": self.drafted.tokens,
             **{name: self.figure(name) for name in FIGURES},
-            "mean_acceptance_length": self.drafted.mean_acceptance_length,
             **intervals,
             "speedup_quartiles": list(self.speedup_quartiles),
             "mbsu": self.mbsu,

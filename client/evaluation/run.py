@@ -12,7 +12,7 @@ from typing import Any
 
 from ...common.errors import ConfigError, UserError
 from ...common.files import read_json, sha256_file, write_json
-from ...common.folder import claim, locked
+from ...common.folder import claim, locked, withdraw
 from ..bundle import Bundle
 from ..prompts import check_lengths
 from ..runtimes.target_runtimes import ONNX, check_installed, runtime_name
@@ -43,7 +43,8 @@ class EvaluationRun:
         Raises:
           UserError: no such bundle, target or adapter; one that does not fit; or the folder holds something else.
         """
-        asked = {"adapters": self._adapters()} | self.settings
+        self._check_targets()
+        asked = self.settings
         self._check_prompts()
         if self.folder is not None:
             known = (self.folder / ASKED).exists()
@@ -51,16 +52,21 @@ class EvaluationRun:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the evaluation says and, by digests, which drafter and targets it was: a path may hold others later.
+        """What the evaluation says and, by digests, which models and adapters it was: a path may hold others later.
 
-        base: the drafter's fingerprint. weights: of each target, its files'.
+        base: the drafter's fingerprint. adapters: ``LoraAdapter.digest`` by ``Method.place``. weights: of each target,
+        its files'.
         """
-        bundle = Bundle.open(self.evaluation.bundle)
+        bundle, asked = Bundle.open(self.evaluation.bundle), self.evaluation
+        adapters = {
+            method.place(target, task): bundle.adapter(method.adapter_for(target, task)).digest
+            for method, target, task in product(asked.methods, self._names(), asked.prompts)
+        }
         weights = {
             name: weights_digest(_weights_at(bundle, target))
-            for name, target in zip(self._names(), self.evaluation.targets, strict=True)
+            for name, target in zip(self._names(), asked.targets, strict=True)
         }
-        return self.evaluation.settings() | {"base": bundle.base, "weights": weights}
+        return asked.settings() | {"base": bundle.base, "adapters": adapters, "weights": weights}
 
     def _check_prompts(self) -> None:
         """Before anything is measured; of targets on other runtimes, when they are opened."""
@@ -90,10 +96,16 @@ class EvaluationRun:
           All rows: target after target, in each the temperatures, in each the tasks, in each the methods.
 
         Raises:
-          UserError: a prompt is too long for a target, or another process is at work in the folder.
+          UserError: a target cannot be opened, a prompt is too long for it, or another process is at work in the
+            folder. Where nothing is kept by then, the folder is free for another run.
         """
         with locked(self.folder) if self.folder is not None else nullcontext():
-            return [row for target in self.evaluation.targets for row in self._of_target(target, advance)]
+            try:
+                return [row for target in self.evaluation.targets for row in self._of_target(target, advance)]
+            except UserError:
+                if self.folder is not None and not (self.folder / CELLS).exists():
+                    withdraw(self.folder, ASKED)
+                raise
 
     def _of_target(self, target: str | None, advance: Advance) -> Iterator[Row]:
         asked, name = self.evaluation, self._name(target)
@@ -110,8 +122,8 @@ class EvaluationRun:
                     advance(f"{name} · {task}: kept")
             yield from kept
 
-    def _adapters(self) -> dict[str, str]:
-        """Digests of all adapters by method, target and task; opens no model but reads every adapter."""
+    def _check_targets(self) -> None:
+        """Opens no model."""
         bundle, asked = Bundle.open(self.evaluation.bundle), self.evaluation
         for target in asked.targets:
             bundle.check_target(target, asked.runtime)
@@ -119,10 +131,6 @@ class EvaluationRun:
         names = self._names()
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"two targets are named {min(twice)!r}, expected directories of different names")
-        return {
-            f"{method.name} · {target} · {task}": bundle.adapter(method.adapter_for(target, task)).digest
-            for method, target, task in product(asked.methods, names, asked.prompts)
-        }
 
     def _names(self) -> list[str]:
         return [self._name(target) for target in self.evaluation.targets]

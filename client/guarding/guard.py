@@ -148,7 +148,7 @@ class Guard(Generic[A]):
     @property
     def level(self) -> Tally:
         """The reference's last blocks."""
-        return sum(self._reference, Tally())
+        return Tally.total(self._reference)
 
     @property
     def rates(self) -> tuple[float, float] | None:
@@ -241,8 +241,9 @@ class Guard(Generic[A]):
     def _refer(self, tally: Tally) -> None:
         """Adds to the level; tallies leave it, oldest first, as soon as the others have a window's blocks."""
         self._reference.append(tally)
-        while self.level.blocks - self._reference[0].blocks >= self._config.window_blocks:
-            self._reference.popleft()
+        blocks = self.level.blocks
+        while blocks - self._reference[0].blocks >= self._config.window_blocks:
+            blocks -= self._reference.popleft().blocks
 
     # --- hearing and trying -----------------------------------------------------------------------------------
 

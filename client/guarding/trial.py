@@ -4,10 +4,12 @@ Only side by side on the same text can an adapter be told from its text: when th
 acceptance of every adapter falls.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from math import comb
 from typing import Any
 
+from ...common.metrics import DraftCounters
 from ..pacing.outcome import Outcome
 
 
@@ -49,17 +51,29 @@ class Tally:
             seconds=self.seconds + other.seconds,
         )
 
+    @classmethod
+    def total(cls, tallies: Collection["Tally"]) -> "Tally":
+        """As ``sum``: a field at a time, since it is asked for at each block."""
+        return cls(
+            blocks=sum([tally.blocks for tally in tallies]),
+            judged=sum([tally.judged for tally in tallies]),
+            accepted=sum([tally.accepted for tally in tallies]),
+            tokens=sum([tally.tokens for tally in tallies]),
+            seconds=sum([tally.seconds for tally in tallies]),
+        )
+
     @property
     def acceptance(self) -> float:
         """Accepted of the judged; 0 when nothing was judged."""
         return self.accepted / self.judged if self.judged else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Counts with the figures made from them."""
+        """Counts with the figures made from them; every block is a call of the target."""
+        counters = DraftCounters(tokens=self.tokens, target_calls=self.blocks, seconds=self.seconds)
         figures = {
             "acceptance": self.acceptance,
-            "mean_acceptance_length": self.tokens / self.blocks if self.blocks else 0.0,
-            "tokens_per_s": self.tokens / self.seconds if self.seconds else 0.0,
+            "mean_acceptance_length": counters.mean_acceptance_length,
+            "tokens_per_s": counters.tokens_per_s,
         }
         return {"blocks": self.blocks, "judged": self.judged, "accepted": self.accepted} | figures
 

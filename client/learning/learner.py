@@ -202,11 +202,14 @@ class OnlineLearner:
 
     def end(self) -> None:
         """Stores the text's lesson, and trains what the schedule says."""
-        if self._writing is None:
-            return
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self.take(writing)
+
+    def take(self, writing: Writing) -> None:
+        """As ``end``, of a text that was recorded elsewhere, as one of several at once; one call at a time."""
         now = self._clock()
-        self._replay.add(self._writing.lesson(now), now)
-        self._writing = None
+        self._replay.add(writing.lesson(now), now)
         plan = PLANS[self._config.schedule]
         if plan.after_texts and self.due:
             self.train()

@@ -1,15 +1,23 @@
 """A pair that learns from what it writes and keeps what it learned: learner, guard, background and state joined.
 
-    text -> blocks -> Outcome -> guard      which adapter is in force
-                              -> learner    lesson -> replay -> training, in the background or between texts
+    text -> blocks -> Outcome -> lesson     the text's own; at its end -> replay -> training, in the background or then
+                              -> guard      which adapter is in force
                               -> pace       how long drafts are; its head learns from the same outcomes
     end of a text, training step, rollback, release -> keeper -> state
 
 Two adapters are in force at once (``personal.py``): the fleet's, which a release brings, and the device's own, which is
 what is trained and which never leaves.
 
-Threads: one generates; it alone talks to guard, pace and n-grams. The one that learns in the background trains, writes
-the learner's checkpoint, and leaves what it made where the other takes it between two blocks.
+Texts at once: each on a lane of its own (``lane.py`` says what is a lane's, a text's, and of all), each in a thread of
+its own. A lesson joins the replay when its text ends, whole and at one moment, so the replay is what it would be if the
+texts had been written one after the other in the order of their ends. The guard watches the blocks of all texts, for
+all are drafted by the same adapter; but a trial goes by turns on *one* text, the first that drafts while it runs, until
+that ends: two adapters can be told apart on the same text only, and among several texts each adapter might get its own.
+A block that was begun by an adapter that has been replaced meanwhile, on another lane, tells the guard nothing.
+
+Threads: those that write texts talk to guard, counters and state one at a time, behind the lock of the pair. The one
+that learns in the background trains, writes the learner's checkpoint, and leaves what it made where one of the others
+takes it between two blocks; it never waits for that lock.
 """
 
 import contextlib
@@ -23,18 +31,15 @@ from ...common.errors import ConfigError, FleetdraftError, TrainingError
 from ...common.lora import LoraAdapter
 from ...common.metrics import DraftCounters
 from ..decoding.continuation import Generation
-from ..decoding.generation import Generator
 from ..decoding.options import Options
-from ..decoding.steps import DrafterSide
 from ..guarding.diagnosis import AcceptanceAlarm
 from ..guarding.guard import Guard, GuardConfig
 from ..guarding.personal import PersonalAdapter, Rebased, StepBeside
 from ..learning.learner import LearnerConfig, OnlineLearner
+from ..learning.lesson_writer import Writing
 from ..learning.replay import ReplayChange
 from ..pacing.controllers import Controllers
 from ..pacing.outcome import Outcome
-from ..pacing.pace import Pace
-from ..pacing.trying_pace import TryingPace
 from ..pair import Pair
 from ..spelling.ngrams import NgramCache
 from ..state.decision import Decision
@@ -43,7 +48,9 @@ from ..state.state import State
 from .background import BackgroundConfig, BackgroundLearner
 from .fleet_adapter import FleetAdapter, InForce, plain
 from .keeper import Keeper, PairParts
+from .lane import Lane
 from .notices import Notices
+from .recording import Recording
 
 T = TypeVar("T")
 
@@ -76,7 +83,7 @@ class OnlineConfig:
 
 
 class OnlinePair:
-    """One pair with its learner. One text at a time; training may go on beside it.
+    """One pair with its learner. One text at a time on each lane; training may go on beside them.
 
     Guarantees:
       - Each text that ended and the last training step are in the state, however this ends.
@@ -86,10 +93,10 @@ class OnlinePair:
         last good adapter, if that is there. A disk that cannot be written is one notice, and stops nothing.
 
     Args:
-      pair: its controllers and n-grams go on from the state.
+      pair: of the first lane; its controllers and n-grams go on from the state.
       state: open; the caller closes it, after ``close``. To purge it, close this first.
       initial: the adapter that changes nothing. It is the shared one as long as there is no release.
-      on_notice: told a line that the user should see, between two texts, on the thread that generates.
+      on_notice: told a line that the user should see, when a text ends, on the thread that wrote it.
     """
 
     def __init__(
@@ -115,20 +122,26 @@ class OnlinePair:
         self._refused = self._keeper.refused()
         """Digests of releases that did harm here."""
         self._alarm = AcceptanceAlarm(pair.paths, 0.0, self._notices.add, self._rates)
-        self._paces: dict[str, TryingPace] = {}
-        self._texts, self._unkept, self._closed = 0, False, False
+        self._lock = threading.RLock()
+        """Of all that several texts share; never waited for by who trains."""
+        self._tried_on: Lane | None = None
+        """Whose text the guard's trial goes by."""
+        self._watching = True
+        """Whether the guard hears of anything; not while a release is weighed."""
+        self._unkept, self._closed = False, False
         self._failure: FleetdraftError | None = None
         self._failed_after = 0
         """Training steps when it failed; more of them say that it is over."""
-        self._controllers = self._restored_controllers()
+        self._first = Lane(pair, pair, self._restored_controllers(), self._undecided)
         self._restore_ngrams()
+        self._lanes = {id(pair): self._first}
+        self._writer = pair.lesson_writer(self.config.learning)
         own = PersonalAdapter.initial(initial.layout, initial.layout.rank, self.config.seed)
         self._learner = self._made_learner(plain(own))
         known = self._restore_learner()
         self._guard = self._made_guard()
         self._fleet.put(self._guard.newest)
         self._restore_guard(known)
-        self._generator = self._made_generator()
         self._background: BackgroundLearner | None = None
         self._wake()
         self._tell()
@@ -137,41 +150,72 @@ class OnlinePair:
 
     def run(self, prompt: str, options: Options) -> Generation:
         """As ``Generator.run``, and learns from the text. If training fails, ``failure`` says why."""
-        with self._text(prompt, options):
-            return self._generator.run(prompt, options, self)
+        with self._text(self._first, prompt, options) as text:
+            return self._first.generator.run(prompt, options, text)
 
-    def stream(self, prompt: str, options: Options) -> Iterator[str]:
-        """As ``Generator.stream``, and learns from the text, as far as it was read."""
-        with self._text(prompt, options):
-            yield from self._generator.stream(prompt, options, self)
+    def stream(
+        self, prompt: str, options: Options, pair: Pair | None = None, seen: Callable[[Outcome], None] = lambda _: None
+    ) -> Iterator[str]:
+        """As ``Generator.stream``, and learns from the text, as far as it was read.
+
+        Args:
+          pair: like this one, with contexts of its own: the text goes on beside those of other pairs, in a thread of
+            its own or in turns. The lane that is made for it is kept.
+          seen: told each block that became part of the text.
+        """
+        lane = self._first if pair is None else self._lane(pair)
+        with self._text(lane, prompt, options, seen) as text:
+            yield from lane.generator.stream(prompt, options, text)
+
+    def _lane(self, pair: Pair) -> Lane:
+        with self._lock:
+            if id(pair) not in self._lanes:
+                controllers = Controllers(pair.drafter.model.hidden_size, seed=self.config.seed)
+                if self._first.head is not None:
+                    controllers.restore_bytes(self._first.head)
+                self._lanes[id(pair)] = Lane(pair, self.pair, controllers, self._undecided)
+            return self._lanes[id(pair)]
 
     @contextlib.contextmanager
-    def _text(self, prompt: str, options: Options) -> Iterator[None]:
+    def _text(
+        self, lane: Lane, prompt: str, options: Options, seen: Callable[[Outcome], None] = lambda _: None
+    ) -> Iterator[Recording]:
         """What surrounds a text: it is counted, becomes a lesson, and what it changed is written."""
         self._check_open()
-        number, blocks, read = self._texts + 1, self._counters.blocks, False
-        self._alarm.temperature = options.sampling.temperature
+
+        def observed(text: Recording, outcome: Outcome) -> None:
+            self._observed(text, outcome)
+            seen(outcome)
+
+        learning, temperature = self.config.learning, options.sampling.temperature
+        tokens = self.pair.target_codec.prompt_tokens(prompt)
+        text = Recording(lane, self._writer, tokens, learning.max_lesson_tokens, temperature, observed)
+        read = False
         with self._background.generating() if self._background else contextlib.nullcontext():
-            self._texts = number
-            self._take_made()
-            self._learner.begin(self.pair.target_codec.prompt_tokens(prompt))
+            with self._lock:
+                lane.newest = text
+                self._take_made()
             try:
-                yield
+                yield text
                 read = True
-            except GeneratorExit:
+            except (GeneratorExit, FleetdraftError):  # left between two blocks; or the target failed, in the next one
                 read = True
                 raise
             finally:
-                if self._counters.blocks > blocks and not self._closed:
-                    # Broken off within a block, or by another text, it may be no whole lesson.
-                    self._end_text(read and number == self._texts)
+                with self._lock:
+                    if text.writing is not None and not self._closed:
+                        # Interrupted anywhere, or by another text, it may be no whole lesson.
+                        self._end_text(text, text.writing if read and lane.newest is text else None)
 
-    def _end_text(self, teaches: bool) -> None:
+    def _end_text(self, text: Recording, lesson: Writing | None) -> None:
         """Counters and lesson of a text are written as one, before anything is trained on it."""
         self._counters += DraftCounters(prompts=1)
         self._unkept = True
-        if teaches:
-            self._train(self._learner.end)
+        text.lane.keep()
+        if self._tried_on is text.lane:
+            self._tried_on = None
+        if lesson is not None:
+            self._train(lambda: self._learner.take(lesson))
         if self._unkept:
             self._keep()
         self._tell()
@@ -184,16 +228,37 @@ class OnlinePair:
         else:
             self._keeper.keep(lessons=change)
 
-    def observe(self, outcome: Outcome) -> None:
-        """See ``Witness.observe``; called by the generator."""
-        self._counters += outcome.counters
-        self._learner.observe(outcome)
-        self._guard.observe(outcome)
-        self._alarm.observe(outcome)
-        self._take_made()
+    def _observed(self, text: Recording, outcome: Outcome) -> None:
+        """A block of any text; called by its generator."""
+        with self._lock:
+            self._counters += outcome.counters
+            if self._tells(text.lane, outcome):
+                self._guard.observe(outcome)
+            self._alarm.temperature = text.temperature
+            self._alarm.observe(outcome)
+            self._take_made()
+
+    def _tells(self, lane: Lane, outcome: Outcome) -> bool:
+        """Whether a block is for the guard: not what a replaced adapter drafted, and in a trial one text's alone."""
+        if not outcome.cost.draft_tokens:
+            return True  # it is counted, no more
+        if lane.stale or not self._watching:
+            return False
+        if not self._guard.on_trial:
+            return True
+        self._tried_on = self._tried_on or lane
+        return self._tried_on is lane
+
+    def _undecided(self, lane: Lane) -> bool:
+        """Whether the guard needs drafts of that lane."""
+        with self._lock:
+            tried = self._guard.on_trial and self._tried_on in (None, lane)
+            return tried or self._guard.suspects
 
     def _take_made(self) -> None:
-        """Tells the guard of what the learner made: on the thread that generates, between two blocks."""
+        """Tells the guard of what the learner made: on a thread that generates, between two blocks."""
+        if not self._watching:
+            return
         with contextlib.suppress(IndexError):
             made = self._fleet.beside(self._made.pop())
             if not made.same(self._guard.newest):
@@ -219,13 +284,14 @@ class OnlinePair:
         """Trains on what came since the last training, now; what the guard thinks of it shows when texts go on."""
         self._check_open()
         self._rest()
-        self._tell()
-        self._failure = None
-        self._train(self._learner.finish)
-        self._take_made()
-        self._keep()
-        self._wake()
-        self._tell()
+        with self._lock:
+            self._tell()
+            self._failure = None
+            self._train(self._learner.finish)
+            self._take_made()
+            self._keep()
+            self._wake()
+            self._tell()
 
     def _train(self, train: Callable[[], None]) -> None:
         try:
@@ -263,10 +329,11 @@ class OnlinePair:
         return self._fleet.cut(self._guard.newest.own)
 
     def take_release(self, release: LoraAdapter) -> Rebased | None:
-        """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). Between two texts.
+        """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). One call at a time.
 
         The guard watches both as one: if they do harm, the release before comes back with the last good adapter, and
-        this one is refused from then on.
+        this one is refused from then on. Texts go on meanwhile and have the new adapters from a block on; while the
+        release is weighed, which takes some training steps, the guard hears nothing of them.
 
         Returns:
           What became of the personal adapter; None if the release is in force already, or refused, which is told.
@@ -275,10 +342,21 @@ class OnlinePair:
           ModelError: the release is of another drafter.
         """
         self._check_open()
-        if release.digest == self._fleet.shared.digest or self._is_refused(release):
-            return None
-        own = self._guard.good.own if self._guard.doubts else self._learner.adapter
-        own, rebased = self._fleet.take(release, own, self.config.seed)
+        with self._lock:
+            if release.digest == self._fleet.shared.digest or self._is_refused(release):
+                return None
+            self._watching = False
+        try:
+            own = self._guard.good.own if self._guard.doubts else self._learner.adapter
+            own, rebased = self._fleet.take(release, own, self.config.seed)
+            with self._lock:
+                self._put_in_force(own, rebased)
+        finally:
+            self._watching = True
+        return rebased if self._fleet.shared is release else None
+
+    def _put_in_force(self, own: LoraAdapter, rebased: Rebased) -> None:
+        """A release that was weighed, with the own adapter beside it; all as one."""
         self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
         self._made.clear()
         why = f"{rebased.choice}: {rebased.why}"
@@ -286,7 +364,6 @@ class OnlinePair:
         self._guard.supersede(self._fleet.beside(own))
         self._keep(learner=True, shared=self._fleet.shared)
         self._tell()
-        return rebased if self._fleet.shared is release else None
 
     def _is_refused(self, release: LoraAdapter) -> bool:
         if release.digest not in self._refused:
@@ -324,7 +401,11 @@ class OnlinePair:
         return self._learner
 
     def status(self) -> dict[str, Any]:
-        """What is going on, for people and for JSON; nothing of a text."""
+        """What is going on, for people and for JSON; nothing of a text. Any thread may ask."""
+        with self._lock:
+            return self._status()
+
+    def _status(self) -> dict[str, Any]:
         return {
             "target": self.pair.name,
             "draft_acceptance_rate": self._counters.draft_acceptance_rate,
@@ -346,15 +427,17 @@ class OnlinePair:
         Raises:
           BaseException: the defect that ended learning in the background.
         """
-        if self._closed:
-            return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         try:
             self._rest()
         finally:
-            self._take_made()
-            self._keep()
-            self._tell()
+            with self._lock:
+                self._take_made()
+                self._keep()
+                self._tell()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -371,14 +454,14 @@ class OnlinePair:
     def _made_learner(self, personal: LoraAdapter) -> OnlineLearner:
         return OnlineLearner(
             step=StepBeside(self.pair.train_step(), lambda: self._fleet.shared),
-            writer=self.pair.lesson_writer(self.config.learning),
+            writer=self._writer,
             adapter=personal,
             config=self.config.learning,
             seed=self.config.seed,
             on_change=self._learnt,
             on_step=self._keep_learner,
             on_replay=self._replayed,
-            head=None if self.config.trains_head else self._controllers,
+            head=None if self.config.trains_head else self._first.controllers,
         )
 
     def _restore_learner(self) -> bool:
@@ -441,18 +524,6 @@ class OnlinePair:
             self._keeper.forget(what, str(error))
             return otherwise
 
-    def _made_generator(self) -> Generator:
-        pair = self.pair
-        side = DrafterSide(decoder=pair.drafter.decoder, spelling=pair.spelling, paths=pair.paths)
-        return Generator(pair.target, pair.target_codec, side, paces=self._pace)
-
-    def _pace(self, name: str) -> Pace:
-        """One for all texts: what the guard may have drafted is counted over all of them."""
-        if name not in self._paces:
-            undecided = lambda: self._guard.on_trial or self._guard.suspects  # noqa: E731
-            self._paces[name] = TryingPace(self._controllers(name), undecided)
-        return self._paces[name]
-
     def _rates(self) -> tuple[float, float] | None:
         """Acceptance of the newest adapter and of the last good one, where both were seen."""
         return self._guard.rates
@@ -468,12 +539,12 @@ class OnlinePair:
         self, learner: bool = False, shared: LoraAdapter | None = None, lessons: ReplayChange | None = None
     ) -> None:
         """Writes what a text changed; with it what else has to change at once."""
-        self._journal.take([*self._guard.decisions, *self._controllers.decisions])
+        self._journal.take([*self._guard.decisions, *(d for lane in self._lanes.values() for d in lane.decisions)])
         paths = self.pair.paths
         parts = PairParts(
             counters=self._counters,
             guard=self._guard.checkpoint(InForce.to_bytes),
-            head=self._controllers.to_bytes(),
+            head=self._first.head,
             ngrams=paths.to_bytes() if isinstance(paths, NgramCache) else None,
             decisions=self._journal.unwritten,
         )

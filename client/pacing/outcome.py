@@ -26,6 +26,8 @@ class BlockCost:
     """Seconds of everything else: drafting, verification, the drafter's context."""
     reading_s: float = 0.0
     """Of these, the drafter's reading of what was emitted before, its first row included."""
+    drafter_calls: int = 0
+    """The reading and what else was evaluated, in verification too."""
 
     @property
     def seconds(self) -> float:
@@ -61,7 +63,7 @@ class Outcome:
 
     @property
     def counters(self) -> DraftCounters:
-        """What it adds to a text's, but for the drafter's calls; seconds without the reading of the prompt."""
+        """What it adds to a text's; seconds without the reading of the prompt."""
         return DraftCounters(
             tokens=len(self.tokens),
             target_calls=1,
@@ -69,6 +71,7 @@ class Outcome:
             drafted=len(self.proposed),
             accepted=self.accepted,
             draft_tokens=self.cost.draft_tokens,
+            drafter_calls=self.cost.drafter_calls,
             seconds=self.cost.seconds,
         )
 

@@ -10,7 +10,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,9 +33,31 @@ class Measure(Protocol):
         """By name, what is to be made large; the mean over names decides."""
 
 
+def measure_identity(targets: Sequence[Path], prompts: str, decoding: Sequence[float]) -> str:
+    """A digest of what decides a measure's numbers: only numbers of the same one can be compared.
+
+    Args:
+      targets: model directories.
+      prompts: a digest of those that are decoded.
+      decoding: the settings of their decoding.
+    """
+    about = {
+        "targets": {
+            target.resolve().name: [
+                target_fingerprint(target),
+                *map(sha256_file, sorted(target.glob("*.safetensors"))),
+            ]
+            for target in targets
+        },
+        "prompts": prompts,
+        "decoding": list(decoding),
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockEfficiency:
-    """Mean target tokens emitted by a call of the target (ALGORITHMS §0), by target and task of held-out prompts.
+    """``mean_acceptance_length`` by target and task of held-out prompts (``common/metrics.py``).
 
     targets: model directories. prompts: JSONL of ``{"prompt": …, "task": …}`` that nothing was trained on.
     draft_tokens: gamma. tell: hears in a line of what was found amiss and does not stop the measure. timeout_s: of one
@@ -72,19 +94,9 @@ class BlockEfficiency:
 
     @property
     def identity(self) -> str:
-        """A digest of what decides its numbers: only numbers of the same one can be compared."""
-        about = {
-            "targets": {
-                target.resolve().name: [
-                    target_fingerprint(target),
-                    *map(sha256_file, sorted(target.glob("*.safetensors"))),
-                ]
-                for target in self.targets
-            },
-            "prompts": sha256_file(self.prompts),
-            "decoding": [self.max_new_tokens, self.draft_tokens, self.temperature, self.seed],
-        }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        """Of this measure: see ``measure_identity``."""
+        decoding = (self.max_new_tokens, self.draft_tokens, self.temperature, self.seed)
+        return measure_identity(self.targets, sha256_file(self.prompts), decoding)
 
     def __call__(self, drafter: Path) -> dict[str, float]:
         """Builds the bundle, decodes the prompts, and forgets both.
@@ -100,7 +112,7 @@ class BlockEfficiency:
             build_bundle(drafter, self.targets, bundle, BundleRecipe(rank=1, alpha=1.0))
             self._evaluate(bundle, found)
             rows: list[dict[str, Any]] = read_json(found)["results"]
-        return {f"{row['target']}/{row['task']}": float(row["block_efficiency"]) for row in rows}
+        return {f"{row['target']}/{row['task']}": float(row["mean_acceptance_length"]) for row in rows}
 
     def _evaluate(self, bundle: Path, found: Path) -> None:
         targets = [word for target in self.targets for word in ("--target", str(target.resolve()))]

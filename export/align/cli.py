@@ -139,8 +139,7 @@ def pretrain(
         compile=compile_layers,
         save_s=save_seconds,
     )
-    _tell_metrics(config.work)
-    _finish(lambda: run(config, _say))
+    _finish(lambda: run(config, _say, lambda: _tell_metrics(config.work)))
 
 
 @align.command()
@@ -318,8 +317,7 @@ def finetune(
     check_unseen(read_prompts(prompts), config.answers)
     check_answered(measure.targets, config.answers)
     config = replace(config, measured_by=measure.identity)
-    _tell_metrics(config.work)
-    _finish(lambda: run(config, measure, _say, _say_measured))
+    _finish(lambda: run(config, measure, _say, _say_measured, lambda: _tell_metrics(config.work)))
 
 
 def _tell_metrics(folder: Path) -> None:

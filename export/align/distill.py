@@ -94,10 +94,12 @@ def distill(config: DistillConfig, report: Callable[[str, int, int], None]) -> d
     texts = read_prompts(config.prompts)
     job = _job(config, texts)
     with occupied(config.out, lambda: _check_out(config.out, job)):
-        write_json(config.out / "job.json", job)
         with stop_requests() as stop:
-            for directory in config.targets:
-                target = _Target(directory, config, stop)
+            targets = [_Target(directory, config, stop) for directory in config.targets]
+            write_json(config.out / "job.json", job)
+            while targets:
+                target = targets.pop(0)  # the only hold on it: two models need not fit into memory
+                target.describe()
                 shards = _batched(list(enumerate(texts)), config.shard_prompts)
                 for number, shard in enumerate(shards):
                     target.make(number, shard, job)
@@ -134,10 +136,14 @@ class _Target:
         self._context = shape.context_limit
         self._ends = Vocabulary.from_directory(directory, shape.vocab_size).eos
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._device = chosen_device(config.device)
         self._opened: LlamaForCausalLM | None = None
+
+    def describe(self) -> None:
+        """Copies what tells its vocabulary."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for name in _DESCRIPTION:
-            given, kept = directory / name, self._folder / name
+            given, kept = self._directory / name, self._folder / name
             if given.is_file() and not (kept.is_file() and filecmp.cmp(given, kept, shallow=False)):
                 shutil.copyfile(given, kept)  # not again: who reads a finished set must not see half a file
 
@@ -145,7 +151,7 @@ class _Target:
     def _model(self) -> LlamaForCausalLM:
         if self._opened is None:
             dtype = torch.bfloat16 if self._config.half else torch.float32
-            self._opened = trained(self._directory, chosen_device(self._config.device), dtype).eval()
+            self._opened = trained(self._directory, self._device, dtype).eval()
         return self._opened
 
     def make(self, number: int, shard: Sequence[tuple[int, str]], job: str) -> None:

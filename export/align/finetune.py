@@ -123,6 +123,7 @@ def finetune(
     measure: Measure,
     report: Callable[[Report], None],
     measured: Callable[[Mapping[str, Any]], None] = lambda entry: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Fine-tunes a drafter, or goes on with an interrupted run of the same settings; returns its record.
 
@@ -134,6 +135,7 @@ def finetune(
     Args:
       measure: how good a model directory drafts, as `config.measured_by` tells it from others.
       measured: hears of each measure: `step`, `mean` and what was measured by name.
+      begun: called before the first step and measure, when all that was given has been read.
 
     Raises:
       Stopped: it was told to stop; the same call goes on.
@@ -143,7 +145,7 @@ def finetune(
       TrainingError: the loss is not finite.
     """
     with occupied(config.out, lambda: check_out(config.out)):
-        return _finetuned(config, measure, report, measured)
+        return _finetuned(config, measure, report, measured, begun)
 
 
 def _finetuned(
@@ -151,6 +153,7 @@ def _finetuned(
     measure: Measure,
     report: Callable[[Report], None],
     measured: Callable[[Mapping[str, Any]], None],
+    begun: Callable[[], None],
 ) -> dict[str, Any]:
     job = _job(config)
     if (done := finished(config.out, job)) is not None:
@@ -158,6 +161,7 @@ def _finetuned(
     keep_freed_memory()
     history = _History(config.work / "history.json", job)
     tuning = _Tuning(config, job)
+    begun()
     with MetricsLog(config.work, tuning.checkpoint.step) as log:
         for goal in _goals(config):
             if goal:

@@ -92,12 +92,17 @@ class PretrainConfig:
         return self.out / "training"
 
 
-def pretrain(config: PretrainConfig, report: Callable[[Report], None]) -> dict[str, Any]:
+def pretrain(
+    config: PretrainConfig, report: Callable[[Report], None], begun: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Trains a model, or goes on with an interrupted run of the same settings; returns its record.
 
     Guarantees:
       - Interrupted at any step and started again, it ends with the weights of an uninterrupted run, on a CPU bit for
         bit.
+
+    Args:
+      begun: called before the first step, when all that was given has been read.
 
     Raises:
       Stopped: it was told to stop; the same call goes on.
@@ -107,10 +112,11 @@ def pretrain(config: PretrainConfig, report: Callable[[Report], None]) -> dict[s
       TrainingError: the loss is not finite.
     """
     with occupied(config.out, lambda: check_out(config.out)):
-        return _pretrained(config, report)
+        return _pretrained(config, report, begun)
 
 
-def _pretrained(config: PretrainConfig, report: Callable[[Report], None]) -> dict[str, Any]:
+def _pretrained(config: PretrainConfig, report: Callable[[Report], None], begun: Callable[[], None]) -> dict[str, Any]:
+    device = chosen_device(config.device)
     texts = digest(config.texts)
     tokenizer = _tokenizer(config, texts)
     job = _job(config, texts, tokenizer)
@@ -120,11 +126,11 @@ def _pretrained(config: PretrainConfig, report: Callable[[Report], None]) -> dic
     rows = {part: PackedRows(stream, config.schedule.row_tokens, config.seed) for part, stream in tokens.items()}
     rows["train"].chosen(0, 1)
     keep_freed_memory()
-    device = chosen_device(config.device)
     model = prepared(untrained(config.shape, tokenizer.words, config.context, config.seed), device)
     checkpoint = Checkpoint(path=config.work / "checkpoint.pt", job=job)
     if config.compile:
         compile_layers(model)
+    begun()
     with MetricsLog(config.work, checkpoint.step) as log:
         watch = Watch(
             validate=lambda: validation_loss(model, rows["validation"], tokenizer.words.bos_id),

@@ -5,6 +5,7 @@ It does not know what is kept.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def occupied(out: Path, check: Callable[[], None]) -> Iterator[None]:
     """Keeps other processes out of a folder for as long as the context lasts.
 
     Args:
-      out: made where it is missing.
+      out: made where it is missing, and removed again where a mistake is found before anything is in it.
       check: raises if the folder is not to be written; asked first, so that nothing is left in such a one, and again
         once others are kept out.
 
@@ -30,10 +31,16 @@ def occupied(out: Path, check: Callable[[], None]) -> Iterator[None]:
       ConfigError: another process is at work in it.
     """
     check()
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         check()
-        yield
+        try:
+            yield
+        except UserError:
+            if new and is_free(out):
+                shutil.rmtree(out)
+            raise
 
 
 def is_free(out: Path) -> bool:

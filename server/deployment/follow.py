@@ -242,7 +242,8 @@ class Follow:
         if run.finished and not self._restarted(attempt):
             if run.status == "finished:stopped":
                 raise FleetError(f"run {run.number} was stopped; 'fleetdraft server run' goes on where it was")
-            self._tell(f"run {run.number} ended: {run.details or run.status}")
+            if run.status != "finished:completed":  # the journal is about to tell of that one
+                self._tell(f"run {run.number} ended: {run.details or run.status}")
         return run.finished
 
     def _ask(self, question: Callable[[], T]) -> T | None:

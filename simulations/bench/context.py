@@ -46,9 +46,9 @@ _WIDTH = 100
 class ContextRow(Row):
     """Our own microseconds a token at one context length; peer: the same at the shortest.
 
-    Of a text, times are the medians of its blocks over its tokens a block; of a row, the medians of its texts. own_low,
-    own_high: the least and the most of a text. target_us, drafter_us: in ONNX Runtime, a token. own_block_us: our own
-    microseconds a block.
+    Of a text, times are the medians of its blocks over its mean acceptance length; of a row, the medians of its texts.
+    own_low, own_high: the least and the most of a text. target_us, drafter_us: in ONNX Runtime, a token. own_block_us:
+    our own microseconds a block.
     """
 
     context: int
@@ -64,7 +64,7 @@ class ContextRow(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Microseconds a token of one text, and its tokens a block."""
+    """Microseconds a token of one text, and its mean acceptance length."""
 
     own: float
     target: float
@@ -98,7 +98,7 @@ def ending(codec: TextCodec, text: str, length: int) -> str:
 def _cost(pair: Pair, prompt: str, options: Options) -> Cost:
     with stopwatch(pair) as calls:
         counters = pair.drafted.run(prompt, options).counters
-    blocks, length = block_times(calls), counters.tokens / counters.blocks
+    blocks, length = block_times(calls), counters.mean_acceptance_length
     if not blocks:
         raise ConfigError("a text had one block only, expected more; raise --max-new-tokens")
 

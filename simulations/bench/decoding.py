@@ -137,7 +137,7 @@ class Contest:
 
     def rows(self, temperature: float) -> list[DecodingRow]:
         """Races at one temperature."""
-        options = replace(self.options, sampling=Sampling(temperature=temperature))
+        options = replace(self.options, sampling=replace(self.options.sampling, temperature=temperature))
         pair, peers, kind = self.pair, self.peers, _assisted(self.peers, temperature == 0)
         alone = {
             ALONE: partial(_ours, pair, lambda: pair.alone),
@@ -190,7 +190,8 @@ class Contest:
         codec, checks = self.pair.target_codec, GreedyCheck()
         for prompt, own, lap in zip(self.prompts, alone.passes[0], result.passes[0], strict=True):
             tokens = codec.prompt_tokens(prompt.text)
-            checks += compare_greedy(self.pair.target, tokens, own.generation, lap.generation)
+            processors = self.options.logits_processors
+            checks += compare_greedy(self.pair.target, tokens, own.generation, lap.generation, processors)
         return checks
 
 

@@ -5,7 +5,6 @@ port; the phones share another process, so what it says of rounds per minute hol
 """
 
 import asyncio
-import os
 import socket
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 import psutil
 import typer
 
-from ...common.child import die_with
+from ...common.child import bound
 from ...common.errors import FleetdraftError
 from ...common.files import check_file
 from ...common.lora import LoraLayout
@@ -161,10 +160,9 @@ def _process(folder: GatewayFolder) -> Iterator[int]:
     """The gateway's process; yields its number."""
     with folder.path("said.log").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-c", _START.format(folder=str(folder.folder))],
+            bound([sys.executable, "-c", _START.format(folder=str(folder.folder))]),
             stdout=log,
             stderr=log,
-            preexec_fn=partial(die_with, os.getpid()) if sys.platform == "linux" else None,
         )
     try:
         deadline = time.monotonic() + _UP_S

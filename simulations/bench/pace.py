@@ -63,9 +63,9 @@ class PaceRow(Row):
     """Tokens per second of one contestant on one task; peer: the best fixed length there.
 
     over_alone: of the target alone. bounds: of the ratio to the peer's, None of too few texts. median_ratio: to the
-    peer's, median over texts. modelled_tokens_per_s: tokens per
-    modelled second. modelled_ratio: to the fixed length that is best by this. draft_acceptance_rate: accepted
-    proposals. mean_acceptance_length: tokens a block. draft_tokens: drafter tokens drawn a block.
+    peer's, median over texts. modelled_tokens_per_s: tokens per modelled second. modelled_ratio: to the fixed length
+    that is best by this. draft_acceptance_rate: accepted proposals. mean_acceptance_length: emitted tokens per call of
+    the target. draft_tokens: drafter tokens drawn a block.
     """
 
     task: str

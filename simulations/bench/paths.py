@@ -37,7 +37,7 @@ from ...client.spelling.trie import Trie
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError
 from ...common.files import check_file
-from ...common.metrics import DraftCounters
+from ...common.metrics import RATIOS, DraftCounters
 from ...common.progress import progress
 from .arguments import (
     AdapterOption,
@@ -86,7 +86,7 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class PathsRow(Costs, Row):
-    """Tokens that a verified block emits in the mean, beside those of ``full``, and what stands behind it.
+    """Mean acceptance length, tokens emitted per call of the target, beside that of ``full``; what stands behind it.
 
     ratio_error: standard error of ``ratio`` over the texts, by linearisation; texts of one prompt and pass are paired.
     At temperature 0 all passes are alike, and it is of one.
@@ -254,7 +254,7 @@ class Experiment:
 
     def rows(self, temperature: float, folder: Path) -> list[PathsRow]:
         """Compares all ways at one temperature; ``folder`` is for files of n-grams."""
-        options = replace(self.options, sampling=Sampling(temperature=temperature))
+        options = replace(self.options, sampling=replace(self.options.sampling, temperature=temperature))
         total = len(self.prompts) + 1 + self.passes * len(self.measured)
         with progress(f"temperature {temperature:g}", total) as advance:
             alone = list[Generation]()
@@ -283,7 +283,7 @@ class Experiment:
         return PathsRow(
             name=way.name,
             value=counters.mean_acceptance_length,
-            unit="tokens/block",
+            unit="tokens/call",
             peer=None if way.name == FULL else FULL,
             peer_value=None if way.name == FULL else results[FULL].counters.mean_acceptance_length,
             temperature=temperature,
@@ -307,7 +307,8 @@ class Experiment:
         checks = GreedyCheck()
         for prompt, alone, lap in zip(self.measured, own, result.passes[0], strict=True):
             tokens = self.pair.target_codec.prompt_tokens(prompt)
-            checks += compare_greedy(self.pair.target, tokens, alone, lap.generation)
+            processors = self.options.logits_processors
+            checks += compare_greedy(self.pair.target, tokens, alone, lap.generation, processors)
         return checks
 
 
@@ -317,20 +318,20 @@ def ratio_error(ours: Sequence[DraftCounters], theirs: Sequence[DraftCounters]) 
     Args:
       ours, theirs: of the same texts in the same order.
     """
-    if len(ours) < 2 or not all(sum(one.blocks for one in side) for side in (ours, theirs)):
+    own, other = (sum(side, DraftCounters()).mean_acceptance_length for side in (ours, theirs))
+    if len(ours) < 2 or not own or not other:
         return None
-    (emitted, blocks), (their_emitted, their_blocks) = map(_shares, (ours, theirs))
-    ratio = sum(ours, DraftCounters()).mean_acceptance_length / sum(theirs, DraftCounters()).mean_acceptance_length
-    influence = (emitted - blocks) - (their_emitted - their_blocks)
+    (emitted, calls), (their_emitted, their_calls) = map(_shares, (ours, theirs))
+    influence = (emitted - calls) - (their_emitted - their_calls)
     count = len(ours)
-    return float(ratio * np.sqrt(count / (count - 1) * np.sum(influence**2)))
+    return float(own / other * np.sqrt(count / (count - 1) * np.sum(influence**2)))
 
 
-def _shares(texts: Sequence[DraftCounters]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each text's share of what blocks emitted, and of the blocks: their relative difference moves the mean length."""
-    emitted = np.array([text.blocks + text.accepted for text in texts], dtype=np.float64)
-    blocks = np.array([text.blocks for text in texts], dtype=np.float64)
-    return emitted / emitted.sum(), blocks / blocks.sum()
+def _shares(texts: Sequence[DraftCounters]) -> Iterator[NDArray[np.float64]]:
+    """Each text's share of the two sums that the mean length is the ratio of: their difference is how it moves that."""
+    for name in RATIOS["mean_acceptance_length"]:
+        counts = np.array([getattr(text, name) for text in texts], dtype=np.float64)
+        yield counts / counts.sum()
 
 
 def _counters(passes: Sequence[Sequence[Lap]]) -> list[DraftCounters]:

@@ -1,8 +1,9 @@
 """How near the measured speed-up comes to the ideal one, for a target as it is and widened. It knows no peer.
 
-With tau tokens a block, gamma drafter calls a block and c the cost of a drafter call in target calls of one token, a
-block at best costs 1 + c gamma target calls, so the ideal speed-up is tau / (1 + c gamma). What is lost to it: a target
-call on the drafted tokens costs more than one on a single token, and our own code takes time. Run it as
+With tau the mean acceptance length (``common/metrics.py``), gamma drafter calls a block and c the cost of a drafter
+call in target calls of one token, a block at best costs 1 + c gamma target calls, so the ideal speed-up is
+tau / (1 + c gamma). What is lost to it: a target call on the drafted tokens costs more than one on a single token, and
+our own code takes time. Run it as
 ``python -m fleetdraft.simulations.bench.speedup``. Source of the formula: Leviathan et al. (2023), Theorem 3.8.
 """
 
@@ -153,8 +154,9 @@ def main(
 ) -> None:
     """Measures the speed-up over the target alone beside the ideal one, tau / (1 + c gamma).
 
-    tau: tokens a block. gamma: drafter calls a block. c: a drafter call in target calls of one token. A target call on
-    the drafted tokens costs more than one on a single token, which with our own code is what is lost to the ideal.
+    tau: tokens emitted by a block. gamma: drafter calls a block. c: a drafter call in target calls of one token. A
+    target call on the drafted tokens costs more than one on a single token, which with our own code is what is lost to
+    the ideal.
     """
     if quick:
         count, max_new_tokens, repeats = min(count or 2, 2), min(max_new_tokens, 16), 1

@@ -8,6 +8,7 @@ Each is what the same command of ``fleetdraft align`` writes, and is gone on wit
 """
 
 import fcntl
+import hashlib
 import json
 import math
 import tempfile
@@ -31,6 +32,7 @@ from ...client.spelling.text import TextCodec
 from ...common.files import write_atomic
 from ...common.metrics import DraftCounters
 from ...common.shape import DecoderShape
+from ...export.align.block_efficiency import measure_identity
 from ...export.align.distill import DistillConfig, distill
 from ...export.align.finetune import FinetuneConfig, Lora, finetune
 from ...export.align.generation import Sampling
@@ -144,6 +146,7 @@ class AlignmentBench:
     def _tuned(self, arm: SeededArm, drafter: Path) -> tuple[Path, dict[str, Any]]:
         """(the arm's best model, its record)."""
         study, taught = self.study, self.study.taught(arm.arm)
+        stop = self._stop(taught)
         config = FinetuneConfig(
             drafter=drafter,
             answers=tuple(self._answers(task) for task in taught),
@@ -156,10 +159,10 @@ class AlignmentBench:
             longest=study.longest,
             eval_steps=study.eval_steps,
             patience=study.patience,
+            measured_by=self._identity(stop),
             seed=arm.seed,
             device="cpu",
         )
-        stop = self._stop(taught)
         return config.out, finetune(config, lambda model: self._efficiency(model, stop), _silent)
 
     def _efficiency(self, model: Path, prompts: Prompts) -> dict[str, float]:
@@ -171,6 +174,12 @@ class AlignmentBench:
                 for pair in pairs
                 for task, counters in self._decoded(pair, prompts).items()
             }
+
+    def _identity(self, prompts: Prompts) -> str:
+        """What tells the numbers of ``_efficiency`` on these prompts from others."""
+        texts = json.dumps({task: [prompt.text for prompt in own] for task, own in prompts.items()}, sort_keys=True)
+        decoding = (self.study.max_new_tokens, self.study.draft_tokens)
+        return measure_identity(self._directories, hashlib.sha256(texts.encode()).hexdigest(), decoding)
 
     def _facts(self, bundle: Bundle, directory: Path) -> TargetFacts:
         pair = bundle.pair(str(directory))

@@ -38,8 +38,8 @@ def _about(findings: AlignmentFindings) -> str:
 def _efficiency(findings: AlignmentFindings, rows: Sequence[ArmRow]) -> Part:
     return Part(
         title="Block efficiency",
-        hint="Target tokens by call of the target, on unseen prompts; mean ± deviation of the seeds at hand. Mean: "
-        "each target and task counts once. * where the task's answers were not taught.",
+        hint="Mean acceptance length τ: tokens emitted per call of the target, on unseen prompts; mean ± deviation of "
+        "the seeds at hand. Mean: each target and task counts once. * where the task's answers were not taught.",
         columns=("arm", *(f"{target}\n{task}" for target, task in findings.cells), "mean"),
         rows=[(row.arm.name, *(_cell(row, cell) for cell in findings.cells), row.mean.text(".2f")) for row in rows],
         charts=[(charts.efficiency_of_arms(rows), "Mean block efficiency over tasks: with each target, and with all.")],

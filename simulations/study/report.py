@@ -93,7 +93,7 @@ def _from_to(cell: Cell, before: float, after: Spread, form: str) -> str:
 def _lengths(what: str, cells: Sequence[Cell]) -> Part:
     return Part(
         title=f"Mean acceptance length: {what}",
-        hint="Tokens that a call of the target gives, before → after learning.",
+        hint="Tokens emitted per call of the target, before → after learning.",
         columns=("method", *_tasks(cells)),
         rows=_by_method(cells, lambda cell: _from_to(cell, cell.length_before, cell.length, ".2f")),
     )

@@ -1,5 +1,6 @@
 """What an agent does for a fleet: by consent, where it may, once; releases whole or not at all; purged when asked."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,15 +287,22 @@ def test_a_release_is_in_force_and_stays(folder: Path, bundle: Bundle) -> None:
         assert answer(stub.PushUpdate(request, timeout=120))[0].release == release.digest
 
 
-def test_a_release_waits_for_the_text_that_teaches_and_others_go_on(
-    served: tuple[Agent, DeviceStub], bundle: Bundle
-) -> None:
-    _, stub = served
-    call = stub.Generate(wire.GenerateRequest(prompt="def a(", options=wire.Options(max_new_tokens=100)))
-    next(call)
-    reply = pull(stub, 1, noisy(bundle.adapter()), bundle.base)
-    assert reply.changed
-    assert "".join(event.piece for event in call)
+def test_a_release_waits_for_no_text(served: tuple[Agent, DeviceStub], bundle: Bundle) -> None:
+    """Not even for one whose program thinks; that goes on, and teaches."""
+    agent, stub = served
+    target, answers = bundle.pair("spm").target, queue.SimpleQueue[wire.FeedbackRequest]()
+    begin = wire.FeedbackBegin(target="spm", prompt="def a(", context_limit=64, options=wire.Options(max_new_tokens=9))
+    answers.put(wire.FeedbackRequest(begin=begin))
+    call = stub.Feedback(iter(answers.get, None), timeout=60)
+    for event in call:
+        if event.WhichOneof("what") == "score":
+            if not agent.release[0]:
+                assert pull(stub, 3, noisy(bundle.adapter()), bundle.base).changed
+            target.rewind(event.score.keep)
+            rows = target.score(list(event.score.token_ids), event.score.rows)
+            answers.put(wire.FeedbackRequest(scores=wire.Scores(logits=np.ascontiguousarray(rows, "<f4").tobytes())))
+    assert event.finished.learned
+    assert (status(stub).release, status(stub).lessons) == (3, 1)
 
 
 def test_a_kill_between_a_release_and_its_number_loses_neither(

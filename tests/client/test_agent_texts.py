@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import queue
 import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from fleetdraft.client.agent import server
 from fleetdraft.client.agent.address import grpc_address
 from fleetdraft.client.agent.agent import Agent
+from fleetdraft.client.agent.codec import counters_of
 from fleetdraft.client.agent.server import SERVICE
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
@@ -69,7 +72,7 @@ def test_a_text_is_that_of_the_library(
     written, finished = text(stub, prompts[0].text, **settings)
     assert written == expected.text
     counted, wanted = finished.counters, expected.counters
-    assert (counted.tokens, counted.drafted, counted.accepted) == (wanted.tokens, wanted.drafted, wanted.accepted)
+    assert counters_of(counted) == replace(wanted, seconds=counted.seconds)
     assert finished.first_piece_s > 0
     assert finished.learned == (learn and target == "spm")
 
@@ -132,6 +135,47 @@ def test_a_text_of_the_learner_becomes_one_lesson_and_one_that_may_not_teach_non
     text(stub, "def a(self):\n", max_new_tokens=8, target="bpe1")
     text(stub, "def a(self):\n", max_new_tokens=8, draft_tokens=0)
     assert lessons() == before + 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_eight_texts_at_once_all_teach_what_they_teach_one_after_the_other(
+    tmp_path: Path, prompts: list[Prompt], workers: int
+) -> None:
+    def lessons(name: str, at_once: int) -> list[bytes]:
+        tables = {"agent": {"workers": workers}, "eligibility.local": {"charging": True}}
+        settings = device(tmp_path / name, tables)
+        sense(settings.folder, charging=False)
+        with asked(settings) as (agent, stub), ThreadPoolExecutor(at_once) as pool:
+            ends = list(pool.map(lambda prompt: text(stub, prompt.text, max_new_tokens=24)[1], prompts[:16]))
+            assert all(finished.learned for finished in ends)
+            assert stub.Status(wire.StatusRequest(), timeout=20).lessons == 16
+            held = agent.engine._learning.learner.lessons.values()
+            return sorted(replace(lesson, written=0.0).to_bytes() for lesson in held)
+
+    found = lessons("together", 8)
+    assert len(set(found)) == 16
+    assert found == lessons("alone", 1)
+
+
+def test_a_cancelled_text_teaches_what_was_accepted(tmp_path: Path, prompts: list[Prompt]) -> None:
+    settings = device(tmp_path / "d", {"eligibility.local": {"charging": True}})
+    sense(settings.folder, charging=False)
+    with asked(settings) as (agent, stub):
+        request = wire.GenerateRequest(
+            prompt=prompts[0].text, options=wire.Options(max_new_tokens=120), token_events=True
+        )
+        calls, tokens = [stub.Generate(request) for _ in range(3)], list[int]()
+        for event in calls[0]:
+            tokens += event.tokens.token_ids
+            if len(tokens) > 8:
+                break
+        for call in calls:
+            call.cancel()
+        until(lambda: agent.engine.admission.active == 0)
+        held, pair = agent.engine._learning.learner.lessons.values(), agent.targets.first.pair
+        begins = pair.spelling.context([*pair.target_codec.prompt_tokens(prompts[0].text), *tokens])
+        assert any(lesson.tokens[: len(begins)].tolist() == begins for lesson in held)
+        assert stub.Status(wire.StatusRequest(), timeout=20).targets[0].counters.prompts == len(held)
 
 
 def test_a_cancelled_text_ends_and_makes_room(agent: Agent, stub: DeviceStub) -> None:
@@ -304,6 +348,31 @@ def test_others_are_written_while_a_program_thinks(stub: DeviceStub) -> None:
         list(call)
     assert error.value.code() is Code.CANCELLED
     assert "stopped answering" in error.value.details()
+
+
+def test_a_program_that_goes_in_the_middle_of_a_block_has_taught_what_was_accepted_before(
+    bundle: Bundle, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    target, answers, tokens = bundle.pair("spm").target, queue.SimpleQueue[wire.FeedbackRequest](), list[int]()
+    begin = wire.FeedbackBegin(target="spm", prompt=prompts[0].text, context_limit=256, token_events=True)
+    with asked(device(tmp_path / "d")) as (agent, stub):
+        answers.put(wire.FeedbackRequest(begin=begin))
+        call = stub.Feedback(iter(answers.get, None), timeout=60)
+        for event in call:
+            tokens += event.tokens.token_ids
+            if event.WhichOneof("what") == "score":
+                if len(tokens) > 4:
+                    break
+                target.rewind(event.score.keep)
+                rows = target.score(list(event.score.token_ids), event.score.rows)
+                answers.put(
+                    wire.FeedbackRequest(scores=wire.Scores(logits=np.ascontiguousarray(rows, "<f4").tobytes()))
+                )
+        call.cancel()
+        until(lambda: agent.engine.admission.active == 0)
+        (lesson,), pair = agent.engine._learning.learner.lessons.values(), agent.targets.first.pair
+        prompt = pair.target_codec.prompt_tokens(prompts[0].text)
+        assert lesson.tokens.tolist() == pair.spelling.context([*prompt, *tokens])
 
 
 def scores(size: int, value: float = 0.0) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from agents import until
 
 from fleetdraft.client.agent.admission import Admission
-from fleetdraft.client.agent.learning import Permitted, Seat
+from fleetdraft.client.agent.learning import Permitted, Teaching
 from fleetdraft.client.agent.refusal import Draining, Full, Gone
 from fleetdraft.client.agent.turns import Turns
 
@@ -175,24 +175,33 @@ def test_a_draining_agent_refuses_who_waits_and_waits_for_who_writes() -> None:
     waiter.join(10)
 
 
-def test_a_text_does_not_wait_for_the_seat_and_who_changes_the_learner_does() -> None:
-    seat, mine = Seat(), threading.Event()
+def test_any_number_of_texts_teach_and_who_has_to_be_alone_ends_them_and_lets_none_in() -> None:
+    teaching, told, alone, leave = Teaching(), list[str](), threading.Event(), threading.Event()
 
     def change() -> None:
-        with seat.mine(10):
-            mine.set()
+        with teaching.dismissed(10):
+            alone.set()
+            leave.wait(10)
 
     changer = threading.Thread(target=change)
-    with seat.if_free() as first, seat.if_free() as second:
-        assert (first, second) == (True, False)
-        with pytest.raises(Full), seat.mine(0.01):
+    with teaching.joined(lambda: told.append("a")) as first, teaching.joined(lambda: told.append("b")) as second:
+        assert (first, second) == (True, True)
+        with pytest.raises(Full), teaching.dismissed(0.01):
             pass
+        assert told == ["a", "b"]
+        with teaching.joined(lambda: told.append("c")) as third:
+            assert third
         changer.start()
-        until(lambda: seat._asked == 1)
-        assert not mine.is_set()
-    assert mine.wait(10)
+        until(lambda: len(told) == 4)
+        with teaching.joined(lambda: None) as late:
+            assert not late
+        assert not alone.is_set()
+    assert alone.wait(10)
+    with teaching.joined(lambda: None) as late:
+        assert not late
+    leave.set()
     changer.join(10)
-    with seat.if_free() as again:
+    with teaching.joined(lambda: None) as again:
         assert again
 
 

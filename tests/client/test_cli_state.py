@@ -12,7 +12,7 @@ from fleetdraft.client.state.state import State
 from fleetdraft.common.errors import UserError
 from fleetdraft.common.metrics import DraftCounters
 
-COUNTERS = DraftCounters(prompts=3, tokens=100, blocks=40, drafted=120, accepted=60, seconds=2.0)
+COUNTERS = DraftCounters(prompts=3, tokens=100, target_calls=40, blocks=40, drafted=120, accepted=60, seconds=2.0)
 
 
 @pytest.fixture

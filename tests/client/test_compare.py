@@ -284,3 +284,18 @@ def test_settings_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert "paths of method none is full in A and direct in B" in told
     assert main(["compare", before, before]) == 0
     assert " in A and " not in capsys.readouterr().out
+
+
+def test_only_the_adapters_that_differ_are_told_and_an_older_file_tells_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = row(MANY), row(MANY, task="code"), row(MANY, task="news")
+    first = {"none · large · math": "aa", "none · large · code": "bb", "none · large · news": "bb"}
+    before = written(tmp_path / "a.json", *rows, adapters=first)
+    after = written(tmp_path / "b.json", *rows, adapters=first | {"none · large · code": "cc"})
+    assert main(["compare", before, after]) == 0
+    assert "adapter digest of method none is bb in A and cc in B\n" in capsys.readouterr().out
+    assert main(["compare", written(tmp_path / "c.json", *rows), after]) == 0
+    assert "adapter digest of method none is untold in A and aa, cc, bb in B\n" in capsys.readouterr().out
+    assert main(["compare", before, written(tmp_path / "d.json", *rows, adapters=["aa"])]) == 2
+    assert "d.json is no evaluation" in capsys.readouterr().err

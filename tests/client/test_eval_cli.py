@@ -226,6 +226,31 @@ def test_a_folder_goes_on_with_the_same_models_only(
     assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
 
 
+def test_adapters_are_known_by_their_content(
+    tmp_path: Path, prompts_file: Path, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The directory stays, what lies there is another: told in the file and in a comparison, and not gone on with."""
+    path, out, later = tmp_path / "mine", tmp_path / "o", tmp_path / "later.json"
+    first = bundle.adapter()
+    second = first.plus({name: 0.01 + 0 * values for name, values in first.arrays.items()})
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--target", "bpe1", "--adapter", str(path)]
+    first.save(path, bundle.base)
+    assert main([*words, "--out", str(out)]) == 0
+    assert told(out / "eval.json")["settings"]["adapters"] == {
+        f"{method} · bpe1 · {task}": first.digest for method in ("none", "mine") for task in "ab"
+    }
+    assert f"adapter digest {first.digest[:16]}" in (out / "eval.md").read_text()
+    shutil.rmtree(path)
+    second.save(path, bundle.base)
+    assert main([*words, "--out", str(out)]) == 2
+    assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+    assert main([*words, "--json", str(later)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(out / "eval.json"), str(later)]) == 0
+    unlike = [line for line in capsys.readouterr().out.splitlines() if " in A and " in line]
+    assert unlike == [f"adapter digest of method mine is {first.digest} in A and {second.digest} in B"]
+
+
 def test_a_damaged_cell_is_named(tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
     assert main(words) == 0
@@ -400,6 +425,18 @@ def test_bad_input_exits_2_with_one_line_and_leaves_nothing(
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_target_that_its_runtime_cannot_open_leaves_the_folder_free(
+    tmp_path: Path, prompts_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the runtime can tell, and only by opening it, which is when the folder is claimed."""
+    (tmp_path / "none").mkdir()
+    words = ["eval", "--prompts", str(prompts_file), *SHORT, "--out", str(tmp_path / "o")]
+    assert main([*words, "--target", str(tmp_path / "none"), "--target-runtime", "transformers"]) == 2
+    assert "none cannot be opened by transformers" in capsys.readouterr().err
+    assert not list((tmp_path / "o").iterdir())
+    assert main(words) == 0
 
 
 def test_an_adapter_of_another_drafter_is_refused_before_anything_is_measured(

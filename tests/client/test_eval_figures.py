@@ -50,14 +50,14 @@ TWO = row(counts("a", 6, 1.0), counts("b", 2, 4.0))
 
 def test_figures_are_ratios_of_sums() -> None:
     assert TWO.figure("draft_acceptance_rate") == (6 + 2) / 16
-    assert TWO.figure("block_efficiency") == 20 / 8
+    assert TWO.figure("mean_acceptance_length") == 20 / 8
     assert TWO.figure("speedup") == pytest.approx((20 / 5) / (20 / 4))
     assert TWO.speedup_quartiles == pytest.approx((0.875, 1.25, 1.625))  # of 0.5 and 2
 
 
 def test_figures_agree_with_the_counters() -> None:
     assert TWO.figure("draft_acceptance_rate") == TWO.drafted.draft_acceptance_rate
-    assert TWO.to_json()["mean_acceptance_length"] == TWO.drafted.mean_acceptance_length
+    assert TWO.figure("mean_acceptance_length") == TWO.drafted.mean_acceptance_length
     assert TWO.figure("speedup") == pytest.approx(TWO.drafted.tokens_per_s / TWO.alone.tokens_per_s)
 
 
@@ -70,9 +70,8 @@ def test_a_token_that_is_never_emitted_is_not_counted_where_a_text_ends() -> Non
     """One block with both proposals accepted, the second of which ends the text: two tokens of one call, not three."""
     ended = DraftCounters(prompts=1, tokens=2, target_calls=1, blocks=1, drafted=2, accepted=2, drafter_calls=2)
     told = row(PromptCounts(prompt="a", alone=DraftCounters(tokens=2, seconds=1.0), drafted=ended))
-    assert told.figure("block_efficiency") == 2.0
+    assert told.figure("mean_acceptance_length") == 2.0
     assert told.mbsu == pytest.approx(2.0 / (1 + 0.1 * 2))
-    assert told.to_json()["mean_acceptance_length"] == 3.0  # vLLM's figure, which counts it
 
 
 def test_memory_bound_speed_up_is_unknown_where_the_target_tells_no_size() -> None:
@@ -87,7 +86,7 @@ def test_a_row_that_drafted_nothing_has_no_acceptance() -> None:
     nothing = DraftCounters(prompts=1, tokens=10, target_calls=10, seconds=2.0)
     told = row(PromptCounts(prompt="a", alone=nothing, drafted=nothing))
     assert told.figure("draft_acceptance_rate") == 0.0
-    assert told.figure("block_efficiency") == 1.0
+    assert told.figure("mean_acceptance_length") == 1.0
 
 
 def test_the_file_keeps_what_readers_of_the_first_schema_read() -> None:
@@ -99,7 +98,7 @@ def test_the_file_keeps_what_readers_of_the_first_schema_read() -> None:
         "prompts": 2,
         "tokens": 20,
         "draft_acceptance_rate": 0.5,
-        "mean_acceptance_length": 2.0,
+        "mean_acceptance_length": 2.5,
         "tokens_per_s": 4.0,
         "baseline_tokens_per_s": 5.0,
         "speedup": pytest.approx(0.8),

@@ -39,7 +39,7 @@ def test_a_different_text_is_told_from_a_tie(pairs: dict[str, Pair]) -> None:
     prompt = pair.target_codec.prompt_tokens("def f(x):\n")
     alone = pair.alone.run("def f(x):\n", Options(max_new_tokens=8))
     wrong = pair.alone.run("class A:\n", Options(max_new_tokens=8))
-    assert compare_greedy(pair.target, prompt, alone, wrong) == GreedyCheck(different=1)
+    assert compare_greedy(pair.target, prompt, alone, wrong, ()) == GreedyCheck(different=1)
 
 
 def test_a_text_cut_short_is_a_different_text(pairs: dict[str, Pair]) -> None:
@@ -47,9 +47,9 @@ def test_a_text_cut_short_is_a_different_text(pairs: dict[str, Pair]) -> None:
     prompt = pair.target_codec.prompt_tokens("def f(x):\n")
     whole = pair.alone.run("def f(x):\n", Options(max_new_tokens=8))
     short = replace(whole, token_ids=whole.token_ids[:-1])
-    assert compare_greedy(pair.target, prompt, whole, whole) == GreedyCheck(identical=1)
-    assert compare_greedy(pair.target, prompt, whole, short) == GreedyCheck(different=1)
-    assert compare_greedy(pair.target, prompt, short, whole) == GreedyCheck(different=1)
+    assert compare_greedy(pair.target, prompt, whole, whole, ()) == GreedyCheck(identical=1)
+    assert compare_greedy(pair.target, prompt, whole, short, ()) == GreedyCheck(different=1)
+    assert compare_greedy(pair.target, prompt, short, whole, ()) == GreedyCheck(different=1)
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -90,4 +90,4 @@ def test_greedy_ties_are_those_of_the_processed_logits() -> None:
     target, penalty = Scripted([4.0, 2.0, 4.0]), (RepetitionPenalty(2.0),)
     assert compare_greedy(target, [0], text(0), text(1), penalty) == GreedyCheck(ties=1)  # type: ignore[arg-type]
     assert compare_greedy(target, [0], text(0), text(2), penalty) == GreedyCheck(different=1)  # type: ignore[arg-type]
-    assert compare_greedy(target, [0], text(0), text(2)) == GreedyCheck(ties=1)  # type: ignore[arg-type]
+    assert compare_greedy(target, [0], text(0), text(2), ()) == GreedyCheck(ties=1)  # type: ignore[arg-type]

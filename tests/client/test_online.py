@@ -515,7 +515,7 @@ def test_a_lesson_that_cannot_be_written_counts_no_text(device: Device, prompts:
 
 def test_what_a_guard_may_have_drafted_is_counted_over_all_texts(device: Device) -> None:
     online = device.open()
-    assert online._pace("measured") is online._pace("measured")
+    assert online._first.pace("measured") is online._first.pace("measured")
 
 
 def test_closing_twice_does_no_harm_and_a_closed_pair_writes_no_text(device: Device, prompts: list[Prompt]) -> None:

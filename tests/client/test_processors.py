@@ -10,7 +10,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.decoding.processors import History, ProcessedRows, RepetitionPenalty, Tokens
-from fleetdraft.client.decoding.sampling import Sampling
+from fleetdraft.client.decoding.sampling import PENALTIES, Sampling
 from fleetdraft.client.pair import Pair
 from fleetdraft.common.errors import ConfigError
 
@@ -26,6 +26,17 @@ def test_repetition_penalty_is_hugging_faces(logits: np.ndarray, tokens: list[in
     peer = RepetitionPenaltyLogitsProcessor(penalty)
     theirs = peer(torch.tensor([tokens], dtype=torch.int64), torch.tensor(logits[None]))[0].numpy()
     assert mine == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [*PENALTIES, 1.2])
+def test_under_every_penalty_the_likely_stay_finite_and_the_masked_masked(penalty: float) -> None:
+    """Without a warning, which would fail this test."""
+    masked = np.finfo(np.float32).min
+    logits = np.array([1e8, -1e8, 30.0, masked, -np.inf], np.float32)
+    out = RepetitionPenalty(penalty)(np.arange(5), logits)
+    assert np.isfinite(out[:3]).all()
+    if penalty > 1:
+        assert out[3:].tolist() == [-np.inf, -np.inf]
 
 
 def test_processor_leaves_its_input_alone() -> None:

@@ -65,7 +65,7 @@ def greedy_texts(native: Pair, other: Pair, prompts: list[Prompt]) -> GreedyChec
     for prompt in prompts:
         tokens = native.target_codec.prompt_tokens(prompt.text)
         pair = [each.alone.run(prompt.text, ALONE) for each in (native, other)]
-        total += compare_greedy(native.target, tokens, *pair)
+        total += compare_greedy(native.target, tokens, *pair, ())
     return total
 
 

@@ -7,15 +7,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from fleetdraft.common.child import die_with
+from fleetdraft.client.agent.connection import connected
+from fleetdraft.client.device_file import DeviceFile
+from fleetdraft.common.child import bound
 from fleetdraft.common.cli import main
+from fleetdraft.common.errors import UserError
+from fleetdraft.common.wire import device_pb2 as wire
 from fleetdraft.server.deployment.fleet import Fleet
 from fleetdraft.server.deployment.journal import Follower
 
@@ -25,6 +28,16 @@ COMMAND = [sys.executable, "-c", "import sys; from fleetdraft.common.cli import 
 #: The embedded fleet's people, with the targets of their devices.
 DEVICES = {"xml": "spm", "logging": "bpe1", "email": "bpe3", "turtle": "bpe1"}
 
+#: What makes a device's folder that of an agent, which may train for the fleet whenever it has consent.
+AGENT = """
+[agent]
+
+[eligibility.fleet]
+charging = false
+idle_s = 0
+unmetered = false
+free_memory_mb = 1
+"""
 
 #: A round's time where every device answers, on a machine with other work; nothing waits for it.
 PATIENT_S = 120
@@ -75,16 +88,62 @@ class Deployment:
             assert main(["server", "keys", "add", str(self.fleet_folder), name, str(folder / "node.pub")]) == 0
         return path
 
+    def start_agent(self, name: str, target: str) -> None:
+        """Makes a device with an agent and starts that; see ``consent``."""
+        settings = self.device(name, target)
+        settings.write_text(settings.read_text() + AGENT)
+        self.start(f"{name}-agent", "agent", "start", str(settings))
+
+    def consent(self, name: str) -> None:
+        """Waits until a device's agent serves, and opts in for its user."""
+        until("the agent serves", lambda: self._serves(name), PATIENT_S)
+        assert main(["agent", "participate", str(self.folder / name), "in"]) == 0
+
+    def status(self, name: str) -> wire.StatusReply:
+        """What a device's agent says of itself."""
+        with connected(DeviceFile.open(self.folder / name / "device.toml")) as stub:
+            return stub.Status(wire.StatusRequest(), timeout=20)
+
+    def _serves(self, name: str) -> bool:
+        process = self.processes[f"{name}-agent"]
+        assert process.poll() is None, self.log(f"{name}-agent")
+        try:
+            return bool(self.status(name).base)
+        except UserError:
+            return False
+
+    def start_gateway(self, devices: int) -> None:
+        """Makes a gateway for ``devices`` phones, told at once what is promoted; starts it and its SuperNode."""
+        folder = self.folder / "gate"
+        words = ["--name", "gate", "--server", f"127.0.0.1:{self.port}", "--devices", str(devices)]
+        words += ["--port", str(_free_port()), "--authority", str(self.fleet_folder / "tls/ca.pem")]
+        assert main(["gateway", "init", str(folder), *words]) == 0
+        text = (folder / "gateway.toml").read_text()
+        for line, changed in (
+            ("# least_s = 5.0", "least_s = 0.5"),
+            ("# fill_s = 60.0", "fill_s = 1.0"),
+            ('# registry = "/var/lib/fleetdraft/fleet/registry"', 'registry = "../fleet/registry"'),
+        ):
+            assert line in text
+            text = text.replace(line, changed)
+        (folder / "gateway.toml").write_text(text)
+        assert main(["server", "keys", "add", str(self.fleet_folder), "gate", str(folder / "node.pub")]) == 0
+        self.start("gateway", "gateway", "start", str(folder))
+        self.start("gateway-node", "gateway", "join", str(folder), "--wait", str(PATIENT_S))
+
     def start(self, name: str, *words: str) -> "subprocess.Popen[bytes]":
-        """Starts a command of fleetdraft in a process group of its own; what it says goes to ``NAME.log``."""
+        """Starts a command of fleetdraft; see ``start_program``."""
+        return self.start_program(name, [*COMMAND, *words])
+
+    def start_program(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """Starts a process in a group of its own, that dies with the tests; what it says goes to ``NAME.log``."""
         with (self.folder / f"{name}.log").open("ab") as log:
             started = subprocess.Popen(
-                [*COMMAND, *words],
+                bound(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=partial(die_with, os.getpid()),  # also where the tests themselves are killed
                 env={**os.environ, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"},
             )
         self.processes[name] = started
@@ -99,7 +158,7 @@ class Deployment:
             assert started.poll() is None, self.log("server")
             return self.log("server").count("devices may join") > seen
 
-        until("the SuperLink is ready", ready, 90)
+        until("the SuperLink is ready", ready, PATIENT_S)
 
     def start_node(self, name: str, wait_s: int = PATIENT_S) -> None:
         self.start(name, "node", "start", str(self.folder / name / "device.toml"), "--wait", str(wait_s))

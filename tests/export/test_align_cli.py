@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from fleetdraft.common.bundle import BundleManifest
+from fleetdraft.common.cli import main
 from fleetdraft.common.errors import ConfigError, FleetdraftError, UserError
 from fleetdraft.export import cli
 from fleetdraft.export.align.checkpoints import Checkpoint
@@ -150,6 +151,36 @@ def test_a_measure_that_cannot_be_taken_is_told_before_anything_is_trained(
         run(align, "finetune", "--drafter", target, "--answers", tmp_path / "answers", "--target", target,
             "--prompts", unseen, "--out", tmp_path / "aligned", *QUICK, option, value)  # fmt: skip
     assert not (tmp_path / "aligned").exists()
+
+
+@pytest.fixture(scope="module")
+def given(tiny_model, text, tmp_path_factory) -> dict[str, Path]:
+    """Good things to go with a mistake, by the word that stands for each."""
+    folder, target = tmp_path_factory.mktemp("given"), tiny_model(num_hidden_layers=1)
+    asked, unseen = prompts(folder / "train.jsonl", STORIES[:2]), prompts(folder / "unseen.jsonl", STORIES[50:52])
+    run(align, "distill", "--prompts", asked, "--target", target, "--out", folder / "answers", "--max-new-tokens", 4)
+    return {"text": text, "target": target, "prompts": asked, "unseen": unseen, "answers": folder / "answers"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain --text nowhere.txt --context 64 --row-tokens 16",
+        "pretrain --text {text} --tokenizer nowhere",
+        "pretrain --text {text} --tokenizer-kind llama3 --vocab-size 512 --device cuda:99",
+        "distill --prompts {text} --target nowhere",
+        "distill --prompts {prompts} --target nowhere",
+        "distill --prompts {prompts} --target {target} --device cuda:99",
+        "finetune --drafter {target} --answers {answers} --target {target} --prompts {unseen} --device cuda:99",
+        "finetune --drafter nowhere --answers {answers} --target {target} --prompts {unseen}",
+        "finetune --drafter {target} --answers nowhere --target {target} --prompts {unseen}",
+    ],
+)
+def test_a_mistake_that_reading_finds_is_one_line_and_leaves_nothing(given, tmp_path, capsys, words) -> None:
+    out = tmp_path / "out"
+    assert main(["align", *(word.format(**given) for word in words.split()), "--out", str(out)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -322,8 +323,8 @@ def test_a_saved_data_set_without_the_split_train_or_torn_is_told(tmp_path) -> N
         list(documents([tmp_path / "torn"]))
 
 
-@pytest.mark.skipif(find_spec("datasets") is not None, reason="the package datasets is installed")
-def test_a_saved_data_set_without_the_package_to_read_it_is_told(tmp_path) -> None:
+def test_a_saved_data_set_without_the_package_to_read_it_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(UserError, match="is a saved data set; to read it: pip install datasets"):
         list(documents([tmp_path]))

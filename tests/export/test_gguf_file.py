@@ -136,7 +136,7 @@ def test_a_file_that_the_disk_cannot_hold_leaves_the_older_one(tmp_path: Path) -
 
 
 def test_another_type_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="type is 'q2_k', expected one of f32, f16, q8_0"):
+    with pytest.raises(ConfigError, match="storage is 'q2_k', expected one of f32, f16, q8_0"):
         write_gguf(TARGETS / "spm", tmp_path / "x.gguf", "q2_k")
 
 

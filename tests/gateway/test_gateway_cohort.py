@@ -242,6 +242,49 @@ def test_phones_are_told_what_is_promoted(tmp_path: Path, release: Release) -> N
     asyncio.run(play())
 
 
+def test_a_phone_drafts_with_what_is_promoted_whatever_it_trains_from(tmp_path: Path, release: Release) -> None:
+    change = {n: np.ones(shape, np.float32) for n, shape in release.adapter.layout.shapes.items()}
+    other = replace(release, number=2, adapter=release.adapter.plus(change))
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            assert (await phone.visit()).why == "NO_ROUND"
+            assert phone.in_force is None
+            await gate.ask(TASK)
+            gate.open.gateway.promote(other)
+            assert (await phone.visit()).outcome == "ACCEPTED"
+            assert (phone.in_force.number, phone.in_force.adapter.digest) == (2, other.adapter.digest)
+            gate.open.gateway.promote(replace(release, base="another drafter's"))
+            await phone.visit()
+            assert phone.in_force.number == 2
+
+    asyncio.run(play())
+
+
+def test_a_phone_that_is_outrun_comes_back(tmp_path: Path, release: Release) -> None:
+    """What it was told of when it checked in is gone when it fetches."""
+    change = {n: np.ones(shape, np.float32) for n, shape in release.adapter.layout.shapes.items()}
+    newer = replace(release, number=4, adapter=release.adapter.plus(change))
+
+    async def play() -> None:
+        async with gateway(tmp_path, release) as gate, gate.phone("ann", device_of(release)) as phone:
+            gate.open.gateway.promote(release)
+            check_in = phone.check_in
+
+            async def outrun(eligible: bool) -> wire.CheckInReply:
+                reply = await check_in(eligible)
+                gate.open.gateway.promote(newer)
+                return reply
+
+            phone.check_in = outrun
+            visit = await phone.visit()
+            assert (visit.come_back_s, "NOT_FOUND" in visit.why) == (phone.config.first_wait_s, True)
+            await phone.visit()
+            assert phone.in_force.number == 4
+
+    asyncio.run(play())
+
+
 def test_a_download_goes_on_at_any_byte(tmp_path: Path, release: Release) -> None:
     content = release_content(release)
 

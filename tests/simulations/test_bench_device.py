@@ -29,7 +29,8 @@ def result(of: list[BlockTime], **counters: int) -> Result:
 
 def test_the_ideal_and_the_measured_speed_up_by_hand(setting: Setting) -> None:
     alone = result([BlockTime(wall_s=10, target_s=8, drafter_s=0)] * 2, tokens=3)
-    drafted = result([BlockTime(wall_s=20, target_s=12, drafter_s=4)], accepted=4, blocks=2, drafter_calls=4)
+    times = [BlockTime(wall_s=20, target_s=12, drafter_s=4)]
+    drafted = result(times, tokens=6, target_calls=2, blocks=2, drafter_calls=4)
     row = speedup.speedup_row(setting, Options(), alone, drafted)
     assert (row.mean_acceptance_length, row.drafter_calls) == (3.0, 2.0)  # tau, gamma
     assert row.drafter_cost == 4 / 2 / 8  # c

@@ -15,7 +15,9 @@ from fleetdraft.simulations.bench.table import run
 
 
 def lap(seconds: float, tokens: int = 10, costs: tuple[BlockCost, ...] = ()) -> pace.CostedLap:
-    counters = DraftCounters(tokens=tokens, seconds=seconds, blocks=5, drafted=8, accepted=4, draft_tokens=15)
+    counters = DraftCounters(
+        tokens=tokens, target_calls=5, seconds=seconds, blocks=5, drafted=8, accepted=4, draft_tokens=15
+    )
     generation = Generation(text="", token_ids=(), counters=counters, finish_reason="length")
     return pace.CostedLap(generation=generation, costs=costs)
 
@@ -38,7 +40,7 @@ def test_each_row_stands_beside_the_best_fixed_length() -> None:
     assert rows["head"].ratio == pytest.approx(1.2)
     assert rows["head"].over_alone == pytest.approx(2.4)
     assert rows["head"].modelled_ratio == pytest.approx(1.1)
-    assert (rows["head"].mean_acceptance_length, rows["head"].draft_tokens) == (1.8, 3.0)
+    assert (rows["head"].mean_acceptance_length, rows["head"].draft_tokens) == (2.0, 3.0)
 
 
 def test_one_disturbed_text_does_not_move_the_median() -> None:

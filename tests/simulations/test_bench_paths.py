@@ -98,7 +98,7 @@ def test_warm_caches_hold_what_their_policy_keeps_of_the_texts_before(setting: S
 
 
 def counters(blocks: int, accepted: int) -> DraftCounters:
-    return DraftCounters(prompts=1, blocks=blocks, accepted=accepted)
+    return DraftCounters(prompts=1, tokens=blocks + accepted, target_calls=blocks, blocks=blocks, accepted=accepted)
 
 
 def test_the_error_of_a_ratio_is_that_of_resampled_texts() -> None:

@@ -44,7 +44,8 @@ def read(folder: Path, text: str) -> Study:
 
 
 def result(key: str, accepted: int, drafted: int = 100) -> ArmResult:
-    return ArmResult(key=key, counters=DraftCounters(prompts=1, blocks=50, drafted=drafted, accepted=accepted))
+    counted = {"tokens": 50 + accepted, "target_calls": 50, "blocks": 50, "drafted": drafted, "accepted": accepted}
+    return ArmResult(key=key, counters=DraftCounters(prompts=1, **counted))
 
 
 def findings(study: Study, accepted: dict[str, int]) -> Findings:

@@ -227,6 +227,14 @@ def test_a_task_left_out_is_not_asked_and_decides_nothing(study: AlignmentStudy,
     assert found.targets["one"].tasks["hens"].prompts == 2  # it is reported all the same
 
 
+def test_a_model_that_other_figures_chose_is_not_taken(bench: AlignmentBench, results: object) -> None:
+    arm = next(arm for arm in all_seeded(bench.study) if arm.key == "kl_s0")
+    for other in ({"max_new_tokens": 7}, {"draft_tokens": 3}, {"stop_prompts": 2}):
+        changed = AlignmentBench(study=replace(bench.study, **other), folder=bench.folder)
+        with pytest.raises(UserError, match="holds the result of other settings"):
+            changed.run(arm)
+
+
 def test_lora_trains_by_its_own_rate_and_leaves_an_adapter_where_it_is_best(
     bench: AlignmentBench, results: dict[str, AlignmentResult]
 ) -> None:
@@ -348,7 +356,9 @@ def result(key: str, accepted: int, *, parameters: int = 100, **facts: Any) -> A
     targets = {
         name: TargetFacts(
             tasks={
-                task: DraftCounters(prompts=1, blocks=50, drafted=100, accepted=accepted // share)
+                task: DraftCounters(
+                    tokens=50 + accepted // share, target_calls=50, blocks=50, drafted=100, accepted=accepted // share
+                )
                 for task in ("foxes", "hens")
             },
             parameters=1000 * share,

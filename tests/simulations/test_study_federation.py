@@ -260,7 +260,7 @@ def result(key: str, accepted: dict[str, int], **fields: object) -> FederationRe
     clients = {
         name: ClientFacts(
             family="bpe" if name == "cyd" else "spm",
-            counters=DraftCounters(prompts=1, blocks=50, drafted=100, accepted=count),
+            counters=DraftCounters(tokens=50 + count, target_calls=50, blocks=50, drafted=100, accepted=count),
             fault="huge" if name in str(fields.get("attacker")) else "",
         )
         for name, count in accepted.items()
