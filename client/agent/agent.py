@@ -111,12 +111,17 @@ class Agent:
 
         Raises:
           FingerprintError, ModelError: it is for another drafter, or not what its head says.
+          NotNow: the device may not learn now.
         """
-        rebased = self.engine.take_release(self._adapter(head, data))
-        if rebased is None:
-            return False, "it is in force already, or did harm here before"
-        self._state.put(_RELEASE, json.dumps({"number": head.number, "digest": head.digest}).encode())
-        return True, f"{rebased.choice}: {rebased.why}"
+        adapter = self._adapter(head, data)
+        if refusals := self.learning_refusals:  # to re-base what was learned is training
+            raise NotNow("a release is taken where the device may learn: " + "; ".join(refusals))
+        rebased = self.engine.take_release(adapter)
+        if rebased is None and self.release[1] != head.digest:
+            return False, "it did harm here before"
+        if rebased is not None or head.number:  # also after a kill between the release and its number
+            self._state.put(_RELEASE, json.dumps({"number": head.number, "digest": head.digest}).encode())
+        return (False, "it is in force already") if rebased is None else (True, f"{rebased.choice}: {rebased.why}")
 
     @property
     def release(self) -> tuple[int, str]:
@@ -199,8 +204,11 @@ class Agent:
         return self.engine.status()
 
     def drain(self, timeout_s: float) -> bool:
-        """Lets texts end and begins nothing; whether all have ended within ``timeout_s``."""
-        self.fleet.close()
+        """Lets texts end and begins nothing; whether all have ended within ``timeout_s``.
+
+        Work for the fleet ends meanwhile; ``close`` waits for it.
+        """
+        self.fleet.close(timeout_s=0)
         return self.engine.admission.drain(timeout_s)
 
     def close(self) -> None:

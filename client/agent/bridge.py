@@ -72,9 +72,15 @@ class AgentDevice:
         if not self.device.agent.take_releases or release.adapter.changes_nothing:
             return
         status = stub.Status(wire.StatusRequest(), timeout=CALL_S)
-        if not status.participates or status.release_digest == release.adapter.digest:
+        if not _takes(status, release):
             return
         pull(stub, release.number, release.adapter, release.base)
+
+
+def _takes(status: wire.StatusReply, release: Release) -> bool:
+    """Whether a release would be news, and taken: it costs training, so only where that may be."""
+    known = (status.release, status.release_digest) == (release.number, release.adapter.digest)
+    return status.eligible and not status.learning_refusals and not known
 
 
 def _id(task: str, release: Release) -> str:

@@ -20,6 +20,8 @@ from .text import Block, Event, Finished, Piece
 
 CHUNK = 1 << 20
 """Bytes of a piece of a file."""
+_MOST_STOPS, _LONGEST_STOP = 16, 128
+"""Stop strings, and characters of one: all are looked for in each token of a text, while others wait for their turn."""
 _LENGTH = 4
 """Bytes of the length before an answer's head."""
 _REASONS = {
@@ -36,6 +38,11 @@ def options_of(message: wire.Options, default: Options) -> Options:
     Raises:
       ConfigError: a value out of range.
     """
+    if len(message.stop) > _MOST_STOPS or any(len(each) > _LONGEST_STOP for each in message.stop):
+        raise ConfigError(
+            f"stop has {len(message.stop)} strings of up to {max(map(len, message.stop))} characters, expected at most "
+            f"{_MOST_STOPS} of at most {_LONGEST_STOP}"
+        )
     sampling = Sampling(
         temperature=message.temperature,
         top_k=message.top_k,

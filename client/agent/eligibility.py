@@ -5,6 +5,7 @@ only. So there are two policies, ``[eligibility.fleet]`` and ``[eligibility.loca
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, time
@@ -91,15 +92,30 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FleetPolicy(Policy):
+    """``[eligibility.fleet]``: for rounds of the fleet. A key that is left out has the value here."""
+
+    charging: bool = True
+    idle_s: float = 60.0
+    unmetered: bool = True
+    free_memory_mb: float = 256.0
+    free_disk_mb: float = 64.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPolicy(Policy):
+    """``[eligibility.local]``: for learning that stays on the device. A key that is left out has the value here."""
+
+    free_memory_mb: float = 128.0
+    free_disk_mb: float = 16.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EligibilityTable:
     """``[eligibility]``: the two policies, and the file of an app that knows better than the sensors."""
 
-    fleet: Policy = field(
-        default_factory=lambda: Policy(charging=True, idle_s=60, unmetered=True, free_memory_mb=256, free_disk_mb=64)
-    )
-    """For rounds of the fleet."""
-    local: Policy = field(default_factory=lambda: Policy(free_memory_mb=128, free_disk_mb=16))
-    """For learning that stays on the device."""
+    fleet: FleetPolicy = field(default_factory=FleetPolicy)
+    local: LocalPolicy = field(default_factory=LocalPolicy)
     sensors: Path | None = None
     """A JSON object with some of ``Reading``'s fields, which count instead of what the sensors say."""
     check_s: float = 0.2
@@ -150,17 +166,22 @@ _QUESTIONS = {
 }
 
 
+_TIME = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_HOURS = re.compile(f"{_TIME}-{_TIME}")
+
+
 def _window(text: str) -> tuple[time, time]:
     """Beginning and end of "22:00-06:30".
 
     Raises:
       ConfigError: something else.
     """
-    first, _, last = text.partition("-")
-    try:
-        return time.fromisoformat(first.strip()), time.fromisoformat(last.strip())
-    except ValueError:
-        raise ConfigError(f"hours has {text!r}, expected a time of day to another as in '22:00-06:30'") from None
+    if not _HOURS.fullmatch(text):
+        raise ConfigError(f"hours has {text!r}, expected a time of day to another as in '22:00-06:30'")
+    first, last = map(time.fromisoformat, text.split("-"))
+    if first == last:
+        raise ConfigError(f"hours has {text!r}, expected two different times; leave hours out for the whole day")
+    return first, last
 
 
 def _within(window: str, now: time) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ...common.errors import ConfigError
@@ -23,6 +24,7 @@ from ..online.background import BackgroundConfig
 from ..online.online import OnlineConfig
 from ..pair import Pair
 from ..runtimes.decoder import Decoder
+from ..spelling.text import ReadText
 from ..state.state import State
 from .admission import Admission, Call
 from .learning import LearningPair, Teaching
@@ -34,6 +36,8 @@ from .turns import Turns
 
 _BYTES_PER_TOKEN = 64
 """A prompt with more bytes than this for each token that fits is refused before it is tokenised."""
+_MOST_PROMPT_BYTES = 1 << 20
+"""Of any prompt, however large its program's context is: a tokenizer takes seconds for it."""
 _PURGE_S = 30.0
 
 Say = Callable[[str], None]
@@ -91,18 +95,19 @@ class Engine:
             account.give_up = call.cancel
         with self.admission.admit(call):
             try:
-                self._check_prompt(request.prompt, target, remote)
+                request = replace(request, prompt=self._read(request.prompt, target, remote))
                 with self._written(target, request, account, remote) as (pieces, learned):
                     yield from self._events(pieces, account, call, began, learned)
             finally:
                 self._last_text = self._clock()
 
-    def _check_prompt(self, prompt: str, target: Served, remote: Decoder | None) -> None:
-        """Too long a prompt costs nothing."""
+    def _read(self, prompt: str, target: Served, remote: Decoder | None) -> ReadText:
+        """Tokenised before the first turn, for which others wait; too long a prompt costs nothing."""
         limit = remote.limit if remote is not None else self._limit(target)
-        size, most = len(prompt.encode()), limit * _BYTES_PER_TOKEN
+        size, most = len(prompt.encode()), min(limit * _BYTES_PER_TOKEN, _MOST_PROMPT_BYTES)
         if size > most:
             raise ConfigError(f"prompt has {size} bytes, expected at most {most} for a context of {limit} tokens")
+        return target.pair.target_codec.read(prompt)
 
     def _limit(self, target: Served) -> int:
         return target.pair.target.limit

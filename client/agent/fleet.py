@@ -24,6 +24,9 @@ _LOWEST = 19
 """Niceness."""
 _DIGEST = 32
 """Bytes of the digest of what was asked, before an answer."""
+_END_S = 15.0
+"""Longest wait for the end of a step."""
+_SWITCHED_OFF = "participation was switched off"
 _OFF = "participation is off; opt in with: fleetdraft agent participate in"
 
 
@@ -133,10 +136,12 @@ class FleetTraining:
                 with self._state.transaction():
                     self._state.delete(_CONSENT)
                     self._state.put_all(_ANSWERS, {})
+                self.stop(_SWITCHED_OFF, timeout_s=0)  # under the lock: behind the deletion no answer is kept
+                self._job = self._job if self.training else None
             self.participates = wants
         if not wants:
-            self.stop("participation was switched off")
-        return self.participates
+            self.stop(_SWITCHED_OFF)
+        return wants
 
     def ask(self, work: Work) -> Job:
         """The job that does ``work``, begun now, under way, or done before.
@@ -147,13 +152,14 @@ class FleetTraining:
           OtherWork: the id is that of another request.
           Draining: the agent stops.
         """
+        refusals = self._refusals()  # reads sensors, which no lock has to wait for
         with self._lock:
             if self._closed:
                 raise Draining("the agent is stopping and trains nothing")
             self.check_consent()
             if (known := self._known(work)) is not None:
                 return known
-            if refusals := self._refusals():
+            if refusals:
                 raise NotNow("not eligible now: " + "; ".join(refusals))
             if self._job is not None and not self._job.ended:
                 raise Full("the agent is training for another request; try again when that is done")
@@ -167,13 +173,13 @@ class FleetTraining:
         if self.training and (refusals := self._refusals()):
             self.stop("; ".join(refusals), timeout_s=0)
 
-    def stop(self, why: str, timeout_s: float = 60.0) -> None:
+    def stop(self, why: str, timeout_s: float = _END_S) -> None:
         """Ends the work under way and waits for its end."""
         with self._lock:
             job, thread = self._job, self._thread
-        if job is None or job.ended:
-            return
-        job.stop = job.stop or why
+            if job is None or job.ended:
+                return
+            job.stop = job.stop or why
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
 
@@ -183,11 +189,11 @@ class FleetTraining:
         with self._lock:
             self._job, self.participates = None, False
 
-    def close(self) -> None:
-        """Ends the work under way; nothing is begun from now on."""
+    def close(self, timeout_s: float = _END_S) -> None:
+        """Ends the work under way, for whose end it waits; nothing is begun from now on."""
         with self._lock:
             self._closed = True
-        self.stop("the agent is stopping")
+        self.stop("the agent is stopping", timeout_s)
 
     # --- inside -----------------------------------------------------------------------------------------------
 
@@ -209,7 +215,6 @@ class FleetTraining:
         try:
             answer = job.work.run(lambda: self._check(job), job.tell)
             self._keep(job, answer)
-            job.end(answer, None)
         except FleetdraftError as error:
             self._say(f"training for the fleet ended: {error}")
             job.end(None, error.with_traceback(None))  # whose frames hold the models
@@ -223,13 +228,17 @@ class FleetTraining:
         job.check()
 
     def _keep(self, job: Job, answer: bytes) -> None:
-        """Before it is given to anybody; older answers go."""
-        with self._lock, self._state.transaction():
-            job.check()
-            older = sorted((b for b in self._state.blobs() if b.name.startswith(_ANSWERS)), key=lambda b: b.written_s)
-            for blob in older[: max(0, len(older) - _KEPT + 1)]:
-                self._state.delete(blob.name)
-            self._state.put(_name(job.work.id), job.work.content + answer)
+        """Before it is given to anybody, and only with consent until then; older answers go."""
+        with self._lock:
+            with self._state.transaction():
+                job.check()
+                older = sorted(
+                    (b for b in self._state.blobs() if b.name.startswith(_ANSWERS)), key=lambda b: b.written_s
+                )
+                for blob in older[: max(0, len(older) - _KEPT + 1)]:
+                    self._state.delete(blob.name)
+                self._state.put(_name(job.work.id), job.work.content + answer)
+            job.end(answer, None)
 
 
 def _name(work_id: str) -> str:

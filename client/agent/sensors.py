@@ -27,6 +27,8 @@ from .eligibility import Reading
 
 _MB = 1 << 20
 _METERED_FOR_S = 30.0
+_ASKED_FOR_S = 5.0
+"""Who has not answered by then is not going to."""
 _ASK_METERED = (
     *("busctl", "--system", "--timeout=1", "get-property", "org.freedesktop.NetworkManager"),
     *("/org/freedesktop/NetworkManager", "org.freedesktop.NetworkManager", "Metered"),
@@ -42,10 +44,17 @@ class Sensors:
       disk: a path on the disk that is asked about.
       idle_s: since the user last wanted something.
       override: the app's file, if there is one.
+      clock: seconds.
     """
 
-    def __init__(self, disk: Path, idle_s: Callable[[], float], override: Path | None = None) -> None:
-        self._disk, self._idle_s, self._override = disk, idle_s, override
+    def __init__(
+        self,
+        disk: Path,
+        idle_s: Callable[[], float],
+        override: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._disk, self._idle_s, self._override, self._clock = disk, idle_s, override, clock
         self._metered: bool | None = None
         self._asking: subprocess.Popen[str] | None = None
         self._ask_at = float("-inf")
@@ -69,7 +78,7 @@ class Sensors:
             told = json.loads(self._override.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError):
+        except Exception:  # whatever an app has written, as what is nested too deeply for the parser
             return None
         if not isinstance(told, dict):
             return None
@@ -89,12 +98,16 @@ class Sensors:
         return Reading(**{name: _known(read) for name, read in readers.items() if name not in given})
 
     def _network(self) -> bool | None:
-        """The newest answer; the question is put anew every 30 s, and not waited for."""
-        if self._asking is not None and self._asking.poll() is not None:
-            said, _ = self._asking.communicate()
+        """The newest answer; the question is put anew every 30 s, and not waited for. Without an answer, not known."""
+        asking, now = self._asking, self._clock()
+        if asking is None and now >= self._ask_at:
+            self._asking, self._ask_at = _ask_metered(), now + _METERED_FOR_S
+        elif asking is not None and asking.poll() is not None:
+            said, _ = asking.communicate()
             self._metered, self._asking = _METERED.get(said.strip()), None
-        elif self._asking is None and time.monotonic() >= self._ask_at:
-            self._asking, self._ask_at = _ask_metered(), time.monotonic() + _METERED_FOR_S
+        elif asking is not None and now >= self._ask_at - _METERED_FOR_S + _ASKED_FOR_S:
+            self._metered, self._asking = None, None
+            _end(asking)
         return self._metered
 
 
@@ -103,14 +116,14 @@ def _checked(name: str, value: Any) -> Any:
     flag = name in ("charging", "metered")
     if flag or isinstance(value, bool):
         return value if flag and isinstance(value, bool) else None
-    return float(value) if isinstance(value, int | float) else None
+    return _known(lambda: float(value)) if isinstance(value, int | float) else None
 
 
 def _known(read: Callable[[], Any]) -> Any:
-    """What a sensor says; None where the system refuses it."""
+    """What a sensor says; None where that fails, however it does: one sensor ends no agent."""
     try:
         return read()
-    except OSError:
+    except Exception:
         return None
 
 
@@ -135,3 +148,11 @@ def _ask_metered() -> "subprocess.Popen[str] | None":
     if shutil.which(_ASK_METERED[0]) is None:
         return None
     return subprocess.Popen(_ASK_METERED, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Kills it; a child of its own may still hold the pipe, which is therefore not read."""
+    process.kill()
+    if process.stdout is not None:
+        process.stdout.close()
+    process.wait(1)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from ...common.directory_lock import DirectoryLock
 from ...common.errors import UserError
@@ -21,12 +22,17 @@ from ..decoding.options import MAX_DRAFT_TOKENS
 from ..device_file import DeviceFile
 from .address import grpc_address, socket_path
 from .agent import Agent, Say
+from .long_calls import LongCalls
 from .memory import share_one_arena
-from .service import DeviceService
+from .service import DeviceService, answered
 
 SERVICE = device_pb2.DESCRIPTOR.services_by_name["Device"].full_name
-_OTHER_CALLS = 16
-"""Threads beside those of texts: status, consent, releases, health."""
+_LONG_CALLS = 8
+"""Beside texts: releases, updates, reflection."""
+_SHORT_CALLS = 8
+"""Threads that no call which lasts can take: for status, consent, purge, health."""
+_BACKSTOP_S = 5.0
+"""Over the limit of a text, which ends by itself as a rule."""
 _LEAST_MESSAGE = 4 << 20
 _LAST_S = 5.0
 """For calls that are not texts, once all texts have ended."""
@@ -79,7 +85,9 @@ def run(device: DeviceFile, say: Say) -> None:
 
 def _made(agent: Agent) -> tuple[grpc.Server, health.HealthServicer]:
     settings = agent.settings
-    calls = settings.texts + settings.waiting + _OTHER_CALLS
+    most_long = settings.texts + settings.waiting + _LONG_CALLS
+    calls = most_long + _SHORT_CALLS
+    long_calls = LongCalls(most_long, settings.text_limit_s + _BACKSTOP_S)
     width = max(target.shape.vocab_size for target in agent.bundle.manifest.targets)
     # The largest message: rows of logits, or a release's adapter in one piece.
     most = max(_LEAST_MESSAGE, (MAX_DRAFT_TOKENS + 1) * width * 4, agent.most_release_bytes) + _LEAST_MESSAGE
@@ -92,12 +100,33 @@ def _made(agent: Agent) -> tuple[grpc.Server, health.HealthServicer]:
         ],
         maximum_concurrent_rpcs=calls,
     )
-    device_pb2_grpc.add_DeviceServicer_to_server(DeviceService(agent), server)
-    healthy = health.HealthServicer()
+    device_pb2_grpc.add_DeviceServicer_to_server(DeviceService(agent, long_calls), server)
+    healthy = _Health(experimental_non_blocking=False)
     healthy.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(_Reflection(long_calls), server)
     return server, healthy
+
+
+class _Health(health.HealthServicer):
+    """Health as it is asked for. A Watch lasts, and one that ends while the agent stops can lock grpcio's up."""
+
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:
+        """None."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "health is not watched here; ask with Check")
+
+
+class _Reflection(reflection.ReflectionServicer):
+    """Reflection that ends."""
+
+    def __init__(self, long_calls: LongCalls) -> None:
+        super().__init__((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME))
+        self._limited = long_calls.limited
+
+    def ServerReflectionInfo(self, request_iterator: Any, context: Any) -> Iterator[Any]:
+        """Answers questions about the services."""
+        with answered(context), self._limited(context):
+            yield from super().ServerReflectionInfo(request_iterator, context)
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ from .codec import (
     options_of,
 )
 from .fleet import Job, Stopped
+from .long_calls import LongCalls
 from .remote import Question, RemoteDecoder
 from .text import Event, Piece, TextRequest
 
@@ -70,8 +71,9 @@ _PIECES_S = 0.05
 """Pieces that come faster are sent together: twenty times a second is as good as at once to who reads, and a message
 costs each side as much as a small block."""
 _PROGRESS_S = 5.0
-_BACKSTOP_S = 5.0
-_LONGEST_CONTEXT = 1 << 20
+_UPDATE_LIMIT_S = 86_400.0
+"""Longest time of an update; who gave it up by then may ask again for its answer."""
+_LONGEST_CONTEXT = 1 << 17
 _LONGEST_ID = 256
 
 T = TypeVar("T")
@@ -100,10 +102,14 @@ def _abort_defect(context: Context, error: Exception) -> NoReturn:
 
 
 class DeviceService(device_pb2_grpc.DeviceServicer):
-    """Serves one agent."""
+    """Serves one agent.
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    Args:
+      long_calls: ends those that hang where the agent does not look: at a reader, or a program, that has stopped.
+    """
+
+    def __init__(self, agent: Agent, long_calls: LongCalls) -> None:
+        self._agent, self._limited = agent, long_calls.limited
         self._default = agent.device.table.generation.options(seed=0)
         self._version = metadata.version("fleetdraft")
 
@@ -130,18 +136,6 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
             learn=message.learn if message.HasField("learn") else None,
             blocks=message.token_events,
         )
-
-    @contextmanager
-    def _limited(self, context: Context) -> Iterator[None]:
-        """Ends a call that hangs where the engine does not look: at a reader, or a program, that has stopped."""
-        limit_s = self._agent.settings.text_limit_s + _BACKSTOP_S
-        timer = threading.Timer(limit_s, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
 
     # --- the device -------------------------------------------------------------------------------------------
 
@@ -198,7 +192,7 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
 
     def PullRelease(self, requests: Iterator[wire.PullReleaseRequest], context: Context) -> wire.PullReleaseReply:
         """Takes a release."""
-        with answered(context):
+        with answered(context), self._limited(context):
             head = head_of(_first(requests, "head", wire.PullReleaseRequest).head)
             self._agent.check_head(head)
             most, data = self._agent.most_release_bytes, bytearray()
@@ -211,7 +205,7 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
 
     def PushUpdate(self, request: wire.PushUpdateRequest, context: Context) -> Iterator[wire.PushUpdateEvent]:
         """Trains or measures for the fleet."""
-        with answered(context):
+        with answered(context), self._limited(context, _UPDATE_LIMIT_S):
             job = self._agent.train(_asked(request))
             yield from _progress(job, context)
             if job.answer is not None:

@@ -1,5 +1,6 @@
 """Holds the sensors against the policies, whenever somebody asks and every other second. It trains nothing."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -7,6 +8,9 @@ from datetime import datetime
 
 from .eligibility import EligibilityTable, Reading
 
+_log = logging.getLogger(__name__)
+
+_END_S = 5.0
 _CALM_S = 2.0
 """Between two looks that nobody asks for: they find out that training may go on again."""
 
@@ -17,6 +21,7 @@ class Watch:
     Guarantees:
       - No answer is older than ``check_s``, so who asks before each step stops within ``check_s`` and a step.
       - Until ``start`` nothing may be trained.
+      - Who asks waits for the sensors alone, never for what is done about a change; so it may hold any lock.
 
     Args:
       now: local time. clock: seconds.
@@ -34,7 +39,8 @@ class Watch:
         self._read: Callable[[], Reading] | None = None
         self._changed: Callable[[], None] = lambda: None
         self._looked_at, self._looking = float("-inf"), threading.RLock()
-        self._closing = threading.Event()
+        self._news, self._closing = threading.Event(), False
+        """Set: an answer has become another, which nobody was told yet."""
         self._thread = threading.Thread(target=self._run, name="fleetdraft eligibility", daemon=True)
 
     def start(self, read: Callable[[], Reading], changed: Callable[[], None]) -> None:
@@ -42,7 +48,7 @@ class Watch:
 
         Args:
           read: the sensors.
-          changed: told when an answer has become another, on the thread that found out.
+          changed: told when an answer has become another, on the watch's own thread.
         """
         self._read, self._changed = read, changed
         self.look()
@@ -72,16 +78,26 @@ class Watch:
                 self._table.local.refusals(reading, now),
             )
             self._looked_at = self._clock()
-            changed = (self._fleet, self._local) != before
-        if changed:
-            self._changed()
+            if (self._fleet, self._local) != before:
+                self._news.set()
 
     def close(self) -> None:
         """Ends the looking."""
-        self._closing.set()
+        self._closing = True
+        self._news.set()
         if self._thread.is_alive():
-            self._thread.join(10)
+            self._thread.join(_END_S)
 
     def _run(self) -> None:
-        while not self._closing.wait(_CALM_S):
+        while not self._closing:
+            try:
+                self._wait_and_tell()
+            except Exception:  # a defect; whoever asks is told as well, and the next answer may be sound
+                _log.exception("eligibility could not be looked at")
+
+    def _wait_and_tell(self) -> None:
+        if not self._news.wait(_CALM_S):
             self.look()
+        if self._news.is_set() and not self._closing:
+            self._news.clear()
+            self._changed()

@@ -48,11 +48,13 @@ charging = true
 idle_s = 60
 unmetered = true
 free_memory_mb = 256
+free_disk_mb = 64
 unknown = "refuse"    # what a sensor that does not know counts as; or "allow"
 
 # Learning that stays on the device.
 [eligibility.local]
 free_memory_mb = 128
+free_disk_mb = 16
 """
 
 

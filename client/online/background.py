@@ -20,6 +20,8 @@ from typing import Protocol
 
 from ...common.errors import ConfigError, FleetdraftError
 
+CLOSE_S = 20.0
+"""Longest wait for the running step when learning ends."""
 _END = object()
 _LOWEST = 19
 """Niceness, of Linux's -20 to 19."""
@@ -127,7 +129,7 @@ class BackgroundLearner:
             self.failure = None
             self._changed.notify_all()
 
-    def close(self, timeout_s: float = 60.0) -> bool:
+    def close(self, timeout_s: float = CLOSE_S) -> bool:
         """Ends learning: the running step is the last, however much work there is. A second call does no harm.
 
         Returns:

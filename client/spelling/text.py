@@ -10,6 +10,15 @@ from ...common.errors import ModelError
 from ...common.files import read_json
 from ...common.vocabulary import Vocabulary
 
+_LONG_TEXT = 1 << 14
+"""Characters, which take a tokenizer some milliseconds."""
+
+
+class ReadText(str):
+    """A text whose tokens are known, so that it is tokenised once, and where nobody waits for that."""
+
+    tokens: Sequence[int] = ()
+
 
 class TextCodec:
     """One model's tokenizer beside its vocabulary."""
@@ -41,9 +50,19 @@ class TextCodec:
 
     def prompt_tokens(self, text: str) -> list[int]:
         """Tokens of a text that starts a context, with the special tokens that the tokenizer's own rules add."""
+        if isinstance(text, ReadText):
+            return list(text.tokens)
         tokens = list(self._tokenizer.encode(text).ids)
         bos = self.vocabulary.bos
         return tokens or ([bos] if bos is not None else [])
+
+    def read(self, text: str) -> ReadText:
+        """A text that starts a context, with its tokens of this tokenizer; other threads go on meanwhile."""
+        known = ReadText(text)
+        # Only a batch is tokenised without Python's lock; a short text is not worth the threads.
+        alone = len(text) <= _LONG_TEXT
+        known.tokens = self.prompt_tokens(text) if alone else self._tokenizer.encode_batch([text])[0].ids
+        return known
 
     def plain_tokens(self, text: str) -> list[int]:
         """Tokens of a text by the tokenizer's own rules, without special tokens."""

@@ -269,6 +269,8 @@ def main(
         typer.echo(f"error: {error}", err=True)
     if json_ is not None:
         write_rows(json_, rows)
+    if load.seen.errors:
+        raise FleetError(f"{len(load.seen.errors)} calls failed, expected none; the first of them are above")
 
 
 def _device(

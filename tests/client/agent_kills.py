@@ -32,6 +32,7 @@ TOLD = str(Path(__file__).with_name("told_fleetdraft.py"))
 _GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED
 _LONGEST_CALL_S = 60.0
+_MOST_MORE = 10
 
 
 class Load:
@@ -111,7 +112,7 @@ class Load:
 
 
 def killed(folder: Path, times: int, longest_s: float, seed: int = 1) -> tuple[Seen, Load]:
-    """Starts and kills an agent under load, so many times.
+    """Starts and kills an agent under load, so many times, and on until an update was asked for again after a kill.
 
     Raises:
       AssertionError: a state does not load, has gone back, or holds what nobody wrote; or a call failed as it may not.
@@ -130,6 +131,10 @@ def killed(folder: Path, times: int, longest_s: float, seed: int = 1) -> tuple[S
 
         command = [sys.executable, TOLD, "agent", "start", str(settings.path)]
         kill_at_random_moments(command, times, longest_s, seed, check)
+        for more in range(_MOST_MORE):  # a slow machine needs more lives for an update
+            if load.updates:
+                break
+            kill_at_random_moments(command, 2, longest_s, seed + more + 1, check)
     return seen, load
 
 

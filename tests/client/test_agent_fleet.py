@@ -13,6 +13,7 @@ from agents import PLUGGED, asked, device, noisy, sense, text, until, update_req
 from fleetdraft.client.agent.agent import Agent
 from fleetdraft.client.agent.bridge import AgentDevice
 from fleetdraft.client.agent.codec import delta_of
+from fleetdraft.client.agent.fleet import Work
 from fleetdraft.client.agent.releases import pull, release_head
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.prompts import Prompt
@@ -121,6 +122,20 @@ def test_unplugging_stops_training_under_way_and_keeps_the_state(
     assert not after.training
     assert (after.lessons, after.release_digest) == (before.lessons, before.release_digest)
     assert text(stub, "def a(", max_new_tokens=8)[0]
+
+
+def test_a_stopping_agent_lets_texts_end_while_work_for_the_fleet_does(served: tuple[Agent, DeviceStub]) -> None:
+    agent, stub = served
+    stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
+    ends = threading.Event()
+    job = agent.fleet.ask(Work(id="one", content=b"", run=lambda check, tell: bytes(ends.wait(60))))
+    drained = threading.Event()
+    threading.Thread(target=lambda: drained.set() if agent.drain(10) else None, daemon=True).start()
+    assert drained.wait(20)
+    assert not job.ended
+    ends.set()
+    until(lambda: job.ended)
+    assert "the agent is stopping" in str(job.error)
 
 
 def test_opting_out_ends_training_under_way(long: tuple[Agent, DeviceStub], bundle: Bundle) -> None:
@@ -290,6 +305,43 @@ def test_a_release_waits_for_no_text(served: tuple[Agent, DeviceStub], bundle: B
     assert (status(stub).release, status(stub).lessons) == (3, 1)
 
 
+def test_a_kill_between_a_release_and_its_number_loses_neither(
+    served: tuple[Agent, DeviceStub], bundle: Bundle
+) -> None:
+    agent, stub = served
+    release = noisy(bundle.adapter())
+    stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
+    pull(stub, 7, release, bundle.base)
+    agent._state.delete("agent/release")  # written behind the release
+    assert (status(stub).release, status(stub).release_digest) == (0, release.digest)
+    AgentDevice(agent.device).train(TrainTask(round=1, seed=1), Release(number=7, adapter=release, base=bundle.base))
+    assert (status(stub).release, status(stub).release_digest) == (7, release.digest)
+    assert not pull(stub, 0, release, bundle.base).changed  # by somebody who does not know the number
+    assert status(stub).release == 7
+
+
+def test_a_release_is_taken_only_where_the_device_may_learn(folder: Path, bundle: Bundle) -> None:
+    """To re-base what was learned takes the drafter's training graph."""
+    settings, release = device(folder, {"eligibility.local": {"charging": True}}), noisy(bundle.adapter())
+    with asked(settings) as (agent, stub):
+        stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
+        sense(folder, **PLUGGED | {"charging": False})
+        until(lambda: bool(status(stub).learning_refusals))
+        code, line = refused(lambda: pull(stub, 3, release, bundle.base))
+        assert (code, line) == (
+            Code.FAILED_PRECONDITION,
+            "a release is taken where the device may learn: the device is on battery",
+        )
+        with pytest.raises(UserError, match="^not eligible now: the device is on battery$"):
+            AgentDevice(agent.device).train(
+                TrainTask(round=1, seed=1), Release(number=3, adapter=release, base=bundle.base)
+            )
+        assert status(stub).release_digest == ""
+        sense(folder, **PLUGGED)
+        until(lambda: not status(stub).learning_refusals)
+        assert pull(stub, 3, release, bundle.base).changed
+
+
 @pytest.mark.parametrize("what", ["base", "layout", "digest", "torn", "too long", "no head"])
 def test_a_release_that_is_not_what_it_says_changes_nothing(
     served: tuple[Agent, DeviceStub], bundle: Bundle, what: str
@@ -384,6 +436,16 @@ def test_the_bridge_answers_as_the_device_itself(served: tuple[Agent, DeviceStub
         wanted.counters.accepted,
         wanted.counters.tokens,
     )
+
+
+def test_the_same_task_from_another_release_is_other_work(served: tuple[Agent, DeviceStub], bundle: Bundle) -> None:
+    agent, stub = served
+    stub.Participate(wire.ParticipateRequest(participate=True), timeout=20)
+    bridge, adapter, measured = AgentDevice(agent.device), bundle.adapter(), EvaluateTask(round=1, seed=3)
+    for each in (adapter, noisy(adapter, 1.0)):
+        release = Release(number=1, adapter=each, base=bundle.base)
+        wanted = agent.device.participant().evaluate(measured, release)
+        assert bridge.evaluate(measured, release).counters.accepted == wanted.counters.accepted
 
 
 def test_the_bridge_says_in_one_line_that_no_agent_answers(tmp_path: Path, bundle: Bundle) -> None:

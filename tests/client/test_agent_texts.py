@@ -1,5 +1,6 @@
 """The agent's texts over its socket: those of the library, several at once, each ended when nobody waits for it."""
 
+import contextlib
 import json
 import queue
 import shutil
@@ -16,6 +17,7 @@ from agents import asked, channel, device, dialogue, sense, text, until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from fleetdraft.client.agent import server
 from fleetdraft.client.agent.address import grpc_address
 from fleetdraft.client.agent.agent import Agent
 from fleetdraft.client.agent.codec import counters_of
@@ -24,6 +26,7 @@ from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
 from fleetdraft.client.decoding.sampling import Sampling
 from fleetdraft.client.prompts import Prompt
+from fleetdraft.client.spelling.text import ReadText, TextCodec
 from fleetdraft.common.embedded import EMBEDDED
 from fleetdraft.common.wire import device_pb2 as wire
 from fleetdraft.common.wire.device_pb2_grpc import DeviceStub
@@ -221,6 +224,8 @@ WRONG = [
     ({"prompt": "x", "top_p": 2.0}, Code.INVALID_ARGUMENT, "top_p is 2.0"),
     ({"prompt": "x", "draft_tokens": 1000}, Code.INVALID_ARGUMENT, "draft_tokens is 1000"),
     ({"prompt": "x", "controller": "best"}, Code.INVALID_ARGUMENT, "best"),
+    ({"prompt": "x", "stop": ["y"] * 17}, Code.INVALID_ARGUMENT, "stop has 17 strings of up to 1 characters"),
+    ({"prompt": "x", "stop": ["y" * 129]}, Code.INVALID_ARGUMENT, "stop has 1 strings of up to 129 characters"),
     ({"prompt": "x", "stop": [""]}, Code.INVALID_ARGUMENT, "a stop string is ''"),
 ]
 
@@ -287,6 +292,43 @@ def test_an_agent_without_weights_drafts_for_a_program_and_learns_from_it(bundle
             text(stub, "def a(self):\n")
         assert error.value.code() is Code.FAILED_PRECONDITION
         assert "no weights of spm" in error.value.details()
+
+
+def test_others_are_written_while_a_prompt_is_tokenised(
+    agent: Agent, stub: DeviceStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec, reading, goes_on = agent.targets.first.pair.target_codec, threading.Event(), threading.Event()
+    tokens = TextCodec.prompt_tokens
+
+    def slow(self: TextCodec, prompt: str) -> list[int]:
+        if str(prompt) == "a long one" and not isinstance(prompt, ReadText):
+            reading.set()
+            assert goes_on.wait(30)
+        return tokens(self, prompt)
+
+    monkeypatch.setattr(TextCodec, "prompt_tokens", slow)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(text, stub, "a long one", max_new_tokens=4)
+        assert reading.wait(20)
+        assert text(stub, "def b(", max_new_tokens=8)[0]
+        goes_on.set()
+        assert other.result(20)[0]
+    long = "def name(self, text):\n" * 1000
+    assert codec.prompt_tokens(codec.read(long)) == codec.prompt_tokens(long)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "line"),
+    [(10, (1 << 17) + 1, "context_limit is 131073"), ((1 << 20) + 1, 1 << 17, "expected at most 1048576 for a")],
+)
+def test_a_program_with_too_large_a_context_or_prompt_is_refused(
+    stub: DeviceStub, size: int, limit: int, line: str
+) -> None:
+    begin = wire.FeedbackBegin(target="spm", prompt="x" * size, context_limit=limit)
+    with pytest.raises(grpc.RpcError) as error:
+        list(stub.Feedback(iter([wire.FeedbackRequest(begin=begin)]), timeout=20))
+    assert error.value.code() is Code.INVALID_ARGUMENT
+    assert line in error.value.details()
 
 
 def test_others_are_written_while_a_program_thinks(stub: DeviceStub) -> None:
@@ -374,6 +416,43 @@ def test_health_and_reflection_know_the_service(agent: Agent) -> None:
         asks = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         (reply,) = reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(asks, timeout=20)
         assert SERVICE in {each.name for each in reply.list_services_response.service}
+
+
+@pytest.mark.parametrize("silent", ["PullRelease", "Feedback", "ServerReflectionInfo", "Watch"])
+def test_calls_that_hang_leave_room_for_status_consent_and_purge_and_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """More than there are threads, over two connections, by a caller that says nothing."""
+    monkeypatch.setattr(server, "_BACKSTOP_S", 2.0)
+    settings = device(tmp_path / "d", {"agent": {"texts": 1, "waiting": 0, "text_limit_s": 0.1}})
+    over = threading.Event()
+
+    def nothing() -> Iterator[wire.PullReleaseRequest]:
+        over.wait(60)
+        yield from ()
+
+    def call(opened: grpc.Channel) -> grpc.Future:
+        if silent == "Watch":
+            return health_pb2_grpc.HealthStub(opened).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        if silent == "ServerReflectionInfo":
+            return reflection_pb2_grpc.ServerReflectionStub(opened).ServerReflectionInfo(nothing())
+        stub = DeviceStub(opened)
+        return stub.PullRelease.future(nothing()) if silent == "PullRelease" else stub.Feedback(nothing())
+
+    with asked(settings) as (agent, stub), contextlib.ExitStack() as stack:
+        stack.callback(over.set)
+        address = grpc_address(agent.settings.listen, agent.device.folder)
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [stack.enter_context(grpc.insecure_channel(address, options=alone)) for _ in "ab"]
+        calls = [call(opened) for opened in channels * 20]
+        until(lambda: sum(each.done() for each in calls) > 20)  # the others are refused; of Watch, all
+        assert stub.Status(wire.StatusRequest(), timeout=20).base
+        assert not stub.Participate(wire.ParticipateRequest(), timeout=20).participates
+        stub.Purge(wire.PurgeRequest(what=wire.PurgeRequest.TEXTS), timeout=20)
+        until(lambda: all(each.done() for each in calls))
+        with pytest.raises(grpc.RpcError) as error:
+            stub.PullRelease(iter(()), timeout=20)
+        assert error.value.code() is Code.INVALID_ARGUMENT  # not for want of room
 
 
 def test_the_socket_is_for_its_owner_alone(agent: Agent) -> None:

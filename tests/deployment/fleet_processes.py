@@ -33,6 +33,9 @@ AGENT = """
 [agent]
 
 [eligibility.fleet]
+charging = false
+idle_s = 0
+unmetered = false
 free_memory_mb = 1
 """
 

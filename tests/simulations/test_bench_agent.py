@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetdraft.common.errors import FleetError
 from fleetdraft.simulations.bench import agent, agent_load
 from fleetdraft.simulations.bench.table import run
 
@@ -25,6 +26,20 @@ def test_a_short_load_goes_through_without_an_error(tmp_path: Path) -> None:
     assert rows["errors"] == 0
     assert rows["texts"] > 0
     assert rows["memory at the end"] > 0
+
+
+@pytest.mark.slow
+def test_a_load_with_an_error_fails_and_says_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a release that its agent refuses."""
+
+    def another_base(*arguments: object) -> None:
+        raise FleetError("the release is of another base")
+
+    monkeypatch.setattr(agent_load, "pull", another_base)
+    assert run(agent_load.main, agent_load.PROGRAM, ["--quick", "--texts", "1"]) == 1
+    assert "error: release: the release is of another base" in capsys.readouterr().err
 
 
 def test_a_wrong_target_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
