@@ -489,13 +489,18 @@ def test_an_update_beyond_the_clip_is_rejected(tmp_path: Path, release: Release,
     asyncio.run(play())
 
 
-@pytest.mark.parametrize(("weight", "outcome"), [(MAX_WEIGHT, "ACCEPTED"), (1.01 * MAX_WEIGHT, "REJECTED")])
-def test_a_weight_beyond_the_bound_is_rejected(tmp_path: Path, release: Release, weight: float, outcome: str) -> None:
-    device = replace(device_of(release), weight=weight)
+@pytest.mark.parametrize("weights", ["tokens", "examples"])
+@pytest.mark.parametrize(("share", "outcome"), [(1.0, "ACCEPTED"), (1.01, "REJECTED")])
+def test_a_weight_beyond_the_bound_is_rejected(
+    tmp_path: Path, release: Release, weights: str, share: float, outcome: str
+) -> None:
+    weight = share * MAX_WEIGHT
+    device = replace(device_of(release), weight=weight if weights == "tokens" else 9.0)
+    device = replace(device, counters=DraftCounters(prompts=int(weight) if weights == "examples" else 1))
 
     async def play() -> None:
         async with gateway(tmp_path, release) as gate, gate.phone("ann", device) as phone:
-            await gate.ask(TASK, weights="tokens")
+            await gate.ask(TASK, weights=weights)
             assert (await phone.visit()).outcome == outcome
 
     asyncio.run(play())
