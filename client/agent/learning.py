@@ -2,12 +2,12 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
 from ...common.lora import LoraAdapter
-from ..online.background import BackgroundLearner, Learning
+from ..online.background import BackgroundLearner, Learning, closable
 from ..online.online import OnlineConfig, OnlinePair
 from ..pair import Pair
 from ..runtimes.decoder import Decoder, Hidden, Logits
@@ -86,16 +86,11 @@ class Permitted:
 
     def steps(self) -> Iterator[None]:
         """As the learner's, as far as they may go."""
-        with closing(_closable(self.learner.steps())) as steps:
+        with closing(closable(self.learner.steps())) as steps:
             for _ in steps:
                 yield
                 if not self.may_train():
                     return
-
-
-def _closable(steps: Iterator[None]) -> Generator[None, None, None]:
-    """The same steps; to close it is to close them, where they can be."""
-    yield from steps
 
 
 class LearningPair(OnlinePair):
