@@ -2,20 +2,21 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from ...common.lora import LoraAdapter
-from ..online.background import BackgroundLearner, Learning
+from ..online.background import BackgroundLearner, Learning, closable
 from ..online.online import OnlineConfig, OnlinePair
 from ..pair import Pair
-from ..runtimes.decoder import Decoder, Hidden, Logits
+from ..runtimes.decoder import Decoder
 from ..state.state import State
+from .forwarded import ForwardedDecoder
 from .refusal import Full
 
 
-class SwitchedDecoder:
+class SwitchedDecoder(ForwardedDecoder):
     """A target that is another one from text to text: the agent's own, or one that a program runs.
 
     Args:
@@ -44,30 +45,6 @@ class SwitchedDecoder:
     def vocab_size(self) -> int:
         return self._vocab_size
 
-    @property
-    def limit(self) -> int:
-        return self._decoder.limit
-
-    @property
-    def length(self) -> int:
-        return self._decoder.length
-
-    @property
-    def stale(self) -> bool:
-        return self._decoder.stale
-
-    @property
-    def hidden(self) -> Hidden:
-        return self._decoder.hidden
-
-    def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
-        """See ``Decoder.score``."""
-        return self._decoder.score(tokens, kept)
-
-    def rewind(self, length: int) -> None:
-        """See ``Decoder.rewind``."""
-        self._decoder.rewind(length)
-
 
 @dataclass(frozen=True)
 class Permitted:
@@ -86,16 +63,11 @@ class Permitted:
 
     def steps(self) -> Iterator[None]:
         """As the learner's, as far as they may go."""
-        with closing(_closable(self.learner.steps())) as steps:
+        with closing(closable(self.learner.steps())) as steps:
             for _ in steps:
                 yield
                 if not self.may_train():
                     return
-
-
-def _closable(steps: Iterator[None]) -> Generator[None, None, None]:
-    """The same steps; to close it is to close them, where they can be."""
-    yield from steps
 
 
 class LearningPair(OnlinePair):

@@ -11,14 +11,15 @@ from ..bundle import Bundle
 from ..learning.lesson import Lesson
 from ..learning.trainer import Gradient, TrainStep
 from ..pair import Drafter, Pair
-from ..runtimes.decoder import Decoder, Hidden, Logits
+from ..runtimes.decoder import Decoder, Logits
+from .forwarded import ForwardedDecoder
 from .turns import Turns
 
 Check = Callable[[], None]
 """Raises where work has to stop."""
 
 
-class PoliteDecoder:
+class PoliteDecoder(ForwardedDecoder):
     """A target that scores when nobody else wants to.
 
     Args:
@@ -31,24 +32,8 @@ class PoliteDecoder:
         self._inner, self._turns, self._check, self._began = inner, turns, check, began
 
     @property
-    def vocab_size(self) -> int:
-        return self._inner.vocab_size
-
-    @property
-    def limit(self) -> int:
-        return self._inner.limit
-
-    @property
-    def length(self) -> int:
-        return self._inner.length
-
-    @property
-    def stale(self) -> bool:
-        return self._inner.stale
-
-    @property
-    def hidden(self) -> Hidden:
-        return self._inner.hidden
+    def _decoder(self) -> Decoder:
+        return self._inner
 
     def score(self, tokens: Sequence[int], kept: int | None = None) -> Logits:
         """See ``Decoder.score``."""

@@ -5,9 +5,6 @@ is INTERNAL with its kind and place alone, because its message may hold a user's
 """
 
 import logging
-import queue
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,15 +33,14 @@ from .codec import (
     answer_bytes,
     answer_events,
     counters_message,
-    event_message,
-    feedback_message,
     head_of,
     options_of,
 )
+from .dialogue import Dialogue
 from .fleet import Job, Stopped
 from .long_calls import LongCalls
-from .remote import Question, RemoteDecoder
-from .text import Event, Piece, TextRequest
+from .pieces import messages
+from .text import TextRequest
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +63,9 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     FleetdraftError: _Code.ABORTED,
 }
 """By the first that fits."""
-_PIECES_S = 0.05
-"""Pieces that come faster are sent together: twenty times a second is as good as at once to who reads, and a message
-costs each side as much as a small block."""
 _PROGRESS_S = 5.0
 _UPDATE_LIMIT_S = 86_400.0
 """Longest time of an update; who gave it up by then may ask again for its answer."""
-_LONGEST_CONTEXT = 1 << 17
 _LONGEST_ID = 256
 
 T = TypeVar("T")
@@ -118,13 +110,13 @@ class DeviceService(device_pb2_grpc.DeviceServicer):
     def Generate(self, request: wire.GenerateRequest, context: Context) -> Iterator[wire.GenerateEvent]:
         """Writes a text."""
         with answered(context), self._limited(context):
-            yield from _messages(self._agent.engine.write(self._wanted(request), context))
+            yield from messages(self._agent.engine.write(self._wanted(request), context))
 
     def Feedback(self, requests: Iterator[wire.FeedbackRequest], context: Context) -> Iterator[wire.FeedbackEvent]:
         """Writes a text with a target that the caller runs."""
         with answered(context), self._limited(context):
             begin = _first(requests, "begin", wire.FeedbackRequest).begin
-            yield from _Dialogue(self._agent, self._wanted(begin), begin, requests, context).events()
+            yield from Dialogue(self._agent, self._wanted(begin), begin, requests, context).events()
 
     def _wanted(self, message: wire.GenerateRequest | wire.FeedbackBegin) -> TextRequest:
         if not message.prompt or not is_text(message.prompt):
@@ -260,85 +252,3 @@ def _first(requests: Iterator[T], what: str, kind: type[T]) -> T:
     if first is None or first.WhichOneof("what") != what:  # type: ignore[attr-defined]
         raise ConfigError(f"the first {kind.__name__} has no {what}, expected one before all else")
     return first
-
-
-def _messages(events: Iterator[Event]) -> Iterator[wire.GenerateEvent]:
-    """Events as messages; pieces that come fast are joined, but for the first, which somebody waits for."""
-    held, sent = "", 0.0
-    try:
-        for event in events:
-            if isinstance(event, Piece):
-                held += event.text
-                if (now := time.monotonic()) - sent < _PIECES_S:
-                    continue
-                held, piece, sent = "", held, now
-                yield wire.GenerateEvent(piece=piece)
-            else:
-                if held:
-                    yield wire.GenerateEvent(piece=held)
-                    held = ""
-                yield event_message(event)
-    finally:
-        events.close()  # type: ignore[attr-defined]
-
-
-_END = object()
-
-
-class _Dialogue:
-    """A text in a thread of its own, because it asks its caller in the middle of a block; the call's thread sends."""
-
-    def __init__(
-        self,
-        agent: Agent,
-        wanted: TextRequest,
-        begin: wire.FeedbackBegin,
-        requests: Iterator[wire.FeedbackRequest],
-        context: Context,
-    ) -> None:
-        self._agent, self._wanted, self._begin, self._requests, self._context = agent, wanted, begin, requests, context
-        self._out: queue.SimpleQueue[object] = queue.SimpleQueue()
-
-    def events(self) -> Iterator[wire.FeedbackEvent]:
-        """What the caller is sent.
-
-        Raises:
-          Exception: what ended the text.
-        """
-        thread = threading.Thread(target=self._run, name="fleetdraft feedback", daemon=True)
-        thread.start()
-        while (item := self._out.get()) is not _END:
-            if isinstance(item, BaseException):
-                raise item
-            yield item  # type: ignore[misc]
-
-    def _run(self) -> None:
-        try:
-            for message in _messages(self._written()):
-                self._out.put(feedback_message(message))
-            self._out.put(_END)
-        except BaseException as error:
-            self._out.put(error)
-
-    def _written(self) -> Iterator[Event]:
-        begin = self._begin
-        if not 1 <= begin.context_limit <= _LONGEST_CONTEXT:
-            raise ConfigError(f"context_limit is {begin.context_limit}, expected 1 to {_LONGEST_CONTEXT}")
-        width = self._agent.targets.named(begin.target, remote=True).pair.target.vocab_size
-        remote = RemoteDecoder(width, begin.context_limit, self._asked)
-        return self._agent.engine.write(self._wanted, self._context, remote)
-
-    def _asked(self, question: Question) -> bytes:
-        """The caller's rows; others have their turns meanwhile."""
-        score = wire.ScoreRequest(keep=question.keep, token_ids=question.tokens, rows=question.rows)
-        self._out.put(wire.FeedbackEvent(score=score))
-        with self._agent.engine.turns.let_go():
-            try:
-                answer = next(self._requests, None)
-            except grpc.RpcError:
-                raise refusal.Gone("nobody waits for this text any more") from None
-        if answer is None:
-            raise refusal.Gone("the program stopped answering")
-        if answer.WhichOneof("what") != "scores":
-            raise ConfigError("a FeedbackRequest has no scores, expected the answer to the ScoreRequest before it")
-        return answer.scores.logits

@@ -188,7 +188,7 @@ class BackgroundLearner:
         """What is due, step by step; left where it is when closing."""
         if not self._rested():
             return
-        with closing(_closable(self._learner.steps())) as steps:
+        with closing(closable(self._learner.steps())) as steps:
             while self._stepped(steps):
                 self.steps_done += 1
                 # The rest behind the last step comes before the next work: what was learned is put in force at once.
@@ -221,7 +221,7 @@ class BackgroundLearner:
         return math.inf if self._texts else self._last_text + self._config.idle_after_s
 
 
-def _closable(steps: Iterator[None]) -> Generator[None, None, None]:
+def closable(steps: Iterator[None]) -> Generator[None, None, None]:
     """The same steps; to close it is to close them, where they can be."""
     yield from steps
 
