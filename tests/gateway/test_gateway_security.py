@@ -561,8 +561,14 @@ def test_calls_that_make_no_sense_count_as_well(tmp_path: Path, release: Release
 
 def test_an_upload_of_empty_messages_ends(tmp_path: Path, release: Release) -> None:
     async def play(gate: Loopback, up: Uploading) -> None:
-        empty = [wire.UploadChunk(head=up.head), *[wire.UploadChunk() for _ in range(1000)]]
-        await refused(up.send(*empty), grpc.StatusCode.RESOURCE_EXHAUSTED)
+        async def empty() -> AsyncIterator[wire.UploadChunk]:
+            yield wire.UploadChunk(head=up.head)
+            for _ in range(25):  # the last one is too much; gRPC's client minds to be refused while it sends
+                yield wire.UploadChunk()
+            await asyncio.sleep(PATIENT_S)
+
+        call = up.phone.stub.Upload(empty(), metadata=up.phone.metadata)
+        await refused(call, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     with pytest.raises(FleetError, match="RESOURCE_EXHAUSTED"):  # the sound upload is too much as well
         _forgiving(tmp_path, release, play, limits=LimitsTable(bytes_per_hour=100_000))
