@@ -13,6 +13,7 @@ from ..common.messages import Evaluation, Release, TrainCounters, Update
 from ..common.metrics import DraftCounters
 from .aggregation.aggregate import Aggregate, NoisyMean
 from .aggregation.saved import Saved
+from .counted import counted
 from .gate import Gate
 from .privacy.report import PrivacyReport, SecureReport
 from .registry.canary import CanaryConfig
@@ -213,8 +214,9 @@ class Round:
         self._released = True
 
     def measure(self, evaluation: Evaluation) -> None:
-        """Adds what a device measured with the new release."""
-        _add(self._evaluation, evaluation.families)
+        """Adds what a device measured with the new release: no device's own word outweighs those of many others."""
+        families = evaluation.families
+        _add(self._evaluation, families if evaluation.cohort else {f: counted(c) for f, c in families.items()})
         self._evaluated.append(evaluation.client)
 
     def miss(self, client: str, reason: UpdateRejected) -> None:
