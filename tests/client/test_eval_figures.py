@@ -197,13 +197,14 @@ def test_a_method_is_read_from_its_name_and_settings() -> None:
     told = Method.parse("mine:adapter=a/{target}-{task},controller=head,draft-tokens=8", shared)
     assert told == Method(name="mine", adapter="a/{target}-{task}", paths="direct", controller="head", draft_tokens=8)
     assert str(told.adapter_for("large", "math")) == "a/large-math"
-    assert Method.parse("plain", shared) == Method(name="plain", paths="direct", draft_tokens=6)
+    assert Method.parse("plain:", shared) == Method(name="plain", paths="direct", draft_tokens=6)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (":paths=full", "a method has no name"),
+        ("direct", "--method is 'direct', expected NAME:KEY=VALUE,…; to draft as in the options, give 'direct:'"),
         ("m:path=full", "'path=full' is no setting, expected adapter, paths, controller, draft-tokens with =VALUE"),
         ("m:paths", "'paths' is no setting"),
         ("m:adapter=", "--method m:adapter=: adapter is empty, expected a value"),
