@@ -11,12 +11,13 @@ from fleetdraft.client.evaluation.bootstrap import DRAWS, interval, resampled
 from fleetdraft.client.evaluation.law_check import LawCheck
 from fleetdraft.client.evaluation.method import Method
 from fleetdraft.client.evaluation.positions import PositionCount, Positions
-from fleetdraft.client.evaluation.report import span
+from fleetdraft.client.evaluation.report import Findings, span
 from fleetdraft.client.evaluation.row import FIGURES, PromptCounts, Row
 from fleetdraft.client.evaluation.sizes import Sizes
 from fleetdraft.client.measurement import GreedyCheck
 from fleetdraft.client.pacing.outcome import BlockCost, Outcome
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.metrics import DraftCounters
 
 SIZES = Sizes(drafter_parameters=10, drafter_bytes=40, drafter_kv_bytes=8, target_parameters=100, target_bytes=400)
@@ -185,6 +186,18 @@ def test_of_fewer_than_six_different_prompts_there_is_no_interval() -> None:
     six = row(*(counts(str(number), 6, 1.0 + number) for number in range(6)))
     low, high = six.intervals["speedup"] or (0.0, 0.0)
     assert low < six.figure("speedup") < high
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [(5, "In 1 of 2 rows drafting was slower, on too few prompts"), (6, "Drafting does not pay in 1 of 2 rows.")],
+)
+def test_rows_where_drafting_is_slower_are_counted_by_whether_that_is_sure(prompts: int, told: str) -> None:
+    rows = [row(*(counts(str(number), 4, seconds) for number in range(prompts))) for seconds in (1.0, 3.0)]
+    machine = Machine(cpu="a processor", cores=2, threads=1)
+    notes = Findings(rows=rows, settings={}, started="", seconds=0.0, machine=machine).notes
+    assert [note for note in notes if "rafting" in note] == [note for note in notes if told in note]
+    assert len([note for note in notes if told in note]) == 1
 
 
 def test_a_prompt_that_is_given_twice_is_one_prompt() -> None:
