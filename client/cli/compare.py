@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ...common.errors import ConfigError, FleetdraftError
+from ...common.errors import ConfigError, FleetdraftError, UserError
 from ...common.files import check_file, write_json
 from ..evaluation.comparison import Change, Comparison, Evaluated, compare_rows, paired_methods, unlike
 from .options import SeedOption
@@ -18,11 +18,13 @@ _FIGURES = {
     "speedup": "speedup",
 }
 """What --fail-if-worse may name, and its name in the file."""
+_SHOWN = {"draft_acceptance_rate": "acceptance", "mean_acceptance_length": "τ (efficiency)", "speedup": "speed-up"}
+"""What a figure is called beside its values: as eval calls it."""
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A.json", help="As 'fleetdraft eval' writes it.")],
-    after: Annotated[Path, typer.Argument(metavar="B.json", help="Likewise; it may be the same file.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="As 'fleetdraft eval' writes it: its --json or --out.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Likewise; it may be the same file.")],
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,7 +38,7 @@ def compare(
         typer.Option(
             "--fail-if-worse",
             metavar="|".join(_FIGURES),
-            help="Exit with 1 where B's figure is worse beyond the interval; repeatable.",
+            help="Exit with 1 where B's figure is worse beyond the interval; efficiency is τ; repeatable.",
         ),
     ] = None,
     seed: SeedOption = 0,
@@ -53,6 +55,8 @@ def compare(
       fleetdraft compare eval.json eval.json --method none=my-adapter
 
       fleetdraft compare main.json branch.json --fail-if-worse acceptance
+
+      fleetdraft compare report report2
     """
     check_file(json_file)
     if seed < 0:
@@ -67,6 +71,10 @@ def compare(
         write_json(json_file, found.to_json() | named)
     if unjudged := found.unjudged(figures):
         raise FleetdraftError(f"--fail-if-worse could not be judged: {unjudged[0]} ({len(unjudged)} such in all)")
+    if not found.cells:
+        raise UserError(
+            f"nothing was compared: {before} and {after} share no prompt of the same target, task and temperature"
+        )
     if worse := found.worse(figures):
         raise FleetdraftError(f"worse in {len(worse)} of {len(found.cells)} cells: {worse[0]}")
 
@@ -89,10 +97,9 @@ def _show(found: Comparison, differ: Sequence[str], console: Console) -> None:
 
 
 def _line(change: Change) -> str:
-    name = next(key for key, value in _FIGURES.items() if value == change.figure)
     span = f"({change.bounds[0]:+.3f}, {change.bounds[1]:+.3f})" if change.bounds else "(too few prompts)"
     figures = f"{change.before:6.3f} -> {change.after:6.3f}  {change.after - change.before:+.3f} {span:<18}"
-    return f"  {name:<10} {figures} {change.verdict}"
+    return f"  {_SHOWN[change.figure]:<14} {figures} {change.verdict}"
 
 
 def _remarks(found: Comparison) -> Iterator[str]:

@@ -60,7 +60,12 @@ def evaluate(
     bundle: BundleOption = EMBEDDED,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", metavar="DIR", help="As in generate, by default the first; repeatable."),
+        typer.Option(
+            "--target",
+            metavar="DIR",
+            help="Hugging Face directory the bundle was built for, or name of a target inside it (default: its first); "
+            "repeatable.",
+        ),
     ] = None,
     target_runtime: TargetRuntimeOption = None,
     adapter: Annotated[
@@ -109,8 +114,9 @@ def evaluate(
 ) -> None:
     """Measures what drafting is worth: targets x tasks x methods x temperatures, beside each target alone.
 
-    Acceptance, tokens by call of the target, speed and its spread, memory; and whether the text is the target's own.
-    It ends with exit code 1 where it is not. 'fleetdraft compare' compares two evaluations; docs/evaluation.md explains
+    Acceptance (accepted of what is proposed), τ (tokens by call of the target), MBSU (the speed-up if reading weights
+    were all that takes time), speed and its spread, memory; and whether the text is the target's own. It ends with
+    exit code 1 where it is not. 'fleetdraft compare' compares two evaluations; docs/evaluation.md explains
     the figures.
 
     Examples:
@@ -155,38 +161,63 @@ def evaluate(
         raise FleetdraftError(findings.inexact[0])
 
 
+_KEY = (
+    "τ: tokens by call of the target. MBSU: the speed-up if reading weights were all that takes time. exact: in the "
+    "first repeat, texts that are the target's own of all; above temperature 0 the p-value of a test that they follow "
+    "its law, of which only one near 0 is bad."
+)
+"""What the table's headings do not say."""
+
+
 def _show(findings: Findings, console: Console) -> None:
-    """A table for each target, with two lines for each row: figures, and below them their intervals."""
+    """A table for each target; below a figure stands its interval, where there is one."""
     for target in dict.fromkeys(row.target for row in findings.rows):
         console.print(_table(target, [row for row in findings.rows if row.target == target]))
-    for line in (*findings.inexact, *findings.notes):
+        console.print()
+    for line in (_KEY, *findings.inexact, *findings.notes):
         console.print(line, highlight=False, markup=False)
 
 
 def _table(target: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("task\ntemp.", "method"):
+    table = Table(
+        title=Text(target), title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=0, show_edge=False
+    )
+    ranges = "\n95 %" if any(map(_has_intervals, rows)) else ""
+    for heading in ("task", "method"):
         table.add_column(heading, overflow="fold")
-    for heading in ("acceptance\n95 %", "τ\n95 %", "MBSU", "tokens/s\nalone", "speed-up\n95 %", "exact"):
+    for heading in (
+        "temp.", f"acceptance{ranges}", f"τ{ranges}", "MBSU", "tokens/s", "alone", f"speed-up{ranges}", "exact",
+    ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
-    place = ""
+    place: tuple[str, float] | None = None
     for row in rows:
-        here = f"{row.task}\n{row.temperature:g}"
-        table.add_row(*map(Text, ("" if here == place else here, row.method.name, *_figures(row))))
+        here = row.task, row.temperature
+        task, temperature = ("", "") if here == place else (row.task, f"{row.temperature:g}")
+        table.add_row(*map(Text, (task, row.method.name, temperature, *_figures(row))))
         place = here
     return table
+
+
+def _has_intervals(row: Row) -> bool:
+    return any(row.intervals.values())
 
 
 def _figures(row: Row) -> tuple[str, ...]:
     exact = str(row.greedy).replace(" (ties 0)", "").replace(" (", "\n(")
     return (
-        f"{row.figure('draft_acceptance_rate'):.3f}\n{span(row.intervals['draft_acceptance_rate'], '.2f')}",
-        f"{row.figure('mean_acceptance_length'):.2f}\n{span(row.intervals['mean_acceptance_length'], '.1f')}",
+        f"{row.figure('draft_acceptance_rate'):.3f}{_below(row, 'draft_acceptance_rate', '.2f')}",
+        f"{row.figure('mean_acceptance_length'):.2f}{_below(row, 'mean_acceptance_length', '.1f')}",
         "–" if row.mbsu is None else f"{row.mbsu:.2f}",
-        f"{row.drafted.tokens_per_s:,.0f}\n{row.alone.tokens_per_s:,.0f}",
-        f"{row.figure('speedup'):.2f}x\n{span(row.intervals['speedup'], '.2f')}",
+        f"{row.drafted.tokens_per_s:,.0f}",
+        f"{row.alone.tokens_per_s:,.0f}",
+        f"{row.figure('speedup'):.2f}x{_below(row, 'speedup', '.2f')}",
         exact if row.temperature == 0 else f"p {row.law.p_value:.2g}" if row.law else "",
     )
+
+
+def _below(row: Row, figure: str, form: str) -> str:
+    """The interval on a line of its own; nothing where there is none."""
+    return f"\n{span(row.intervals[figure], form)}" if row.intervals[figure] else ""
 
 
 def _measured(run: EvaluationRun) -> Findings:

@@ -28,17 +28,18 @@ class Dot:
     text: str
 
 
-def dots(title: str, groups: Mapping[str, Sequence[Dot]], axis: str, mark: float | None = None) -> str:
-    """Rows of dots on one axis that begins at 0, in groups with a heading each.
+def dots(title: str, groups: Mapping[str, Sequence[Dot]], axis: str, largest: float, mark: float | None = None) -> str:
+    """Rows of dots on one axis from 0, in groups with a heading each.
 
     Args:
       title: says in words what it shows.
       groups: by heading, at least one dot in all.
+      largest: value that the axis reaches at least; charts that are read side by side have the same.
       mark: where a vertical line stands.
     """
     every = [dot for group in groups.values() for dot in group]
     left = 16 + _CHARACTER * max(len(dot.label) for dot in every)
-    scale = _Scale.over(max([mark or 0.0, *(max(dot.high, dot.value) for dot in every)]), left, _WIDTH - _RIGHT)
+    scale = _Scale.over(largest, left, _WIDTH - _RIGHT)
     parts, y = list[str](), float(_TOP)
     for heading, group in groups.items():
         y += _GROUP

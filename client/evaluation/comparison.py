@@ -3,7 +3,7 @@
 A resample draws the same prompts from both, so what makes a prompt easy or hard for both does not widen the interval.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,11 +118,12 @@ class Evaluated:
 
     @classmethod
     def read(cls, path: Path) -> "Evaluated":
-        """Reads an evaluation's JSON.
+        """Reads an evaluation's JSON, or that of the folder at ``path``.
 
         Raises:
           UserError: it is none, or of another schema.
         """
+        path = path / "eval.json" if path.is_dir() else path
         value = read_json(path)
         schema = value.get("schema") if isinstance(value, dict) else None
         if schema != SCHEMA:
@@ -150,7 +151,21 @@ def unlike(before: Evaluated, after: Evaluated, methods: Mapping[str, str]) -> l
         their = theirs[name].to_json()
         pairs += [(f"{key} of method {name}", value, their[key]) for key, value in ours[name].to_json().items()]
         pairs += [(f"adapter digest of method {name}", *_adapters(ours[name], before, after))]
-    return [f"{name} is {our} in A and {their} in B" for name, our, their in pairs if our != their]
+    return [line for name, our, their in pairs if our != their for line in _told(name, our, their)]
+
+
+def _told(name: str, our: object, their: object) -> Iterator[str]:
+    """A line for a setting that differs, or for each part of it where it has parts."""
+    if isinstance(our, Mapping) and isinstance(their, Mapping):
+        for key in dict.fromkeys((*our, *their)):
+            if key not in our or key not in their:
+                yield f"only {'A' if key in our else 'B'} has {name} of {key}"
+            elif our[key] != their[key]:
+                yield from _told(f"{name} of {key}", our[key], their[key])
+    elif isinstance(our, Mapping) or isinstance(their, Mapping):
+        yield f"only {'B' if isinstance(their, Mapping) else 'A'} tells its {name}"
+    else:
+        yield f"{name} is {our} in A and {their} in B"
 
 
 def _adapters(method: Method, before: Evaluated, after: Evaluated) -> tuple[str, str]:

@@ -73,9 +73,13 @@ class Method:
         """Reads ``NAME:KEY=VALUE,…``; what is not given is as in ``shared``.
 
         Raises:
-          ConfigError: an unknown key, or a value that is none.
+          ConfigError: no colon, an unknown key, or a value that is none.
         """
-        name, _, rest = text.partition(":")
+        name, colon, rest = text.partition(":")
+        if not colon and "=" not in text:
+            raise ConfigError(
+                f"--method is {text!r}, expected NAME:KEY=VALUE,…; to draft as in the options, give '{text}:'"
+            )
         values: dict[str, Any] = {"name": name}
         for item in filter(None, rest.split(",")):
             key, given, value = item.partition("=")

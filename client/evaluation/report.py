@@ -7,6 +7,7 @@ from typing import Any
 
 from ...common.document import Document, Part
 from ...common.machine import Machine
+from ..runtimes.target_runtimes import runtime_name
 from . import charts
 from .bootstrap import LEAST, Interval
 from .law_check import ALARM
@@ -101,12 +102,20 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
     if min(len(row.by_prompt) for row in rows) < _FEW:
         notes.append(
-            f"Some rows have fewer than {_FEW} different prompts: intervals too narrow, of fewer than {LEAST} none."
+            f"Some rows have fewer than {_FEW} different prompts: their intervals are too narrow; with fewer than "
+            f"{LEAST} there is none."
         )
     if clocked := sorted({row.method.name for row in rows if row.method.by_clock}):
-        notes.append(f"The clock decides how much is drafted by {', '.join(clocked)}: another run gives other figures.")
-    slow = sum(bounds is not None and bounds[1] < 1 for bounds in (row.intervals["speedup"] for row in rows))
-    return [*notes, *([f"Drafting does not pay in {slow} of {len(rows)} rows."] if slow else [])]
+        notes.append(
+            f"The clock decides how much is drafted by {', '.join(map(repr, clocked))}: "
+            "another run gives other figures."
+        )
+    intervals = [(row.figure("speedup"), row.intervals["speedup"]) for row in rows]
+    if slow := sum(bounds is not None and bounds[1] < 1 for _, bounds in intervals):
+        notes.append(f"Drafting does not pay in {slow} of {len(rows)} rows.")
+    if slower := sum(bounds is None and value < 1 for value, bounds in intervals):
+        notes.append(f"In {slower} of {len(rows)} rows drafting was slower, on too few prompts to be sure that it is.")
+    return notes
 
 
 def _published(rows: Sequence[Row]) -> Part:
@@ -196,9 +205,9 @@ def _rates(positions: Positions, longest: int) -> list[str]:
 def _exactness(rows: Sequence[Row]) -> Part:
     return Part(
         title="Exactness",
-        hint="At temperature 0, texts that equal the target's own, and those that part at two logits that are tied. "
-        "Above it, the probability that text of the target's own law lies as unevenly in that law: any value is fine, "
-        f"unless it is below {ALARM:g} over the number of such tests.",
+        hint="Of the first repeat: at temperature 0, texts that equal the target's own, and those that part at two "
+        "logits that are tied; above it, the probability that text of the target's own law lies as unevenly in that "
+        f"law: any value is fine, unless it is below {ALARM:g} over the number of such tests.",
         columns=(*_PLACE, "exact"),
         rows=[(*_place(row), row.exactness) for row in rows],
         text_columns=len(_PLACE) + 1,
@@ -235,8 +244,10 @@ def _settings(findings: Findings) -> Part:
     """The adapters' digests stand with their methods, as far as tells them apart."""
     settings = findings.settings
     flat = {name: value for name, value in settings.items() if name not in ("methods", "adapters")}
+    flat["sampling"] = {name: value for name, value in settings["sampling"].items() if name != "temperature"}
+    flat["runtime"] = list(dict.fromkeys(runtime_name(settings["runtime"], name) for name in settings["targets"]))
     methods = [
-        (f"method {each['name']}", f"{_listed(each, 'name')}, adapter digest {_adapters(findings, each['name'])}")
+        (f"method {each['name']}", f"{_listed(each, 'name')}, {_adapters(findings, each)}")
         for each in settings["methods"]
     ]
     return Part(
@@ -248,9 +259,11 @@ def _settings(findings: Findings) -> Part:
     )
 
 
-def _adapters(findings: Findings, method: str) -> str:
-    places = [row.method.place(row.target, row.task) for row in findings.rows if row.method.name == method]
-    return ", ".join(dict.fromkeys(findings.settings["adapters"][place][:16] for place in places))
+def _adapters(findings: Findings, method: Mapping[str, Any]) -> str:
+    if not method["adapter"]:
+        return "no adapter"
+    places = [row.method.place(row.target, row.task) for row in findings.rows if row.method.name == method["name"]]
+    return f"adapter digest {', '.join(dict.fromkeys(findings.settings['adapters'][each][:16] for each in places))}"
 
 
 def _plain(value: object) -> str:
@@ -312,9 +325,11 @@ def _charts(rows: Sequence[Row], figure: str, axis: str, form: str, mark: float 
         number = series[row.method.name]
         return charts.Dot(label=row.method.name, value=value, low=low, high=high, series=number, text=f"{value:{form}}")
 
+    largest = max([mark or 0.0, *(max(dot.high, dot.value) for dot in map(show, rows))])
     for what, own in _by_target(rows):
         groups = {task: [show(row) for row in own if row.task == task] for task in dict.fromkeys(r.task for r in own)}
-        yield charts.dots(f"{axis}, {what}", groups, axis, mark), f"{what}: {axis}, with 95 % intervals."
+        ranges = ", with 95 % intervals" if any(row.intervals[figure] for row in own) else ""
+        yield charts.dots(f"{axis}, {what}", groups, axis, largest, mark), f"{what}: {axis}{ranges}."
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

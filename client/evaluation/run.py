@@ -1,11 +1,12 @@
 """An evaluation's run: cell after cell, kept in a folder, so that an interrupted one goes on. It shows nothing."""
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class EvaluationRun:
         self._check_prompts()
         if self.folder is not None:
             known = (self.folder / ASKED).exists()
+            if known and (changed := _changed(read_json(self.folder / ASKED), asked)):
+                raise ConfigError(
+                    f"{self.folder} holds a measurement of other settings ({', '.join(changed)}); choose another --out"
+                )
             claim(self.folder, ASKED, asked, what="measurement", resume=known)
 
     @cached_property
@@ -109,12 +114,12 @@ class EvaluationRun:
 
     def _of_target(self, target: str | None, advance: Advance) -> Iterator[Row]:
         asked, name = self.evaluation, self._name(target)
-        bench = None
-        for temperature, task in asked.cells:
+        bench, first = None, 1 + len(asked.cells) * asked.targets.index(target)
+        for cell, (temperature, task) in enumerate(asked.cells, first):
             kept = self._kept(name, temperature, task)
             if kept is None:
                 bench = bench or Bench(asked, target)
-                kept = bench.cell(task, temperature, advance)
+                kept = bench.cell(task, temperature, partial(_placed, advance, f"cell {cell} of {self.cells}"))
                 if self.folder is not None:
                     write_json(self._path(name, temperature, task), [row.to_json() for row in kept])
             else:
@@ -164,6 +169,17 @@ class EvaluationRun:
         prompts = tuple(prompt_digest(prompt.text) for prompt in self.evaluation.prompts[task])
         for method in self.evaluation.methods:
             yield target, task, temperature, method, self.evaluation.seed, prompts
+
+
+def _placed(advance: Advance, cell: str, remark: str) -> None:
+    advance(f"{cell} · {remark}")
+
+
+def _changed(kept: object, asked: Mapping[str, Any]) -> list[str]:
+    """Which settings are not those that a folder keeps; all, where it keeps none."""
+    now = json.loads(json.dumps(asked))
+    before = kept if isinstance(kept, dict) else {}
+    return [name for name in dict.fromkeys((*now, *before)) if now.get(name, ...) != before.get(name, ...)]
 
 
 def _identity(row: Row) -> tuple[object, ...]:

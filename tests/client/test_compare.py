@@ -184,9 +184,30 @@ def test_what_could_not_be_judged_is_not_passed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], after: list[Row], reason: str
 ) -> None:
     files = [written(tmp_path / "a.json", row(MANY)), written(tmp_path / "b.json", *after)]
-    assert main(["compare", *files]) == 0
     assert main(["compare", *files, "--fail-if-worse", "acceptance"]) == 1
     assert f"error: --fail-if-worse could not be judged: {reason}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [row(MANY, task="renamed"), row(MANY, first=99)])
+def test_where_nothing_is_in_both_there_is_no_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], after: Row
+) -> None:
+    files = [written(tmp_path / "a.json", row(MANY)), written(tmp_path / "b.json", after)]
+    assert main(["compare", *files]) == 2
+    told = capsys.readouterr()
+    assert "error: nothing was compared: " in told.err
+    assert "not compared: large, math, temperature 0, none" in told.out
+
+
+def test_a_folder_that_eval_wrote_stands_for_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        written(tmp_path / name / "eval.json", row(MANY))
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "τ (efficiency)" in capsys.readouterr().out
+    (tmp_path / "b" / "eval.json").unlink()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert f"cannot read {tmp_path / 'b' / 'eval.json'}" in capsys.readouterr().err
 
 
 def test_more_than_the_first_has_is_passed(tmp_path: Path) -> None:
@@ -284,6 +305,25 @@ def test_settings_that_differ_are_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert "paths of method none is full in A and direct in B" in told
     assert main(["compare", before, before]) == 0
     assert " in A and " not in capsys.readouterr().out
+
+
+def test_of_a_setting_with_parts_the_parts_that_differ_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = written(tmp_path / "a.json", row(MANY), weights={"spm": "aa", "bpe1": "bb"}, sampling={"top_p": 1.0})
+    other = {"weights": {"spm": "aa", "bpe1": "cc", "bpe3": "dd"}, "sampling": {"top_p": 0.9}}
+    assert main(["compare", before, written(tmp_path / "b.json", row(MANY), **other)]) == 0
+    told = capsys.readouterr().out
+    for line in (
+        "weights of bpe1 is bb in A and cc in B\n",
+        "only B has weights of bpe3\n",
+        "sampling of top_p is 1.0 in A and 0.9 in B\n",
+    ):
+        assert line in told
+    assert "{" not in told
+    assert "spm" not in told
+    assert main(["compare", before, written(tmp_path / "c.json", row(MANY), sampling={"top_p": 1.0})]) == 0
+    assert "only A tells its weights\n" in capsys.readouterr().out
 
 
 def test_only_the_adapters_that_differ_are_told_and_an_older_file_tells_none(

@@ -198,9 +198,9 @@ def test_a_folder_of_other_settings_is_refused(
     assert main(words) == 0
     with prompts_file.open("a") as handle:
         handle.write('{"prompt": "more", "task": "a"}\n')
-    for other in (words, [*words, "--seed", "1"]):
+    for other, named in ((words, "prompts"), ([*words, "--seed", "1", "--target", "bpe1"], "targets, seed")):
         assert main(other) == 2
-        assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+        assert f"holds a measurement of other settings ({named}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["drafter", "target"])
@@ -223,7 +223,8 @@ def test_a_folder_goes_on_with_the_same_models_only(
         (copy / "bundle.json").write_text(json.dumps(manifest | {"base": "f" * 64}))
         bundle.adapter().save(copy / "drafter" / "initial", base_fingerprint="f" * 64)
     assert main([*words, "--out", str(out)]) == 2
-    assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+    named = {"target": "weights", "drafter": "base"}[changed]
+    assert f"holds a measurement of other settings ({named}); choose another --out" in capsys.readouterr().err
 
 
 def test_adapters_are_known_by_their_content(
@@ -243,7 +244,7 @@ def test_adapters_are_known_by_their_content(
     shutil.rmtree(path)
     second.save(path, bundle.base)
     assert main([*words, "--out", str(out)]) == 2
-    assert "holds a measurement of other settings; choose another --out" in capsys.readouterr().err
+    assert "holds a measurement of other settings (adapters); choose another --out" in capsys.readouterr().err
     assert main([*words, "--json", str(later)]) == 0
     capsys.readouterr()
     assert main(["compare", str(out / "eval.json"), str(later)]) == 0
@@ -333,6 +334,11 @@ def test_the_page_is_complete_in_itself_with_well_formed_charts_and_escaped_name
         assert "<b> & co" in texts
     markdown = (tmp_path / "o" / "eval.md").read_text()
     assert "| target | temperature | method | a | b |" in markdown
+    settings = markdown.partition("## Settings")[2]
+    assert "| runtime | onnx |" in settings
+    assert "draft_tokens 4, no adapter |" in settings
+    assert settings.count("temperature") == 1  # the list of those measured
+    assert "95 % intervals." not in html  # of so few prompts there is none
 
 
 # --- exactness ------------------------------------------------------------------------------------------------------

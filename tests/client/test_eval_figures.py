@@ -11,12 +11,13 @@ from fleetdraft.client.evaluation.bootstrap import DRAWS, interval, resampled
 from fleetdraft.client.evaluation.law_check import LawCheck
 from fleetdraft.client.evaluation.method import Method
 from fleetdraft.client.evaluation.positions import PositionCount, Positions
-from fleetdraft.client.evaluation.report import span
+from fleetdraft.client.evaluation.report import Findings, span
 from fleetdraft.client.evaluation.row import FIGURES, PromptCounts, Row
 from fleetdraft.client.evaluation.sizes import Sizes
 from fleetdraft.client.measurement import GreedyCheck
 from fleetdraft.client.pacing.outcome import BlockCost, Outcome
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.common.machine import Machine
 from fleetdraft.common.metrics import DraftCounters
 
 SIZES = Sizes(drafter_parameters=10, drafter_bytes=40, drafter_kv_bytes=8, target_parameters=100, target_bytes=400)
@@ -187,6 +188,18 @@ def test_of_fewer_than_six_different_prompts_there_is_no_interval() -> None:
     assert low < six.figure("speedup") < high
 
 
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [(5, "In 1 of 2 rows drafting was slower, on too few prompts"), (6, "Drafting does not pay in 1 of 2 rows.")],
+)
+def test_rows_where_drafting_is_slower_are_counted_by_whether_that_is_sure(prompts: int, told: str) -> None:
+    rows = [row(*(counts(str(number), 4, seconds) for number in range(prompts))) for seconds in (1.0, 3.0)]
+    machine = Machine(cpu="a processor", cores=2, threads=1)
+    notes = Findings(rows=rows, settings={}, started="", seconds=0.0, machine=machine).notes
+    assert [note for note in notes if "rafting" in note] == [note for note in notes if told in note]
+    assert len([note for note in notes if told in note]) == 1
+
+
 def test_a_prompt_that_is_given_twice_is_one_prompt() -> None:
     once = [counts(str(number), number % 3, 1.0 + number) for number in range(8)]
     assert row(*once, *once).intervals == row(*once).intervals
@@ -197,13 +210,14 @@ def test_a_method_is_read_from_its_name_and_settings() -> None:
     told = Method.parse("mine:adapter=a/{target}-{task},controller=head,draft-tokens=8", shared)
     assert told == Method(name="mine", adapter="a/{target}-{task}", paths="direct", controller="head", draft_tokens=8)
     assert str(told.adapter_for("large", "math")) == "a/large-math"
-    assert Method.parse("plain", shared) == Method(name="plain", paths="direct", draft_tokens=6)
+    assert Method.parse("plain:", shared) == Method(name="plain", paths="direct", draft_tokens=6)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (":paths=full", "a method has no name"),
+        ("direct", "--method is 'direct', expected NAME:KEY=VALUE,…; to draft as in the options, give 'direct:'"),
         ("m:path=full", "'path=full' is no setting, expected adapter, paths, controller, draft-tokens with =VALUE"),
         ("m:paths", "'paths' is no setting"),
         ("m:adapter=", "--method m:adapter=: adapter is empty, expected a value"),
