@@ -80,4 +80,6 @@ def check_lengths(prompts: Iterable[Prompt], codec: TextCodec, limit: int) -> No
         count = limit + 1 if len(prompt.text) > longest else len(codec.prompt_tokens(prompt.text))
         if not 0 < count < limit:
             given = f"more than {limit}" if count > limit else str(count)
-            raise PromptsError(f"{prompt.where}: the prompt has {given} tokens, expected 1 to {limit - 1}")
+            raise PromptsError(
+                f"{prompt.where}: the prompt has {given} tokens, expected 1 to {limit - 1} (the target's context)"
+            )

@@ -75,7 +75,7 @@ def check_replaceable(path: Path, marker: str) -> None:
       UserError: it is a file, a directory of something else, or lies where nothing can be written.
     """
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file, expected a new directory or one to replace")
+        raise UserError(f"{path} is a file, expected a directory, new or written by this command")
     if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
         raise UserError(
             f"{path} holds something else (no {marker} in it) and is not replaced; choose another directory"
