@@ -12,6 +12,7 @@ from pathlib import Path
 from ..common.embedded import EMBEDDED
 from ..common.errors import ConfigError
 from ..common.messages import Identity
+from ..common.supernode import check_address
 from ..common.toml import parse, read_toml
 from .agent.eligibility import EligibilityTable
 from .agent.settings import AgentTable
@@ -34,9 +35,7 @@ class ServerTable:
     """The device's private key; the operator has the public one."""
 
     def __post_init__(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        if not (host and port.isdecimal() and 1 <= int(port) <= 65535 and "/" not in host):
-            raise ConfigError(f'address is "{self.address}", expected host:port as in "fleet.example.org:9443"')
+        check_address(self.address)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """A SuperNode: Flower's program, started and watched. It does not know on whose behalf."""
 
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ _REFUSED = "Failed to activate SuperNode"
 _PROGRAMS = ("flower-supernode", "flower-superexec", "flwr-clientapp")
 _AGAIN_S = 5.0
 _POLL_S = 0.2
+_REACH_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +45,10 @@ class SuperNode:
         """The command line of Flower's SuperNode.
 
         Raises:
-          ConfigError: the path is one that Flower cannot take.
+          ConfigError: the path is one that Flower cannot take, or the authority is none.
           UserError: Flower is not installed, or one of its programs is missing.
         """
+        check_authority(self.authority)
         if '"' in str(self.path):
             raise ConfigError(f"{self.path} has a quotation mark in it, which Flower cannot take; rename the folder")
         supernode, *_ = [program(name, self.asked_by, self.extra) for name in _PROGRAMS]
@@ -60,6 +63,31 @@ class SuperNode:
         ]
 
 
+def check_address(address: str) -> None:
+    """Returns if an address has a host and a port.
+
+    Raises:
+      ConfigError: it has not.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 1 <= int(port) <= 65535 and "/" not in host):
+        raise ConfigError(f'address is "{address}", expected host:port as in "fleet.example.org:9443"')
+
+
+def check_authority(file: Path) -> None:
+    """Returns if a file holds certificates; with another one Flower 1.41 neither joins nor ends.
+
+    Raises:
+      ConfigError: it does not, or there is none.
+    """
+    if not file.is_file():
+        raise ConfigError(f"no file {file}, expected the tls/ca.pem of the fleet's operator")
+    try:
+        ssl.create_default_context(cafile=file)
+    except OSError as error:  # an SSLError is one
+        raise ConfigError(f"{file} is no certificate, expected the tls/ca.pem of the fleet's operator") from error
+
+
 def join(node: SuperNode, wait_s: float, tell: Callable[[str], None]) -> None:
     """Takes part in the fleet until told to stop (interrupt, termination); waits for a SuperLink that is away.
 
@@ -71,6 +99,8 @@ def join(node: SuperNode, wait_s: float, tell: Callable[[str], None]) -> None:
     Raises:
       FleetError: the SuperLink does not let it in, or the SuperNode ended by itself.
     """
+    if not _reachable(node.superlink):
+        tell(f"cannot reach {node.superlink} yet; trying until it answers, or Ctrl-C")
     # Unbuffered, as its helpers would otherwise keep what they print to a pipe until they end.
     variables = environment(node.home, PYTHONUNBUFFERED="1")
     first_refusal: float | None = None
@@ -92,6 +122,16 @@ def join(node: SuperNode, wait_s: float, tell: Callable[[str], None]) -> None:
                 )
             tell(f"not let in yet; trying again for {wait_s - (now - first_refusal):.0f} s")
             _pause(stopped)
+
+
+def _reachable(address: str) -> bool:
+    """Whether something listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.removeprefix("[").removesuffix("]"), int(port)), _REACH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _until_end(child: Child, stopped: Callable[[], bool]) -> int | None:

@@ -14,9 +14,13 @@ from ..common.progress import progress
 if TYPE_CHECKING:
     from .parity import Parity
 
-bundle = typer.Typer(help="Build a drafter's bundle for one or more targets, or check one.", no_args_is_help=True)
+bundle = typer.Typer(
+    help="Build a drafter's bundle for one or more targets, or check one.",
+    epilog="Example: fleetdraft bundle build --drafter models/drafter --target models/target --out my-bundle",
+    no_args_is_help=True,
+)
 
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @bundle.command()
@@ -35,7 +39,15 @@ def build(
     include_targets: Annotated[bool, typer.Option("--include-targets", help="Copy the targets' weights too.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Build a bundle: the drafter's weights, decode and train graphs, and each target's decode graph."""
+    """Builds a bundle for a drafter and its targets.
+
+    It has the drafter's weights, its decode and train graphs, and each target's decode graph; --json names every file
+    with its digest.
+
+    Example:
+
+      fleetdraft bundle build --drafter models/drafter --target models/target --out my-bundle
+    """
     from .bundle import BundleRecipe, build_bundle
 
     recipe = BundleRecipe(
@@ -50,7 +62,7 @@ def build(
     if as_json:
         print(json.dumps({"bundle": str(out), **manifest.to_json(), "size_bytes": _sizes(out, manifest)}))
     else:
-        Console().print(_file_table(out, manifest), _fingerprint_table(manifest))
+        print(_summary(out, manifest))
 
 
 @bundle.command()
@@ -58,7 +70,14 @@ def check(
     directory: Annotated[Path, typer.Argument(metavar="BUNDLE", show_default=False)],
     as_json: _Json = False,
 ) -> None:
-    """Check a bundle: every file by digest, every graph by value and gradient against torch."""
+    """Checks a bundle's files and graphs.
+
+    Every file by digest, every graph by value and gradient against torch.
+
+    Example:
+
+      fleetdraft bundle check my-bundle
+    """
     from .parity import check_bundle
 
     with progress("checking", total=3 + len(BundleManifest.read(directory).targets)) as done:
@@ -82,17 +101,9 @@ def _sizes(out: Path, manifest: BundleManifest) -> dict[str, int]:
     return {name: (out / name).stat().st_size for name in manifest.files}
 
 
-def _file_table(out: Path, manifest: BundleManifest) -> Table:
-    table = Table("file", "bytes", "sha256", title=str(out))
-    for name, size in _sizes(out, manifest).items():
-        table.add_row(name, f"{size:,}", manifest.files[name][:12])
-    return table
-
-
-def _fingerprint_table(manifest: BundleManifest) -> Table:
-    table = Table("model", "family", "fingerprint", "weights")
-    table.add_row("drafter", "", manifest.base[:12], f"{manifest.precision}, LoRA rank {manifest.rank}")
-    for target in manifest.targets:
-        place = "in the bundle" if target.self_contained else "in the directory given to --target"
-        table.add_row(target.name, target.family, target.fingerprint[:12], place)
-    return table
+def _summary(out: Path, manifest: BundleManifest) -> str:
+    """What was built, in a line."""
+    targets = ", ".join(target.name for target in manifest.targets)
+    megabytes = sum(_sizes(out, manifest).values()) / 1e6
+    rank = f"LoRA rank {manifest.rank}"
+    return f"{out}: drafter in {manifest.precision}, {rank}, with targets {targets}; {megabytes:.1f} MB"

@@ -15,6 +15,8 @@ def gguf(
 ) -> None:
     """Writes a model as a GGUF file, which llama.cpp runs as a target.
 
+    Of a bundle's own targets it reads BUNDLE/targets/NAME.
+
     Example:
 
       fleetdraft gguf --model models/target --out target.gguf --type q8_0

@@ -39,12 +39,14 @@ def write_gguf(source: Path, out: Path, storage: str = "f32") -> None:
       storage: of matrices, a key of ``GGUF_STORAGE``. A matrix whose rows Q8_0 cannot divide is stored as F16.
 
     Raises:
-      ConfigError: another storage.
+      ConfigError: another storage, or ``out`` has another suffix than .gguf, by which its runtime is chosen.
       ModelError: no such directory.
       UserError: ``out`` is something else, or cannot be written.
     """
     if storage not in GGUF_STORAGE:
         raise ConfigError(f"storage is {storage!r}, expected one of {', '.join(GGUF_STORAGE)}")
+    if out.suffix != ".gguf":
+        raise ConfigError(f"{out} does not end with .gguf, by which generate and eval know such a target; rename it")
     check_gguf_replaceable(out)
     unfinished = out.with_name(out.name + ".unfinished")
     writer = _filled(source, unfinished, storage)

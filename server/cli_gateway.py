@@ -49,7 +49,9 @@ def init(
     ] = None,
     devices: Annotated[int, typer.Option("--devices", min=1, help="Answers that close a cohort.")] = 100,
 ) -> None:
-    """Makes settings, certificates and a key pair; the fleet's operator needs node.pub.
+    """Makes settings, certificates and a key pair.
+
+    The fleet's operator needs node.pub.
 
     Example:
 
@@ -74,7 +76,7 @@ def init(
 
 @gateway.command()
 def start(folder: _Folder) -> None:
-    """Serves devices in the foreground until Ctrl-C or SIGTERM.
+    """Serves devices until Ctrl-C or SIGTERM.
 
     After a crash start it again: cohort, uploads and counts go on where they were. Flower reaches it through
     'fleetdraft gateway join', which may run before or after.
@@ -90,11 +92,16 @@ def start(folder: _Folder) -> None:
 def join(
     folder: _Folder,
     wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in.")
+        float,
+        typer.Option(
+            "--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in, once a server is reached."
+        ),
     ] = 90.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print Flower's command line only.")] = False,
 ) -> None:
-    """Joins the fleet as one SuperNode, in the foreground until Ctrl-C or SIGTERM.
+    """Joins the fleet as one SuperNode.
+
+    It stays in the foreground until Ctrl-C or SIGTERM, and waits for a SuperLink that is away.
 
     Example:
 
@@ -106,9 +113,8 @@ def join(
 
     found = GatewayFolder.open(folder)
     server = found.table.superlink
-    for file in (server.authority, server.key):
-        if not found.path(file).is_file():
-            raise UserError(f"{found.path(file)} is missing; gateway.toml names it in [superlink]")
+    if not found.path(server.key).is_file():
+        raise UserError(f"{found.path(server.key)} is missing; gateway.toml names it in [superlink]")
     check_private(found.path(server.key))
     node = SuperNode(
         superlink=server.address,
@@ -128,7 +134,9 @@ def join(
 
 @gateway.command()
 def status(folder: _Folder, as_json: _Json = False) -> None:
-    """Shows the newest cohort and who may take part, as the gateway wrote it down last.
+    """Shows the newest cohort and who may take part.
+
+    As the gateway wrote it down last.
 
     Example:
 
@@ -194,6 +202,8 @@ def list_tokens(folder: _Folder, as_json: _Json = False) -> None:
     if as_json:
         print(json.dumps({"schema": 1, "tokens": rows}))
         return
+    if not rows:
+        _say(f"no tokens yet; make one: fleetdraft gateway tokens new {folder} NAME")
     for row in rows:
         seen = f"seen {row['seen']}, {row['family']} {row['app_version']}" if row["seen"] else "never seen"
         print(f"{row['device']}  {row['state']}, until {row['expires']}, {seen}")

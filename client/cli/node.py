@@ -10,6 +10,7 @@ import typer
 from ...common.embedded import EMBEDDED
 from ...common.errors import ConfigError, MissingExtraError
 from ...common.files import write_atomic
+from ...common.supernode import check_authority
 from ..device_file import DeviceFile, DeviceTable, ServerTable
 from ..supernode import join, supernode
 
@@ -66,8 +67,7 @@ def init(
     """
     if (folder / "device.toml").exists():
         raise ConfigError(f"{folder} holds a device already; choose another folder")
-    if not authority.is_file():
-        raise ConfigError(f"no file {authority}, expected the operator's tls/ca.pem")
+    check_authority(authority)
     settings = ServerTable(address=server, authority=Path("ca.pem"), key=Path("node.key"))
     model = str(Path(target).absolute()) if Path(target).is_dir() else target
     asked, measured = prompts.absolute(), held_out.absolute()
@@ -87,7 +87,10 @@ def init(
 def start(
     settings: Annotated[Path, typer.Argument(metavar="DIR", help="The device's folder, or its device.toml.")],
     wait: Annotated[
-        float, typer.Option("--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in.")
+        float,
+        typer.Option(
+            "--wait", min=0, metavar="SECONDS", help="How long to try when it is not let in, once a server is reached."
+        ),
     ] = 90.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, and print Flower's command line only.")] = False,
 ) -> None:

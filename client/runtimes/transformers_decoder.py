@@ -1,6 +1,6 @@
 """Targets on transformers: any causal language model with a cache that can be cropped. The one place of torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
+from ...common.blocks import PACKED
 from ...common.errors import ModelError
 from .decoder import Logits
 from .target_context import TargetContext
@@ -56,7 +57,7 @@ class TransformersModel:
             raise ModelError(f"{directory} cannot be opened by transformers: {_first_line(error)}") from error
         self.network, told = opened
         if missing := sorted(told["missing_keys"]):  # transformers would go on with random numbers
-            raise ModelError(f"{directory} lacks {len(missing)} tensors that transformers reads, such as {missing[0]}")
+            raise ModelError(_lacking(directory, missing, told["unexpected_keys"]))
         if self.network._is_stateful:  # transformers' own mark of recurrent models
             kind = self.network.config.model_type
             raise ModelError(f"{directory}: a model of type {kind!r} keeps a state that cannot be rewound")
@@ -118,6 +119,15 @@ def _limit(config: object, directory: Path) -> int:
     if not isinstance(limit, int):
         raise ModelError(f"{directory}: max_position_embeddings is {limit!r}, expected the longest context in tokens")
     return limit
+
+
+def _lacking(directory: Path, missing: Sequence[str], unexpected: Iterable[str]) -> str:
+    if any(name.endswith(PACKED) for name in unexpected):
+        return (
+            f"{directory} has its weights in blocks, as bundles store them, which transformers cannot read; leave out "
+            f"--target-runtime, or make it a file for llamacpp: fleetdraft gguf --model {directory} --out FILE.gguf"
+        )
+    return f"{directory} lacks {len(missing)} tensors that transformers reads, such as {missing[0]}"
 
 
 def _first_line(error: Exception) -> str:

@@ -22,11 +22,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from ...common.errors import ConfigError
-from ...common.messages import Identity
+from ...common.supernode import check_address
 from ...common.toml import parse, read_toml
 from .cohort import CohortTable
 from .limits import LimitsTable
 from .pace import PaceTable
+from .tokens import check_name
 
 #: What the kernel takes as the path of a Unix socket.
 _MAX_SOCKET = 100
@@ -66,6 +67,9 @@ class ServerTable:
     authority: Path = Path("ca.pem")
     key: Path = Path("node.key")
 
+    def __post_init__(self) -> None:
+        check_address(self.address)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayTable:
@@ -82,7 +86,7 @@ class GatewayTable:
     """The fleet's registry, if it is on this machine: devices are then told at once what is promoted."""
 
     def __post_init__(self) -> None:
-        Identity(client=self.name, family="any")  # checks the name
+        check_name(self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,8 @@ class GatewayFolder:
         path = folder / "gateway.toml"
         if not path.is_file():
             raise ConfigError(
-                f"{folder} is no folder of a gateway (no gateway.toml in it); make one: fleetdraft gateway init"
+                f"{folder} is no folder of a gateway (no gateway.toml in it); make one: "
+                f"fleetdraft gateway init {folder} --name NAME --server HOST:PORT --authority ca.pem"
             )
         return cls(folder=folder.absolute(), table=parse(GatewayTable, read_toml(path, "settings"), str(path)))
 

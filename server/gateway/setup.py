@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ...common.errors import ConfigError
 from ...common.files import check_replaceable, write_atomic
-from ...common.messages import Identity
 from ...common.node_key import make_key_pair
+from ...common.supernode import check_authority
 from ..deployment.setup import check_names
 from ..deployment.tls import make_certificates
-from .folder import DoorTable, GatewayFolder
+from .folder import DoorTable, GatewayFolder, GatewayTable, ServerTable
 
 _TEXT = """\
 # A gateway's settings. Paths without a leading / start at this folder. Changes hold from the next
@@ -68,17 +68,15 @@ def make_gateway(
       devices: answers that close a cohort.
 
     Raises:
-      ConfigError: the folder holds a gateway already, or a value is out of range.
+      ConfigError: the folder holds a gateway already, a value is out of range, or ``authority`` is none.
       UserError: the folder holds something else.
     """
     if (folder / "gateway.toml").exists():
         raise ConfigError(f"{folder} holds a gateway already; choose another folder")
-    if not authority.is_file():
-        raise ConfigError(f"no file {authority}, expected the tls/ca.pem of the fleet's operator")
+    check_authority(authority)
     check_replaceable(folder, "gateway.toml")
     check_names(names)
-    Identity(client=name, family="any")  # checks the name
-    DoorTable(host=host, port=port)
+    GatewayTable(name=name, superlink=ServerTable(address=server), door=DoorTable(host=host, port=port))
     values = {"name": name, "server": server, "host": host, "port": port, "devices": devices}
     values["least"] = min(devices, _LEAST)
     text = _TEXT.format(**{key: json.dumps(value) for key, value in values.items()})

@@ -1,19 +1,21 @@
 """The tokens by which devices prove themselves, kept as hashes. It knows no connection."""
 
 import hashlib
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ...common.errors import ConfigError
-from ...common.messages import Identity
 from .database import transaction
 
 _DAY_S = 86400.0
 _TOKEN_BYTES = 32
 #: A token has 43 characters; nothing much longer is worth a hash.
 _MAX_CHARACTERS = 128
+#: Within what a device's name may be to the server, and such that "name token" is parted at the space.
+_NAME = re.compile(r"\w[\w.-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Tokens:
     def new_for(self, devices: list[str], days: float) -> list[str]:
         """Tokens for many devices at once; see ``new``."""
         for device in devices:
-            Identity(client=device, family="any")  # checks the name
+            check_name(device)
         if not 0 < days < 36500:
             raise ConfigError(f"days is {days:g}, expected a number > 0 and < 36500")
         tokens = [secrets.token_urlsafe(_TOKEN_BYTES) for _ in devices]
@@ -83,7 +85,7 @@ class Tokens:
             "UPDATE tokens SET revoked = ifnull(revoked, ?) WHERE device = ?", (self._clock(), device)
         )
         if not done.rowcount:
-            raise ConfigError(f"no device {device!r} has a token; see: fleetdraft gateway tokens list")
+            raise ConfigError(f"no device {device!r} has a token; see: fleetdraft gateway tokens list DIR")
 
     def listed(self) -> list[TokenEntry]:
         """All devices, by name."""
@@ -111,6 +113,18 @@ class Tokens:
         """How many devices have checked in lately."""
         since = self._clock() - seconds
         return int(self._database.execute("SELECT count(*) FROM tokens WHERE seen > ?", (since,)).fetchone()[0])
+
+
+def check_name(name: str) -> None:
+    """Returns if a gateway or a device may be called so.
+
+    Raises:
+      ConfigError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name is {name[:80]!r}, expected 1 to 64 letters, digits, '.', '_' or '-', and neither '.' nor '-' first"
+        )
 
 
 def _hash(token: str) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conformance import QUANTISED, Workshop, needs, plain
+from safetensors.numpy import load_file, save_file
 
 from fleetdraft.client.bundle import Bundle
 from fleetdraft.client.decoding.options import Options
@@ -181,11 +182,23 @@ def test_padding_beyond_the_tokenizer_is_never_written(
 # --- what is chosen, and one line for what cannot be ----------------------------------------------------------------
 
 
-def test_a_directory_without_all_weights_is_refused(bundle: Bundle) -> None:
-    """A shipped target's are stored in blocks, which transformers does not know: it would go on with random ones."""
+def test_a_directory_without_all_weights_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    """transformers would go on with random ones."""
     needs("transformers")
-    with pytest.raises(ModelError, match=r"lacks \d+ tensors that transformers reads, such as .*weight"):
-        bundle.pair(str(bundle.directory / "targets/bpe1"), runtime="transformers")
+    lacking = plain(bundle.directory / "targets/bpe1", tmp_path / "lacking")
+    weights = load_file(lacking / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, lacking / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 tensors that transformers reads, such as model\.norm\.weight"):
+        bundle.pair(str(lacking), runtime="transformers")
+
+
+def test_weights_in_blocks_are_refused_with_the_ways_out(bundle: Bundle) -> None:
+    """A shipped target's are, which transformers does not know."""
+    needs("transformers")
+    directory = bundle.directory / "targets/bpe1"
+    with pytest.raises(ModelError, match=f"in blocks.* leave out --target-runtime.* gguf --model {directory} --out"):
+        bundle.pair(str(directory), runtime="transformers")
 
 
 def test_a_runtime_recognises_its_own_and_a_name_overrides(tmp_path: Path) -> None:

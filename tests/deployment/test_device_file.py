@@ -12,10 +12,11 @@ from fleetdraft.client.deployed import app
 from fleetdraft.client.device_file import DeviceFile
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import ConfigError
+from fleetdraft.server.deployment.tls import make_certificates
 
 
 def init(folder: Path, **given: str) -> list[str]:
-    (folder.parent / "ca.pem").write_text("of the operator")
+    make_certificates(folder.parent, [])
     values = {
         "name": "tablet",
         "server": "fleet.example.org:9443",
@@ -66,7 +67,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path: Path, capsys: pytest.Ca
         ({"target": "gpt"}, "no model directory gpt, expected one, or a target of the bundle"),
         ({"prompts": "none.jsonl"}, "cannot read prompts file"),
         ({"name": ""}, "name is '', expected 1 to 64 printable characters"),
-        ({"authority": "none.pem"}, "no file none.pem, expected the operator's tls/ca.pem"),
+        ({"authority": "none.pem"}, "no file none.pem, expected the tls/ca.pem of the fleet's operator"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(

@@ -1,5 +1,6 @@
 """A device that joins: what becomes of a SuperNode that is refused, waits or ends. Flower's program is a twin."""
 
+import socket
 import stat
 import sys
 import time
@@ -13,6 +14,7 @@ from fleetdraft.client.supernode import join
 from fleetdraft.common import supernode
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import FleetError
+from fleetdraft.server.deployment.tls import make_certificates
 
 REFUSED = 'sys.exit("[code: 2010] Failed to activate SuperNode.")'
 CRASHED = 'sys.exit("Exit Code: 302")'
@@ -33,8 +35,11 @@ class Twin:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder, self._monkeypatch = folder, monkeypatch
         self.told: list[str] = []
-        (folder / "ca.pem").write_text("of the operator")
-        words = ["--name", "tablet", "--target", "spm", "--server", "127.0.0.1:9443"]
+        make_certificates(folder, [])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.server = f"127.0.0.1:{probe.getsockname()[1]}"  # where nothing listens
+        words = ["--name", "tablet", "--target", "spm", "--server", self.server]
         words += ["--authority", str(folder / "ca.pem"), "--prompts", str(PROMPTS / "xml.train.jsonl")]
         assert main(["node", "init", str(folder / "d"), *words, "--held-out", str(PROMPTS / "xml.heldout.jsonl")]) == 0
         monkeypatch.setattr(supernode, "_AGAIN_S", 0.1)
@@ -60,7 +65,7 @@ def test_a_device_that_waited_long_for_its_superlink_is_patient_with_its_refusal
     with pytest.raises(FleetError, match="ended with code 1; what it said"):
         twin.join(f"time.sleep(1.5); {REFUSED}", REFUSED, CRASHED, wait_s=1.2)
     assert twin.starts == 3
-    assert [line.split(";")[0] for line in twin.told] == ["not let in yet"] * 2
+    assert [line.split(";")[0] for line in twin.told] == [f"cannot reach {twin.server} yet", *["not let in yet"] * 2]
 
 
 def test_a_device_that_is_refused_for_the_whole_time_says_what_the_operator_needs(

@@ -238,6 +238,14 @@ def test_the_command_prints_the_manifest_as_json(by_command):
     assert value["size_bytes"].keys() == value["files"].keys()
 
 
+def test_the_command_says_in_a_line_what_was_built(models, tmp_path):
+    drafter, target = models
+    words = ["build", "--drafter", drafter, "--target", target, "--out", tmp_path / "b", "--precision", "int4"]
+    shown = CliRunner().invoke(cli.bundle, [str(word) for word in words], catch_exceptions=False).stdout
+    size = sum(f.stat().st_size for f in (tmp_path / "b").rglob("*") if f.is_file() and f.name != "bundle.json") / 1e6
+    assert shown == f"{tmp_path / 'b'}: drafter in int4, LoRA rank 8, with targets {target.name}; {size:.1f} MB\n"
+
+
 def test_the_check_command_prints_the_differences(bundle):
     result = CliRunner().invoke(cli.bundle, ["check", str(bundle), "--json"], catch_exceptions=False)
     assert json.loads(result.stdout)["ok"] is True

@@ -135,6 +135,12 @@ def test_a_file_that_the_disk_cannot_hold_leaves_the_older_one(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["model.gguf"]
 
 
+def test_a_name_that_no_runtime_would_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stories\.bin does not end with \.gguf"):
+        write_gguf(TARGETS / "spm", tmp_path / "stories.bin")
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_type_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="storage is 'q2_k', expected one of f32, f16, q8_0"):
         write_gguf(TARGETS / "spm", tmp_path / "x.gguf", "q2_k")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from fleetdraft.common.cli import main
+from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.folder import GatewayFolder, GatewayTable, ServerTable
 
 
 @pytest.fixture
 def folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    (tmp_path / "ca.pem").write_text("of an operator")
+    make_certificates(tmp_path, [])
     words = ["--name", "gate", "--server", "fleet.example.org:9443", "--authority", str(tmp_path / "ca.pem")]
     assert main(["gateway", "init", str(tmp_path / "g"), *words, "--host-name", "gate.example.org"]) == 0
     capsys.readouterr()
@@ -41,7 +42,7 @@ def test_secrets_are_for_their_owner(folder: Path) -> None:
 def test_a_mean_of_few_is_not_made_without_a_word(
     tmp_path: Path, devices: str, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "ca.pem").write_text("of an operator")
+    make_certificates(tmp_path, [])
     words = ["--name", "gate", "--server", "x:1", "--authority", str(tmp_path / "ca.pem"), "--devices", devices]
     assert main(["gateway", "init", str(tmp_path / "g"), *words]) == 0
     assert ("min_devices is 9, the default 10" in capsys.readouterr().err) == warned
@@ -118,7 +119,12 @@ def test_a_setting_that_makes_no_sense_is_one_line(
         ["init", "{folder}", "--name", "gate", "--server", "x:1", "--authority", "{folder}/ca.pem"],
         ["init", "{folder}2", "--name", "", "--server", "x:1", "--authority", "{folder}/ca.pem"],
         ["init", "{folder}2", "--name", "gate", "--server", "x:1", "--authority", "absent"],
+        ["init", "{folder}2", "--name", "ga te", "--server", "x:1", "--authority", "{folder}/ca.pem"],
+        ["init", "{folder}2", "--name", "gate", "--server", "x", "--authority", "{folder}/ca.pem"],
+        ["init", "{folder}2", "--name", "gate", "--server", "x:1", "--authority", "{folder}/gateway.toml"],
         ["tokens", "new", "{folder}", "a\nb"],
+        ["tokens", "new", "{folder}", "a b"],
+        ["tokens", "new", "{folder}", "../a"],
         ["tokens", "revoke", "{folder}", "nobody"],
         ["tokens", "list", "{folder}2"],
         ["status", "absent"],
@@ -131,6 +137,24 @@ def test_a_mistake_is_one_line(folder: Path, words: list[str], capsys: pytest.Ca
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
+    assert not folder.with_name("g2").exists()
+
+
+def test_an_authority_that_is_no_certificate_is_told_before_anything_starts(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "ca.pem").write_text("of another kind")
+    assert main(["gateway", "join", str(folder), "--wait", "0"]) == 2
+    assert f"{folder / 'ca.pem'} is no certificate" in capsys.readouterr().err
+
+
+def test_a_command_that_is_named_as_the_way_on_has_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gateway", "tokens", "list", str(folder)]) == 0
+    assert f"gateway tokens new {folder} NAME" in capsys.readouterr().err
+    assert main(["gateway", "tokens", "revoke", str(folder), "nobody"]) == 2
+    assert "gateway tokens list DIR" in capsys.readouterr().err
+    assert main(["gateway", "status", "absent"]) == 2
+    assert "gateway init absent --name NAME --server HOST:PORT --authority ca.pem" in capsys.readouterr().err
 
 
 def test_a_key_that_others_can_read_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

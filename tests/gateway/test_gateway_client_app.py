@@ -13,6 +13,7 @@ from loopback import PATIENT_S, device_of, gateway, table
 from fleetdraft.client.deployed import app as deployed
 from fleetdraft.common.messages import EvaluateTask, Identity, Release, SumTerms, TrainTask
 from fleetdraft.common.records import decode_evaluation, decode_identity, decode_update, encode_request
+from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.client_app import answer
 from fleetdraft.server.gateway.setup import make_gateway
 
@@ -32,7 +33,7 @@ def identity(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "ca.pem").write_text("of an operator")
+    make_certificates(tmp_path, [])
     made = make_gateway(
         tmp_path / "g", name="gate", server="127.0.0.1:1", authority=tmp_path / "ca.pem", host="127.0.0.1", port=9444,
         names=[], devices=1,

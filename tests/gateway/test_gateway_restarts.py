@@ -25,6 +25,7 @@ from fleetdraft.common.errors import FleetError
 from fleetdraft.common.messages import Identity, Release, SumTerms, TrainTask
 from fleetdraft.common.records import decode_update, encode_request
 from fleetdraft.common.wire import fleet_pb2 as wire
+from fleetdraft.server.deployment.tls import make_certificates
 from fleetdraft.server.gateway.ask import records_of, records_to_bytes
 from fleetdraft.server.gateway.database import durable, open_database
 from fleetdraft.server.gateway.refusal import Refusal
@@ -249,7 +250,7 @@ class Killed:
 
     def __init__(self, folder: Path, devices: int) -> None:
         self.folder = folder / "g"
-        (folder / "ca.pem").write_text("of an operator")
+        make_certificates(folder, [])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
