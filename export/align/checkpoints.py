@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ...common.errors import UserError
 from .errors import CheckpointForeign
+from .job import differing
 
 Place = tuple[int, ...]
 """Where the next batch is, in numbers that whoever makes the batches understands; empty at the beginning."""
@@ -68,7 +69,8 @@ class Checkpoint:
             return start
         state = self._read()
         if state["job"] != self.job:
-            raise CheckpointForeign(f"{self.path} is of another job, delete it to start afresh: {state['job']}")
+            other = f"another job{differing(state['job'], self.job)}"
+            raise CheckpointForeign(f"{self.path} is of {other}; delete it to start afresh")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         random_state: Tensor = state["random"]

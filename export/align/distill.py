@@ -30,6 +30,7 @@ from .dataset import MANIFEST, SCHEMA, Text, prompt_digest, read_shard, shard_jo
 from .documents import json_lines
 from .errors import Stopped
 from .generation import Answer, Request, Sampling, answers
+from .job import differing, job_of
 from .model import chosen_device, trained
 from .training import stop_requests
 from .work_folder import is_free, occupied
@@ -211,7 +212,7 @@ def _text(number: int, request: Request, answer: Answer) -> Text:
 
 
 def _job(config: DistillConfig, texts: Sequence[str]) -> str:
-    """What decides the set, as a digest."""
+    """What decides the set."""
     targets = {}
     for directory in config.targets:
         weights = sorted(directory.glob("*.safetensors"))
@@ -224,9 +225,12 @@ def _job(config: DistillConfig, texts: Sequence[str]) -> str:
         "targets": targets,
         "temperatures": config.temperatures,
         "sampling": asdict(config.sampling),
-        "rest": [config.seed, config.batch, config.shard_prompts, config.half],
+        "seed": config.seed,
+        "batch": config.batch,
+        "shard_prompts": config.shard_prompts,
+        "half": config.half,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return job_of(about)
 
 
 def _check_out(out: Path, job: str) -> None:
@@ -234,8 +238,9 @@ def _check_out(out: Path, job: str) -> None:
         raise UserError(f"{out} is a file, expected a directory to write")
     begun = out / "job.json"
     if begun.is_file():
-        if read_json(begun) != job:
-            raise UserError(f"{out} holds the set of other settings; choose another directory or delete it")
+        if (kept := read_json(begun)) != job:
+            other = f"other settings{differing(kept, job)}"
+            raise UserError(f"{out} holds the set of {other}; choose another directory or delete it")
     elif not is_free(out):
         raise UserError(f"{out} holds something else (no job.json in it); choose another directory")
 

@@ -11,7 +11,6 @@ on what targets answered to other prompts, and divergences weigh tokens otherwis
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +35,7 @@ from .checkpoints import Checkpoint, Progress
 from .dataset import MANIFEST, read_dataset
 from .documents import digest, documents
 from .errors import Stopped
+from .job import differing, job_of
 from .likelihood import mean_loss
 from .metrics_log import MetricsLog
 from .mixture import Answers, Batch, Mixture
@@ -188,7 +188,8 @@ class _History:
         remedy = f"delete {path.parent} to start afresh"
         kept: dict[str, Any] = read_kept(path, remedy) if path.is_file() else {"job": job, "measures": []}
         if kept.get("job") != job:
-            raise UserError(f"{path} is of other settings; choose another directory or {remedy}")
+            other = f"other settings{differing(kept.get('job'), job)}"
+            raise UserError(f"{path} is of {other}; choose another directory or {remedy}")
         if not _are_measures(kept.get("measures")):
             raise UserError(f"{path} is damaged; {remedy}")
         self.entries: list[dict[str, Any]] = kept["measures"]
@@ -378,17 +379,25 @@ def _text(config: FinetuneConfig, tokenizer: TextTokenizer) -> dict[str, PackedR
 
 
 def _job(config: FinetuneConfig) -> str:
-    """What decides the result, as a digest."""
+    """What decides the result."""
     weights = sorted(config.drafter.glob("*.safetensors"))
     about = {
         "drafter": [sha256_file(path) for path in (*weights, *config.drafter.glob("tokenizer.json"))],
         "answers": [sha256_file(path / MANIFEST) for path in config.answers if (path / MANIFEST).is_file()],
-        "texts": [digest(config.texts), list(config.fields), config.text_share, config.held_out],
+        "texts": digest(config.texts),
+        "fields": list(config.fields),
+        "text_share": config.text_share,
+        "held_out": config.held_out,
         "schedule": asdict(config.schedule),
         "objective": asdict(config.objective),
         "lora": config.lora and asdict(config.lora),
-        "projection": [config.projection, config.width, config.longest],
-        "stop": [config.eval_steps, config.patience, config.measured_by],
-        "rest": [config.seed, config.bf16],
+        "projection": config.projection,
+        "width": config.width,
+        "longest": config.longest,
+        "eval_steps": config.eval_steps,
+        "patience": config.patience,
+        "measure": config.measured_by,
+        "seed": config.seed,
+        "bf16": config.bf16,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return job_of(about)

@@ -6,8 +6,6 @@ OUT/training/           tokens of the text, checkpoint, metrics.jsonl, tensorboa
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from .allocator import keep_freed_memory
 from .checkpoints import Checkpoint, Progress
 from .documents import digest, documents, is_held_out
 from .errors import Stopped
+from .job import differing, job_of
 from .likelihood import mean_loss, summed_loss
 from .metrics_log import MetricsLog
 from .model import Shape, chosen_device, prepared, untrained
@@ -173,7 +172,8 @@ def finished(out: Path, job: str) -> dict[str, Any] | None:
         return None
     record = read_kept(out / RECORD, f"delete {out} or choose another directory")
     if record.get("job") != job:
-        raise UserError(f"{out} holds the result of other settings; choose another directory or delete it")
+        other = f"other settings{differing(record.get('job'), job)}"
+        raise UserError(f"{out} holds the result of {other}; choose another directory or delete it")
     return record
 
 
@@ -226,16 +226,20 @@ def _tokens(config: PretrainConfig, tokenizer: TextTokenizer, texts: str) -> Any
 
 
 def _job(config: PretrainConfig, texts: str, tokenizer: TextTokenizer) -> str:
-    """What decides the result, as a digest: where and how fast it runs is left out."""
+    """What decides the result: where and how fast it runs is left out."""
     about = {
         "shape": asdict(config.shape),
         "schedule": asdict(config.schedule),
         "words": asdict(tokenizer.words),
         "tokenizer": sha256_file(tokenizer.directory / "tokenizer.json"),
         "texts": texts,
-        "rest": [list(config.fields), config.context, config.held_out, config.seed, config.bf16],
+        "fields": list(config.fields),
+        "context": config.context,
+        "held_out": config.held_out,
+        "seed": config.seed,
+        "bf16": config.bf16,
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return job_of(about)
 
 
 def _finish(

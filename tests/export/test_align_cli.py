@@ -17,6 +17,8 @@ from fleetdraft.common.bundle import BundleManifest
 from fleetdraft.common.cli import main
 from fleetdraft.common.errors import ConfigError, FleetdraftError, UserError
 from fleetdraft.export import cli
+from fleetdraft.export.align import distill as distilling
+from fleetdraft.export.align.block_efficiency import BlockEfficiency
 from fleetdraft.export.align.checkpoints import Checkpoint
 from fleetdraft.export.align.cli import align
 from fleetdraft.export.align.packed_rows import PackedRows
@@ -54,7 +56,7 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
     train, unseen = prompts(tmp_path / "train.jsonl", STORIES[:4]), prompts(tmp_path / "unseen.jsonl", STORIES[50:52])
     distilled = json.loads(
         run(align, "distill", "--prompts", train, "--target", target, "--out", tmp_path / "answers",
-            "--max-new-tokens", 6, "--threads", 1)
+            "--max-new-tokens", 6, "--threads", 1, "--json")
     )  # fmt: skip
     assert distilled["targets"][target.name]["answered_prompts"] == 4
     finetune = [
@@ -62,8 +64,11 @@ def test_from_raw_text_to_a_bundle(tiny_model, text, tmp_path) -> None:
         "--prompts", unseen, "--out", tmp_path / "aligned", "--text", text, "--divergence", "tvd++",
         "--kl-steps", 2, "--lora-rank", 2, *QUICK,
     ]  # fmt: skip
-    tuned = json.loads(run(align, *finetune))
-    with pytest.raises(UserError, match="holds the result of other settings"):
+    tuned = json.loads(run(align, *finetune, "--json"))
+    best, means = tuned["best_step"], {entry["step"]: entry["mean"] for entry in tuned["measures"]}
+    kept = f"after step {best}, {means[0]:.3f} before" if best else "did not raise block efficiency"
+    assert kept in run(align, *finetune)
+    with pytest.raises(UserError, match=r"holds the result of other settings \(measure\)"):
         run(align, *finetune, "--draft-tokens", 3)
     assert tuned["objective"]["divergence"] == "tvd++"
     assert [entry["step"] for entry in tuned["measures"]] == [0, 4]
@@ -85,7 +90,25 @@ def test_an_interrupted_command_ends_with_130_and_goes_on(text, tmp_path, monkey
         result = CliRunner().invoke(align, list(map(str, words)))
     assert result.exit_code == 130
     assert "stopped at step 3 of 4; the same command goes on" in result.stderr
-    assert json.loads(run(align, *words))["steps"] == 4
+    assert json.loads(run(align, *words, "--json"))["steps"] == 4
+
+
+def test_a_training_that_raised_nothing_is_said_in_a_line(given, tmp_path, monkeypatch) -> None:
+    means = iter((2.0, 1.0))
+    monkeypatch.setattr(BlockEfficiency, "__call__", lambda self, drafter: {"it/stories": next(means)})
+    told = run(align, "finetune", "--drafter", given["target"], "--answers", given["answers"], "--target",
+               given["target"], "--prompts", given["unseen"], "--out", tmp_path / "aligned", *QUICK)  # fmt: skip
+    assert told.splitlines() == [
+        f"{tmp_path / 'aligned'}: training did not raise block efficiency (2.000); the pre-trained model is kept"
+    ]
+
+
+def test_an_interruption_before_the_work_begins_says_how_to_go_on(given, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(distilling, "read_prompts", lambda path: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    words = ["distill", "--prompts", given["prompts"], "--target", given["target"], "--out", tmp_path / "out"]
+    assert main(["align", *map(str, words)]) == 130
+    assert capsys.readouterr().err.splitlines() == ["loading …", "interrupted; the same command goes on"]
 
 
 @pytest.mark.slow

@@ -224,8 +224,8 @@ def test_a_distillation_that_is_told_to_stop_ends_with_the_bytes_of_a_whole_one(
 
 def test_a_set_of_other_settings_or_of_something_else_is_not_touched(config, tmp_path) -> None:
     distill(config, ignore)
-    with pytest.raises(UserError, match="holds the set of other settings"):
-        distill(replace(config, seed=7), ignore)
+    with pytest.raises(UserError, match=r"holds the set of other settings \(seed, shard_prompts\); choose"):
+        distill(replace(config, seed=7, shard_prompts=config.shard_prompts + 1), ignore)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").write_text("x")
     with pytest.raises(UserError, match="holds something else"):

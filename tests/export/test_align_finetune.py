@@ -234,8 +234,8 @@ def test_fine_tuning_that_only_harms_leaves_the_pretrained_model(config, materia
 
 def test_other_settings_are_refused(config) -> None:
     finetune(config, ever_better, ignore)
-    with pytest.raises(UserError, match="holds the result of other settings"):
-        finetune(replace(config, seed=1), ever_better, ignore)
+    with pytest.raises(UserError, match=r"holds the result of other settings \(schedule\.peak_rate, seed\); choose"):
+        finetune(replace(config, seed=1, schedule=replace(config.schedule, peak_rate=0.5)), ever_better, ignore)
 
 
 def test_figures_of_two_measures_are_never_compared(config, monkeypatch) -> None:
@@ -244,7 +244,7 @@ def test_figures_of_two_measures_are_never_compared(config, monkeypatch) -> None
         finetune(config, ever_better, ignore)
     kept = (config.work / "history.json").read_bytes()
     other = replace(config, measured_by="other prompts")
-    with pytest.raises(UserError, match=r"history\.json is of other settings"):
+    with pytest.raises(UserError, match=r"history\.json is of other settings \(measure\); choose"):
         finetune(other, ever_better, ignore)
     assert (config.work / "history.json").read_bytes() == kept
     finetune(config, ever_better, ignore)
@@ -272,7 +272,7 @@ def test_a_damaged_history_is_told(config, monkeypatch, content) -> None:
         finetune(config, ever_better, ignore)
     path = config.work / "history.json"
     job = json.loads(path.read_text())["job"]
-    path.write_text(content.replace("{", f'{{"job": "{job}", ', 1) if content.endswith("}") else content)
+    path.write_text(content.replace("{", f'{{"job": {json.dumps(job)}, ', 1) if content.endswith("}") else content)
     with pytest.raises(UserError, match=r"history\.json is damaged; delete .*training to start afresh$"):
         finetune(config, ever_better, ignore)
 

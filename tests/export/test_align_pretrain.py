@@ -119,7 +119,7 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused(config) 
     before = (config.out / "model.safetensors").stat().st_mtime_ns
     assert pretrain(config, ignore) == record
     assert (config.out / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match="holds the result of other settings"):
+    with pytest.raises(UserError, match=r"holds the result of other settings \(seed\); choose"):
         pretrain(replace(config, seed=1), ignore)
 
 
