@@ -77,7 +77,7 @@ class Agent:
             self.engine = Engine(
                 self.bundle, self._state, self.targets, self.settings, lambda: not self._watch.local, say
             )
-            self.fleet = FleetTraining(self._state, lambda: self._watch.fleet, say)
+            self.fleet = FleetTraining(self._state, lambda: self._watch.fleet, say, device.folder)
             override = None if table.sensors is None else device.folder / table.sensors
             sensors = Sensors(directory, lambda: self.engine.idle_s, override)
             self._watch.start(sensors.read, self._eligibility_changed)
