@@ -121,7 +121,7 @@ class Agent:
             return False, "it did harm here before"
         if rebased is not None or head.number:  # also after a kill between the release and its number
             self._state.put(_RELEASE, json.dumps({"number": head.number, "digest": head.digest}).encode())
-        return (False, "it is in force already") if rebased is None else (True, f"{rebased.choice}: {rebased.why}")
+        return (False, "it is in force already") if rebased is None else (True, rebased.line)
 
     @property
     def release(self) -> tuple[int, str]:
