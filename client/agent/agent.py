@@ -77,7 +77,7 @@ class Agent:
             self.engine = Engine(
                 self.bundle, self._state, self.targets, self.settings, lambda: not self._watch.local, say
             )
-            self.fleet = FleetTraining(self._state, lambda: self._watch.fleet, say)
+            self.fleet = FleetTraining(self._state, lambda: self._watch.fleet, say, device.folder)
             override = None if table.sensors is None else device.folder / table.sensors
             sensors = Sensors(directory, lambda: self.engine.idle_s, override)
             self._watch.start(sensors.read, self._eligibility_changed)
@@ -121,7 +121,7 @@ class Agent:
             return False, "it did harm here before"
         if rebased is not None or head.number:  # also after a kill between the release and its number
             self._state.put(_RELEASE, json.dumps({"number": head.number, "digest": head.digest}).encode())
-        return (False, "it is in force already") if rebased is None else (True, f"{rebased.choice}: {rebased.why}")
+        return (False, "it is in force already") if rebased is None else (True, rebased.line)
 
     @property
     def release(self) -> tuple[int, str]:

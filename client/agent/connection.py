@@ -1,13 +1,13 @@
 """A program's side of an agent: calls with one-line errors. The command line and the bridge to Flower use it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import grpc
 
 from ...common.errors import ConfigError, FleetdraftError, ModelError, UserError
 from ...common.printable import printable
-from ...common.wire import device_pb2_grpc
+from ...common.wire import device_pb2, device_pb2_grpc
 from ..device_file import DeviceFile
 from .address import grpc_address
 
@@ -22,12 +22,17 @@ _KINDS: dict[grpc.StatusCode, type[FleetdraftError]] = {
 }
 
 
+class NoAgentError(UserError):
+    """Nothing answers where the agent should be."""
+
+
 @contextlib.contextmanager
 def connected(device: DeviceFile) -> Iterator[device_pb2_grpc.DeviceStub]:
     """Calls to the agent of a device; errors of the agent are raised as of our tree inside.
 
     Raises:
-      UserError: there is no agent, or it was asked for what cannot be.
+      NoAgentError: there is no agent.
+      UserError: it was asked for what cannot be.
       FleetdraftError: it could not do it.
     """
     address = grpc_address(device.agent.listen, device.folder)
@@ -40,8 +45,25 @@ def connected(device: DeviceFile) -> Iterator[device_pb2_grpc.DeviceStub]:
             raise _of(error, address, device) from error
 
 
+def text_events(call: Iterable[device_pb2.GenerateEvent]) -> Iterator[device_pb2.GenerateEvent]:
+    """The events of a text, which tell an agent that ended in the middle from one that is missing.
+
+    Raises:
+      FleetdraftError: it ended after the first event.
+    """
+    begun = False
+    try:
+        for event in call:
+            begun = True
+            yield event
+    except grpc.RpcError as error:
+        if begun and error.code() in (_Code.UNAVAILABLE, _Code.CANCELLED):
+            raise FleetdraftError("the agent ended while the text was written; the text is cut") from error
+        raise
+
+
 def _of(error: grpc.RpcError, address: str, device: DeviceFile) -> FleetdraftError:
     code, details = error.code(), printable(str(error.details() or ""))
     if code is _Code.UNAVAILABLE and "agent is stopping" not in details:
-        return UserError(f"no agent answers at {address}; start it with: fleetdraft agent start {device.folder}")
+        return NoAgentError(f"no agent answers at {address}; start it with: fleetdraft agent start {device.folder}")
     return _KINDS.get(code, FleetdraftError)(f"{details} ({code.name})" if code not in _KINDS else details)

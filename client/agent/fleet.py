@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...common.errors import FleetdraftError
 from ..state.state import State
@@ -27,7 +28,8 @@ _DIGEST = 32
 _END_S = 15.0
 """Longest wait for the end of a step."""
 _SWITCHED_OFF = "participation was switched off"
-_OFF = "participation is off; opt in with: fleetdraft agent participate in"
+_OFF = "participation is off; opt in with: fleetdraft agent participate DIR in"
+"""Also told to the server, which learns no path of the device."""
 
 
 class Stopped(FleetdraftError):
@@ -97,10 +99,13 @@ class FleetTraining:
     Args:
       state: keeps the consent and the newest answers.
       refusals: why the policy does not let it now; cheap.
+      folder: the device's, for the command that opts in.
     """
 
-    def __init__(self, state: State, refusals: Callable[[], tuple[str, ...]], say: Callable[[str], None]) -> None:
-        self._state, self._refusals, self._say = state, refusals, say
+    def __init__(
+        self, state: State, refusals: Callable[[], tuple[str, ...]], say: Callable[[str], None], folder: Path
+    ) -> None:
+        self._state, self._refusals, self._say, self._folder = state, refusals, say, folder
         self._lock = threading.RLock()
         self._job: Job | None = None
         self._thread: threading.Thread | None = None
@@ -109,8 +114,9 @@ class FleetTraining:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why nothing is trained for the fleet now; empty where it may be."""
-        return (*(() if self.participates else (_OFF,)), *self._refusals())
+        """Why nothing is trained for the fleet now, for programs of the device; empty where it may be."""
+        off = _OFF.replace("DIR", str(self._folder))
+        return (*(() if self.participates else (off,)), *self._refusals())
 
     @property
     def training(self) -> bool:

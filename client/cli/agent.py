@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...common.embedded import EMBEDDED
-from ...common.errors import ConfigError, MissingExtraError
+from ...common.errors import ConfigError, MissingExtraError, UserError
 from ...common.files import write_atomic
 from ..decoding.options import Options
 from ..device_file import DeviceFile
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 agent = typer.Typer(
     help="Draft, learn and serve the programs of this device, in one process.",
-    epilog="Example: fleetdraft agent start my-device",
+    epilog="Example: fleetdraft agent init my-device; then 'start', 'generate' and 'status', each with my-device",
     no_args_is_help=True,
 )
 
@@ -42,7 +42,7 @@ state = "state"    # what it learns; see: fleetdraft state
 [generation]
 max_new_tokens = 64
 
-# Training for a fleet, once the user has opted in: fleetdraft agent participate in
+# Training for a fleet, once the user has opted in: fleetdraft agent participate DIR in, where DIR is this folder
 [eligibility.fleet]
 charging = true
 idle_s = 60
@@ -65,14 +65,20 @@ def init(
     bundle: BundleOption = EMBEDDED,
     name: Annotated[str, typer.Option("--name", help="A pseudonym of the device.")] = "device",
 ) -> None:
-    """Makes settings for an agent; to take part in a fleet as well, begin with fleetdraft node init.
+    """Makes settings for an agent.
+
+    To take part in a fleet as well, begin with fleetdraft node init.
 
     Example:
 
       fleetdraft agent init my-device --target spm
     """
     if (folder / "device.toml").exists():
-        raise ConfigError(f"{folder} holds a device already; add [agent] to its device.toml")
+        has_agent = _opened(folder).table.agent is not None
+        now = (
+            f"start its agent with: fleetdraft agent start {folder}" if has_agent else "add [agent] to its device.toml"
+        )
+        raise ConfigError(f"{folder} holds a device already; {now}")
     where = bundle if bundle == EMBEDDED else bundle.absolute()
     from ..bundle import Bundle
 
@@ -88,7 +94,9 @@ def init(
 
 @agent.command()
 def start(device: _Device) -> None:
-    """Serves in the foreground until Ctrl-C or SIGTERM; texts under way may end then.
+    """Serves in the foreground until Ctrl-C or SIGTERM.
+
+    Texts under way have drain_s seconds of device.toml to end then.
 
     Example:
 
@@ -130,14 +138,16 @@ def participate(
     device: _Device,
     how: Annotated[str, typer.Argument(metavar="in|out", help="Whether to train for the fleet.")],
 ) -> None:
-    """Opts in to training for the fleet, or out, which ends training under way.
+    """Opts in to training for the fleet, or out.
+
+    To opt out ends training under way.
 
     Example:
 
       fleetdraft agent participate my-device in
     """
     if how not in ("in", "out"):
-        raise ConfigError(f"the answer is {how!r}, expected in or out")
+        raise ConfigError(f"in|out is {how!r}, expected in or out")
     connection, wire = _client()
     with connection.connected(_opened(device)) as stub:
         asked = wire.ParticipateRequest(participate=how == "in")
@@ -151,20 +161,27 @@ def purge(
     lessons: Annotated[bool, typer.Option("--lessons", help="Only what was written from texts one by one.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Forgets everything that was learned, and the consent; or the lessons alone.
+    """Forgets what was learned, or the lessons alone.
+
+    With everything that was learned goes the consent.
 
     Example:
 
       fleetdraft agent purge my-device --lessons --yes
     """
     settings = _opened(device)
-    if not yes and not typer.confirm(f"Forget {'the lessons' if lessons else 'everything learned'} of this device?"):
+    if not yes and not _confirmed(f"Forget {'the lessons' if lessons else 'everything learned'} of this device?"):
         typer.echo("nothing forgotten")
         return
     connection, wire = _client()
-    with connection.connected(settings) as stub:
-        what = wire.PurgeRequest.TEXTS if lessons else wire.PurgeRequest.ALL
-        freed = stub.Purge(wire.PurgeRequest(what=what), timeout=connection.CALL_S).freed_bytes
+    what = wire.PurgeRequest.TEXTS if lessons else wire.PurgeRequest.ALL
+    try:
+        with connection.connected(settings) as stub:
+            freed = stub.Purge(wire.PurgeRequest(what=what), timeout=connection.CALL_S).freed_bytes
+    except connection.NoAgentError as error:
+        directory = settings.folder / settings.agent.state
+        alone = f"fleetdraft state purge {directory}{' --lessons' if lessons else ''}"
+        raise UserError(f"{error}; or, without an agent: {alone}") from error
     typer.echo(f"forgotten: {freed} bytes")
 
 
@@ -174,7 +191,9 @@ def release(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A release: an adapter directory of the fleet.")],
     number: Annotated[int, typer.Option("--number", min=0, help="The release's number, for the status.")] = 0,
 ) -> None:
-    """Puts a release of the fleet in force, beside what the device learned itself.
+    """Puts a release of the fleet in force.
+
+    What the device learned itself is beside it.
 
     Example:
 
@@ -187,7 +206,7 @@ def release(
     found = settings.bundle.adapter(adapter)
     with connection.connected(settings) as stub:
         reply = pull(stub, number, found, settings.bundle.base)
-    typer.echo(f"the release is in force ({reply.what})" if reply.changed else f"nothing changed: {reply.what}")
+    typer.echo(f"the release is in force; {reply.what}" if reply.changed else f"nothing changed: {reply.what}")
 
 
 @agent.command()
@@ -210,15 +229,32 @@ def generate(
     connection, wire = _client()
     options = wire.Options(temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, draft_tokens=draft_tokens)
     with connection.connected(_opened(device)) as stub:
+        call = stub.Generate(wire.GenerateRequest(prompt=prompt, target=target, options=options))
         before = prompt
-        for event in stub.Generate(wire.GenerateRequest(prompt=prompt, target=target, options=options)):
-            print(before, event.piece, sep="", end="", flush=True)
-            before = ""
-        print()
+        try:
+            for event in connection.text_events(call):
+                print(before, event.piece, sep="", end="", flush=True)
+                before = ""
+        finally:
+            if not before:
+                print()  # a text that is cut ends its line too
 
 
 def _opened(path: Path) -> DeviceFile:
     return DeviceFile.open(path / "device.toml" if path.is_dir() else path)
+
+
+def _confirmed(question: str) -> bool:
+    """Whether the user says yes.
+
+    Raises:
+      UserError: there was no answer.
+    """
+    try:
+        return typer.confirm(question)
+    except typer.Abort as error:
+        print()  # the answer's line has no end yet
+        raise UserError("nothing forgotten; use --yes to be asked nothing") from error
 
 
 def _client():  # type: ignore[no-untyped-def]
@@ -240,11 +276,11 @@ def _say(line: str) -> None:
 
 def _print_status(reply: "device_pb2.StatusReply") -> None:
     print(f"drafter   {reply.base[:12]}, release {reply.release} {reply.release_digest[:12] or '(none)'}")
-    print(f"texts     {reply.texts_active} written, {reply.texts_waiting} waiting")
+    print(f"texts     {reply.texts_active} under way, {reply.texts_waiting} waiting")
     for each in reply.targets:
         counted = each.counters
-        rate = counted.accepted / counted.drafted if counted.drafted else 0.0
-        print(f"target    {each.name}: {counted.prompts} texts, {counted.tokens} tokens, acceptance {rate:.3f}")
+        rate = f"{counted.accepted / counted.drafted:.3f}" if counted.drafted else "–"
+        print(f"target    {each.name}: {counted.prompts} texts, {counted.tokens} tokens, acceptance {rate}")
     print(f"learning  {reply.lessons} lessons, {reply.training_steps} steps; {_why(reply.learning_refusals)}")
     print(f"fleet     {'training now' if reply.training else _why(reply.refusals)}")
     for decision in reply.decisions[-5:]:
@@ -254,4 +290,4 @@ def _print_status(reply: "device_pb2.StatusReply") -> None:
 
 def _why(refusals: "object") -> str:
     lines = list(refusals)  # type: ignore[call-overload]
-    return "rests: " + "; ".join(lines) if lines else "may train"
+    return "\n            ".join(["rests:", *lines]) if lines else "may train"

@@ -13,19 +13,13 @@ from ...common.metrics import DraftCounters
 from ...common.progress import progress
 from ..bundle import Bundle
 from ..decoding.options import Options
-from ..guarding.personal import Choice, Rebased
+from ..guarding.personal import Rebased
 from ..online.course import Course
 from ..online.fleet_adapter import plain
 from ..online.online import OnlineConfig, OnlinePair
 from ..pair import Pair
 from ..prompts import Prompt
 from ..state.state import State
-
-_REBASED: dict[Choice, str] = {
-    "carry": "what this device learned stays as it is beside it",
-    "keep": "what this device learned makes up for the difference to the last one",
-    "drop": "what this device learned is dropped, and learning begins anew beside it",
-}
 
 
 class Stderr:
@@ -80,7 +74,7 @@ def learning_pair(
 def _release_in_force(rebased: Rebased) -> str:
     if rebased.choice == "carry" and plain(rebased.adapters.personal).changes_nothing:
         return "a release is in force; on this device nothing was learned yet"
-    return f"a release is in force; {_REBASED[rebased.choice]} ({rebased.why})"
+    return f"a release is in force; {rebased.line}"
 
 
 def adapt_on(

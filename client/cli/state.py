@@ -16,7 +16,11 @@ from ...common.metrics import DraftCounters
 from ..state import state as storage
 from ..state.state import COUNTERS, State, StoredRow
 
-state = typer.Typer(help="Show or purge what this device has learned.", no_args_is_help=True)
+state = typer.Typer(
+    help="Show or purge what this device has learned.",
+    epilog="Example: fleetdraft state show my-state",
+    no_args_is_help=True,
+)
 
 _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The directory of the state.")]
 _NEWEST = 10
@@ -58,7 +62,7 @@ def purge(
     """Deletes what was learned, and overwrites where it was.
 
     All of it is made from the user's texts: adapters, optimiser, lessons, n-grams, counters, decisions. Files that were
-    set aside go as well.
+    set aside go as well, and an agent's consent to train for a fleet.
 
     Examples:
 

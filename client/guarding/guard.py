@@ -270,7 +270,7 @@ class Guard(Generic[A]):
         turn = trial.is_suspects_turn
         trial.add(tally)
         if trial.is_even and trial.chance <= self._config.significance:
-            self._roll_back(f"{_compared(trial)}: as few by chance once in {1 / trial.chance:.3g}")
+            self._roll_back(f"{_compared(trial)}: {_by_chance(trial)}")
         elif trial.is_over(self._config.significance):
             self._keep(trial)
         elif trial.is_suspects_turn != turn:
@@ -287,8 +287,7 @@ class Guard(Generic[A]):
     def _keep(self, trial: Trial) -> None:
         """The newest stays; at least as good in a trial that could have told, it is the reference too."""
         told = trial.can_tell(self._config.significance)
-        chance = f"as few by chance once in {1 / trial.chance:.3g}"
-        why = chance if told else "too little is accepted to tell; the text or both adapters are to blame"
+        why = _by_chance(trial) if told else "too little is accepted to tell; the text or both adapters are to blame"
         self._decide("kept", f"{_compared(trial)}: {why}")
         better = told and trial.suspect.acceptance >= trial.good.acceptance
         self._refer_to(self._newest if better else self._good, trial.good + trial.suspect)
@@ -373,3 +372,7 @@ def _evidence(tally: Tally, level: float) -> float:
 
 def _compared(trial: Trial) -> str:
     return f"{trial.suspect} beside {trial.good} of the last good adapter"
+
+
+def _by_chance(trial: Trial) -> str:
+    return f"chance alone gives as few in {100 * trial.chance:.3g} % of such trials"

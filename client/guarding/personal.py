@@ -133,6 +133,11 @@ class StepBeside:
 
 Choice = Literal["carry", "keep", "drop"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+_BECAME: dict[Choice, str] = {
+    "carry": "what this device learned stays as it is beside it",
+    "keep": "what this device learned makes up for the difference to the last one",
+    "drop": "what this device learned is dropped, and learning begins anew beside it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +157,14 @@ class Rebased:
     def why(self) -> str:
         """The figures in a line."""
         if not self.losses:
-            return "no lessons to judge by"
+            return "untested: there are no lessons to try it on"
         figures = ", ".join(f"{choice} {loss:.4g}" for choice, loss in self.losses.items())
         return f"mean loss on own lessons: {figures}"
+
+    @property
+    def line(self) -> str:
+        """What became of the personal adapter beside the release, and why, for a person."""
+        return f"{_BECAME[self.choice]} ({self.why})"
 
 
 def rebase(adapters: TwoAdapters, release: LoraAdapter, judge: Judge, seed: int) -> Rebased:

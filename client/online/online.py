@@ -359,8 +359,8 @@ class OnlinePair:
         """A release that was weighed, with the own adapter beside it; all as one."""
         self._learner.rollback(own)  # a step under way, beside the old release, comes to nothing
         self._made.clear()
-        why = f"{rebased.choice}: {rebased.why}"
-        self._journal.add(Decision(what="re-based on a release", why=why, at_block=self._counters.blocks))
+        decision = Decision(what="re-based on a release", why=rebased.line, at_block=self._counters.blocks)
+        self._journal.add(decision)
         self._guard.supersede(self._fleet.beside(own))
         self._keep(learner=True, shared=self._fleet.shared)
         self._tell()

@@ -23,7 +23,7 @@ def state(tmp_path: Path) -> Iterator[State]:
 
 def made(state: State, refusals: Callable[[], tuple[str, ...]] = tuple) -> FleetTraining:
     """One whose user has opted in."""
-    fleet = FleetTraining(state, refusals, lambda _: None)
+    fleet = FleetTraining(state, refusals, lambda _: None, state.path.parent)
     fleet.participate(True)
     return fleet
 
