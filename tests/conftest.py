@@ -1,5 +1,6 @@
 """Fixtures of the whole suite."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Tests speak gRPC in the process in which others let Flower fork; gRPC would say something on stderr at each fork.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,6 +30,7 @@ from ...common.messages import Identity, Release, SumTerms, TrainTask, Update
 from ...common.progress import progress
 from ...common.records import decode_update, encode_request
 from ...server.aggregation.mean import WeightedMean
+from ...server.deployment.tls import make_certificates
 from ...server.gateway.ask import records_of, records_to_bytes
 from ...server.gateway.database import open_database
 from ...server.gateway.figures import of_cohort
@@ -77,7 +78,7 @@ class Bench:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        (folder / "ca.pem").write_text("no SuperLink here")
+        make_certificates(folder, [])  # of a SuperLink that is never asked
         wanted = max(1, int(table.phones / _OVER_SELECTION))
         self.gateway = make_gateway(
             folder / "g", name="gate", server="127.0.0.1:1", authority=folder / "ca.pem", host="127.0.0.1", port=port,

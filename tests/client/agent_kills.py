@@ -131,10 +131,10 @@ def killed(folder: Path, times: int, longest_s: float, seed: int = 1) -> tuple[S
 
         command = [sys.executable, TOLD, "agent", "start", str(settings.path)]
         kill_at_random_moments(command, times, longest_s, seed, check)
-        for more in range(_MOST_MORE):  # a slow machine needs more lives for an update
+        for more in range(1, 1 + _MOST_MORE):  # a slow machine needs more and longer lives for an update
             if load.updates:
                 break
-            kill_at_random_moments(command, 2, longest_s, seed + more + 1, check)
+            kill_at_random_moments(command, 2, (1 + more) * longest_s, seed + more, check)
     return seen, load
 
 
@@ -153,7 +153,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=50)
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds until the latest kill")
+    parser.add_argument("--longest", type=float, default=9.0, help="seconds until the latest kill")
     parser.add_argument("--seed", type=int, default=1)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def test_one_that_holds_the_marker_is_replaced_with_all_that_is_in_it(tmp_path: 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("precious")
-    with pytest.raises(UserError, match="is a file, expected a new directory"):
+    with pytest.raises(UserError, match="is a file, expected a directory, new or"):
         write(tmp_path / "d", "new")
     assert content(tmp_path) == {"d": "precious"}
 
