@@ -12,7 +12,7 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    because the reference stays behind: the adapter that began a window takes its place only when that window and its own
    blocks of it, at least ``least_blocks``, were accepted at least as much. So the level never follows a decline. A
    reference that was seen for less than ``least_blocks`` blocks has no level: then a newer adapter goes on trial at
-   once.
+   once, and so does one that the learner did not make (a release) where there are too few lessons to judge it.
 3. *Hearing.* When the sum passes log(``odds``), the judge is asked again; now worse by however little counts.
 4. *Trial.* Otherwise both take turns on the running text (``trial.py``), for there nothing else can tell a bad adapter
    from a new subject. Each turn costs the drafter one reading of its context. The newest is rolled back as soon as
@@ -20,8 +20,9 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    little with a probability of at most ``significance``. Else it is kept, the level becomes what both had on this text,
    and the trial says which of the two is the reference now.
 
-With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a fall of level p to 0
-is heard in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for 0.25, 71 for 0.1. A
+With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a trial finds it in 16
+to 32 blocks at p of 0.4 and more, up to three times as many below; of what the learner made, a fall of level p to 0 is
+heard first, in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for 0.25, 71 for 0.1. A
 trial then takes 16 to 32 more; where less than a third of the proposals is accepted, or the two are near to each other,
 up to three times that. At a level of 0.1 every other one ends in a rollback, at 0.05 hardly any.
 
@@ -167,23 +168,18 @@ class Guard(Generic[A]):
         """Puts a newer adapter in force, or after the trial if there is one and it ends well; or rolls it back."""
         if self._trial is not None:
             self._waiting = adapter
-            return
-        if self._newest is self._good:
-            self._inherit(adapter)
-            self._sum = 0.0
-        self._newest = adapter
-        if why := self._unusable(adapter) or self._worse(_CLEAR):
-            self._roll_back(f"{why}; found before it drafted")
-        elif self.level.blocks < self._config.least_blocks:
-            self._begin_trial()
         else:
-            self._put(adapter)
+            self._enter(adapter, on_trial=self._knows_little)
 
     def supersede(self, adapter: A) -> None:
-        """As ``changed``, by one that was not made from the newest: what was found of that is forgotten."""
+        """As ``changed``, by one that was not made from the newest: what was found of that is forgotten.
+
+        Nor was it made from this device's text: where the judge cannot tell, it goes on trial at once.
+        """
         self._trial = self._waiting = None
         self._newest = self._good
-        self.changed(adapter)
+        told = self._can_judge or self.level.acceptance < _TELLING_LEVEL
+        self._enter(adapter, on_trial=self._knows_little or not told)
 
     def observe(self, outcome: Outcome) -> None:
         """Takes note of a block; call it after each, ``changed`` only between two."""
@@ -208,6 +204,25 @@ class Guard(Generic[A]):
             "trial": trial,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
+
+    # --- entry ------------------------------------------------------------------------------------------------
+
+    def _enter(self, adapter: A, on_trial: bool) -> None:
+        if self._newest is self._good:
+            self._inherit(adapter)
+            self._sum = 0.0
+        self._newest = adapter
+        if why := self._unusable(adapter) or self._worse(_CLEAR):
+            self._roll_back(f"{why}; found before it drafted")
+        elif on_trial and adapter is not self._good:
+            self._begin_trial()
+        else:
+            self._put(adapter)
+
+    @property
+    def _knows_little(self) -> bool:
+        """Whether the reference was seen too little to have a level."""
+        return self.level.blocks < self._config.least_blocks
 
     # --- watching ---------------------------------------------------------------------------------------------
 
@@ -253,6 +268,12 @@ class Guard(Generic[A]):
             self._roll_back(f"{self._window} where {level:.2f} were before, and {why}")
         else:
             self._begin_trial()
+
+    @property
+    def _can_judge(self) -> bool:
+        """Whether the judge has lessons enough to find an adapter worse that is worse on all of them."""
+        lessons = len(self._judge(self._good)) if self._judge else 0
+        return chance_of_more(lessons, lessons) <= self._config.significance
 
     def _worse(self, share: float) -> str:
         """On how many lessons the newest keeps less than ``share`` of what the reference keeps; empty if by chance."""

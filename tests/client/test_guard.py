@@ -75,6 +75,37 @@ def test_an_adapter_of_which_nothing_is_accepted_is_rolled_back_within_50_blocks
     assert device.decided() == ["rolled back"]
 
 
+@pytest.mark.parametrize("level", [0.4, 0.5, 0.7])
+@pytest.mark.parametrize("lessons", [0, 5])
+def test_a_release_that_no_lesson_can_judge_is_on_trial_at_once(level: float, lessons: int) -> None:
+    """Of a hundred that are poisoned at most five draft for more than fifty blocks, of as many good ones five go."""
+    late = gone = 0
+    for seed in range(100):
+        device = Device({"good": level, "bad": 0.0, "as good": level}, seed, lambda _: [0.5] * lessons)
+        device.run(64)
+        device.guard.supersede("bad")
+        assert device.guard.on_trial
+        device.run(50)
+        late += not device.rolled_back
+        device.guard.supersede("as good")
+        known = len(device.rolled_back)
+        device.run(96)
+        gone += len(device.rolled_back) > known
+    assert late <= 5
+    assert gone <= 5
+
+
+def test_a_release_is_watched_without_a_trial_where_lessons_judge_or_nothing_is_accepted() -> None:
+    judged = Device({"good": 0.7, "release": 0.7}, 0, lambda _: [0.5] * 6)
+    hopeless = Device({"good": 0.02, "release": 0.02})
+    itself = Device({"good": 0.7})
+    for device, name in ((judged, "release"), (hopeless, "release"), (itself, "good")):
+        device.run(64)
+        device.guard.supersede(name)
+        assert not device.guard.on_trial
+        assert device.in_force == name
+
+
 @pytest.mark.parametrize("level", [0.02, 0.3, 0.9])
 def test_with_six_lessons_an_adapter_that_keeps_no_drafts_never_drafts(level: float) -> None:
     device = Device({"good": level, "bad": 0.0}, 0, lambda name: [1 - device.rates[name]] * 6)
