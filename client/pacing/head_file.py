@@ -68,6 +68,7 @@ def fill(own: NDArray[Any], name: str, arrays: Arrays) -> None:
     """
     if arrays[name].shape != own.shape:
         raise ValueError(f"{name} has shape {arrays[name].shape}, expected {own.shape}")
-    if not np.isfinite(arrays[name]).all():
+    with np.errstate(over="ignore"):
+        own[:] = arrays[name]
+    if not np.isfinite(own).all():
         raise ValueError(f"{name} has values that are not finite")
-    own[:] = arrays[name]

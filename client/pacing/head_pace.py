@@ -46,6 +46,8 @@ _SUREST = 4.0
 _MOST_AHEAD = 8
 """Proposals that are looked ahead at most."""
 _PRIOR, _PRIOR_BLOCKS = 0.6, 8
+_UNSETTLED_BLOCKS, _PRICED_BLOCKS = 32, 8
+"""Blocks of which each gives new prices, and between two later times: they hardly change by then."""
 _TRAIN_ROWS = 4
 """Boundaries between two trainings."""
 
@@ -115,7 +117,8 @@ class CostAware:
         self._timings, self._acceptance = Timings(), Mean()
         self._tokens, self._seconds = Mean(), Mean()
         self._prices: _Prices | None = None
-        """Until the next block is noted; None before anything is measured."""
+        """None before anything is measured."""
+        self._noted = 0
 
     def gain(self, survival: float, acceptance: float, proposed: int, left: int, limit: int) -> float:
         if (prices := self._prices) is None:
@@ -148,7 +151,9 @@ class CostAware:
         if cost.reading_s > 0:
             self._tokens.add(len(outcome.tokens))
             self._seconds.add_time(cost.seconds)
-        if self._timings.drafted and self._seconds.value > 0:
+        self._noted += 1
+        due = self._prices is None or self._noted <= _UNSETTLED_BLOCKS or not self._noted % _PRICED_BLOCKS
+        if due and self._timings.drafted and self._seconds.value > 0:
             self._prices = self._priced()
 
     def _priced(self) -> _Prices:

@@ -30,7 +30,7 @@ from .acceptance_head import PRIOR
 from .boundary import Boundary
 from .head_file import fill, head_bytes, head_read
 
-Doubles = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 WIDEST = 256
 """Numbers of a state that the head weighs."""
@@ -88,40 +88,43 @@ class LogisticHead:
             )
         self.hidden_size, self._config = hidden_size, config or LogisticConfig()
         width, c = min(hidden_size, WIDEST), self._config
-        self._variances = np.array([c.state_variance] * width + [c.sureness_variance, c.constant_variance])
-        self._weights, self._covariance = np.zeros(width + 2), np.diag(self._variances)
+        variances = [c.state_variance] * width + [c.sureness_variance, c.constant_variance]
+        self._variances = np.array(variances, np.float32)
+        self._weights, self._covariance = np.zeros(width + 2, np.float32), np.diag(self._variances)
         self._weights[-1] = _PRIOR_LOGIT
         self._work = np.empty_like(self._covariance)
         """For what is to be taken from C: a new array of this size would be new pages of memory each time."""
         self.seen = 0
         """Verdicts learned so far."""
-        self._pending = deque[tuple[Doubles, float]](maxlen=self._config.pending)
+        self._pending = deque[tuple[Floats, float]](maxlen=self._config.pending)
         self._passed = 0
         """Boundaries since the last relaxation."""
 
-    def see(self, boundary: Boundary) -> Doubles:
-        """float64 (min(hidden size, ``WIDEST``) + 2,): x at a boundary; where the drafter gives no numbers, zeros."""
-        state = boundary.hidden.astype(np.float64)  # the square of a large number is no float32
-        square = float(state @ state)
+    def see(self, boundary: Boundary) -> Floats:
+        """float32 (min(hidden size, ``WIDEST``) + 2,): x at a boundary; where the drafter gives no numbers, zeros."""
+        wide = boundary.hidden.astype(np.float64)  # the square of a large number is no float32
+        square = float(wide @ wide)
         if not math.isfinite(square):
             return np.zeros_like(self._weights)
-        state /= math.sqrt(square / len(state)) or 1.0
-        if len(state) > WIDEST:
-            state = state @ _projection(len(state))
-        return np.concatenate((state, (_sureness(boundary.row), 1.0)))
+        wide /= math.sqrt(square / len(wide)) or 1.0
+        if len(wide) > WIDEST:
+            wide = wide @ _projection(len(wide))
+        x = np.empty_like(self._weights)
+        x[:-2], x[-2], x[-1] = wide, _sureness(boundary.row), 1.0
+        return x
 
-    def __call__(self, x: Doubles) -> float:
+    def __call__(self, x: Floats) -> float:
         """P(the next proposal is accepted), given that those before it are."""
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, float(self._weights @ x)))))
 
-    def doubt(self, x: Doubles) -> float:
+    def doubt(self, x: Floats) -> float:
         """Standard deviation of the logit of that probability."""
         return math.sqrt(max(0.0, float(x @ self._spread(x))))
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def observe(self, seen: Sequence[Doubles], labels: Iterable[float]) -> None:
+    def observe(self, seen: Sequence[Floats], labels: Iterable[float]) -> None:
         """Keeps what became of the proposals behind boundaries until ``train``: min(1, p / r) of the first ones."""
         self._passed += len(seen)
         self._pending.extend(zip(seen, labels, strict=False))
@@ -136,7 +139,7 @@ class LogisticHead:
             self._passed = 0
         return loss / max(1, count)
 
-    def _learn(self, x: Doubles, label: float) -> float:
+    def _learn(self, x: Floats, label: float) -> float:
         p = self(x)
         s = max(p * (1 - p), _SUREST)
         spread = self._spread(x)
@@ -146,9 +149,9 @@ class LogisticHead:
         self.seen += 1
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
-    def _spread(self, x: Doubles) -> Doubles:
-        """C x without BLAS, whose threads would go on spinning for a while, on the cores that the target needs next."""
-        spread: Doubles = np.einsum("ij,j->i", self._covariance, x)
+    def _spread(self, x: Floats) -> Floats:
+        """C x row by row: BLAS would start threads for all at once, and they spin on the cores that the target needs."""
+        spread: Floats = np.vecdot(self._covariance, x)
         return spread
 
     def _relax(self, share: float) -> None:
@@ -175,7 +178,7 @@ class LogisticHead:
             about,
             weights=self._weights,
             covariance=self._covariance,
-            inputs=np.array([x for x, _ in waiting]).reshape(len(waiting), len(self._weights)),
+            inputs=np.array([x for x, _ in waiting], np.float32).reshape(len(waiting), len(self._weights)),
             labels=np.array([label for _, label in waiting]),
         )
 
@@ -191,7 +194,8 @@ class LogisticHead:
             head = cls(hidden_size, LogisticConfig(**about["config"]))
             fill(head._weights, "weights", arrays)
             fill(head._covariance, "covariance", arrays)
-            inputs, labels = np.zeros((len(arrays["labels"]), len(head._weights))), np.zeros(len(arrays["labels"]))
+            count = len(arrays["labels"])
+            inputs, labels = np.zeros((count, len(head._weights)), np.float32), np.zeros(count)
             fill(inputs, "inputs", arrays)
             fill(labels, "labels", arrays)
             head.seen = int(about["seen"])
@@ -201,7 +205,7 @@ class LogisticHead:
 
 
 @cache
-def _projection(size: int) -> Doubles:
+def _projection(size: int) -> NDArray[np.float64]:
     """(size, WIDEST): keeps the size of what it is given."""
     return np.random.default_rng(_PROJECTION_SEED).standard_normal((size, WIDEST)) / math.sqrt(WIDEST)
 
