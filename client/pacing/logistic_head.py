@@ -150,7 +150,7 @@ class LogisticHead:
         return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
     def _spread(self, x: Floats) -> Floats:
-        """C x row by row: BLAS would start threads for all at once, and they spin on the cores that the target needs."""
+        """C x row by row: BLAS would start threads for it all, and they spin on the cores that the target needs."""
         spread: Floats = np.vecdot(self._covariance, x)
         return spread
 
