@@ -121,7 +121,10 @@ class Agent:
             return False, "it did harm here before"
         if rebased is not None or head.number:  # also after a kill between the release and its number
             self._state.put(_RELEASE, json.dumps({"number": head.number, "digest": head.digest}).encode())
-        return (False, "it is in force already") if rebased is None else (True, rebased.line)
+        if rebased is None:
+            return False, "it is the newest already"
+        trial = "; it is on trial beside the last good adapter" if self.engine.on_trial else ""
+        return True, rebased.line + trial
 
     @property
     def release(self) -> tuple[int, str]:

@@ -186,6 +186,11 @@ class Engine:
         with self._changing:
             return self._learning.take_release(release)
 
+    @property
+    def on_trial(self) -> bool:
+        """See ``OnlinePair.on_trial``."""
+        return self._learning.on_trial
+
     def purge(self, everything: bool) -> int:
         """Deletes the lessons, or all that was learned; ends the texts that teach. Bytes that are free now.
 

@@ -191,7 +191,7 @@ def release(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A release: an adapter directory of the fleet.")],
     number: Annotated[int, typer.Option("--number", min=0, help="The release's number, for the status.")] = 0,
 ) -> None:
-    """Puts a release of the fleet in force.
+    """Puts a release of the fleet in force, on trial where the lessons here cannot judge it.
 
     What the device learned itself is beside it.
 
@@ -206,7 +206,7 @@ def release(
     found = settings.bundle.adapter(adapter)
     with connection.connected(settings) as stub:
         reply = pull(stub, number, found, settings.bundle.base)
-    typer.echo(f"the release is in force; {reply.what}" if reply.changed else f"nothing changed: {reply.what}")
+    typer.echo(f"the release is taken: {reply.what}" if reply.changed else f"nothing changed: {reply.what}")
 
 
 @agent.command()

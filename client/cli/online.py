@@ -67,14 +67,15 @@ def learning_pair(
         OnlinePair(pair, state, bundle.adapter(), config, stderr.say) as online,
     ):
         if release is not None and (rebased := online.take_release(release)) is not None:
-            stderr.say(_release_in_force(rebased))
+            stderr.say(_release_taken(rebased, online.on_trial))
         yield online, state
 
 
-def _release_in_force(rebased: Rebased) -> str:
+def _release_taken(rebased: Rebased, on_trial: bool) -> str:
+    where = "on trial beside the last good adapter" if on_trial else "in force"
     if rebased.choice == "carry" and plain(rebased.adapters.personal).changes_nothing:
-        return "a release is in force; on this device nothing was learned yet"
-    return f"a release is in force; {rebased.line}"
+        return f"a release is {where}; on this device nothing was learned yet"
+    return f"a release is {where}; {rebased.line}"
 
 
 def adapt_on(

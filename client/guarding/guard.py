@@ -12,7 +12,8 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    because the reference stays behind: the adapter that began a window takes its place only when that window and its own
    blocks of it, at least ``least_blocks``, were accepted at least as much. So the level never follows a decline. A
    reference that was seen for less than ``least_blocks`` blocks has no level: then a newer adapter goes on trial at
-   once, and so does one that the learner did not make (a release) where there are too few lessons to judge it.
+   once, and so does one that the learner did not make (a release) where there are too few lessons to judge it and the
+   level is 0.1 or more.
 3. *Hearing.* When the sum passes log(``odds``), the judge is asked again; now worse by however little counts.
 4. *Trial.* Otherwise both take turns on the running text (``trial.py``), for there nothing else can tell a bad adapter
    from a new subject. Each turn costs the drafter one reading of its context. The newest is rolled back as soon as
@@ -20,11 +21,11 @@ It sees outcomes of blocks and knows adapters only as values to put in force. In
    little with a probability of at most ``significance``. Else it is kept, the level becomes what both had on this text,
    and the trial says which of the two is the reference now.
 
-With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a trial finds it in 16
-to 32 blocks at p of 0.4 and more, up to three times as many below; of what the learner made, a fall of level p to 0 is
-heard first, in about log(odds) / log((1 - p/4) / (1 - p)) blocks: 5 for p = 0.7, 10 for 0.5, 25 for 0.25, 71 for 0.1. A
-trial then takes 16 to 32 more; where less than a third of the proposals is accepted, or the two are near to each other,
-up to three times that. At a level of 0.1 every other one ends in a rollback, at 0.05 hardly any.
+With six lessons an adapter of whose drafts none would be kept never comes into force. Without, a trial finds it, in 16
+to 32 blocks at a level p of 0.4 and more, in up to 96 where less is accepted or the two are near to each other. What
+the learner made is heard first: a fall of p to 0 in about log(odds) / log((1 - p/4) / (1 - p)) blocks, 5 for p = 0.7,
+10 for 0.5, 25 for 0.25, 71 for 0.1. Of single trials at a level of 0.1 every other one ends in a rollback, at 0.05
+hardly any; the next one is heard again. ``simulations/bench/guard.py`` measures all of that.
 
 What it cannot see: blocks that draft nothing (a trial waits for drafts, see ``trying_pace.py``); an acceptance that
 falls by less than about two fifths, until more is added; a bad adapter that came with a text as much easier; without a

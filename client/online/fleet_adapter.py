@@ -111,13 +111,13 @@ class FleetAdapter:
             return (own if self.shared.changes_nothing else self.shared), 0.0
         return self.beside(own).both.cut(self.shared.layout)
 
-    def take(self, release: LoraAdapter, own: LoraAdapter, seed: int) -> tuple[LoraAdapter, Rebased]:
-        """Holds a release from now on; (the own adapter beside it, how that was chosen).
+    def take(self, release: LoraAdapter, before: InForce, seed: int) -> tuple[LoraAdapter, Rebased]:
+        """Holds a release from now on, instead of what was before; (the own adapter beside it, how that was chosen).
 
         Raises:
           ModelError: the release is of another drafter.
         """
-        rebased = rebase(_two(self.shared, own), release, self._losses, seed)
+        rebased = rebase(_two(before.shared, before.own), release, self._losses, seed)
         self.shared = release
         return plain(rebased.adapters.personal), rebased
 

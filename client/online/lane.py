@@ -47,6 +47,8 @@ class Lane:
         """Of its acceptance heads, as ``keep`` found them."""
         self.decisions: tuple[Decision, ...] = ()
         """Of its stop-losses, likewise."""
+        self.alone_tokens_per_s: float | None = None
+        """Of its target without a drafter, likewise; None where no controller measured it."""
         self.keep()
 
     @property
@@ -63,3 +65,4 @@ class Lane:
     def keep(self) -> None:
         """Notes what others may read; on the thread that writes the lane's text, between two blocks."""
         self.head, self.decisions = self.controllers.to_bytes(), self.controllers.decisions
+        self.alone_tokens_per_s = self.controllers.alone_tokens_per_s

@@ -320,16 +320,23 @@ class OnlinePair:
     # --- adapters ---------------------------------------------------------------------------------------------
 
     @property
-    def in_force(self) -> LoraAdapter:
-        """Shared and personal adapter as one, of the newest that the guard knows."""
+    def newest(self) -> LoraAdapter:
+        """Shared and personal adapter as one, the newest ones; while they are on trial the last good ones draft too."""
         return self._guard.newest.both
 
+    @property
+    def on_trial(self) -> bool:
+        """Whether the newest adapters draft in turns with the last good ones until the guard chooses."""
+        return self._guard.on_trial
+
     def as_adapter(self) -> tuple[LoraAdapter, float]:
-        """What is in force in the layout of a release, and what that lacks; see ``FleetAdapter.cut``."""
+        """The newest in the layout of a release, and what that lacks; see ``FleetAdapter.cut``."""
         return self._fleet.cut(self._guard.newest.own)
 
     def take_release(self, release: LoraAdapter) -> Rebased | None:
-        """Puts a new shared adapter in force; the personal one is re-based (``personal.rebase``). One call at a time.
+        """Takes a new shared adapter, in force or on trial; the personal one is re-based (``personal.rebase``).
+
+        One call at a time.
 
         The guard watches both as one: if they do harm, the release before comes back with the last good adapter, and
         this one is refused from then on. Texts go on meanwhile and have the new adapters from a block on; while the
@@ -347,13 +354,16 @@ class OnlinePair:
                 return None
             self._watching = False
         try:
-            own = self._guard.good.own if self._guard.doubts else self._learner.adapter
-            own, rebased = self._fleet.take(release, own, self.config.seed)
+            own, rebased = self._fleet.take(release, self._weighed(), self.config.seed)
             with self._lock:
                 self._put_in_force(own, rebased)
         finally:
             self._watching = True
         return rebased if self._fleet.shared is release else None
+
+    def _weighed(self) -> InForce:
+        """What a release is weighed against: the newest, or the last good ones where the newest is doubted."""
+        return self._guard.good if self._guard.doubts else self._fleet.beside(self._learner.adapter)
 
     def _put_in_force(self, own: LoraAdapter, rebased: Rebased) -> None:
         """A release that was weighed, with the own adapter beside it; all as one."""
@@ -361,7 +371,11 @@ class OnlinePair:
         self._made.clear()
         decision = Decision(what="re-based on a release", why=rebased.line, at_block=self._counters.blocks)
         self._journal.add(decision)
-        self._guard.supersede(self._fleet.beside(own))
+        made, good = self._fleet.beside(own), self._guard.good
+        self._guard.supersede(good if made.same(good) else made)
+        if self._guard.on_trial:
+            why = "too little is known here to judge it: it drafts in turns with the last good adapter"
+            self._journal.add(Decision(what="release on trial", why=why, at_block=self._counters.blocks))
         self._keep(learner=True, shared=self._fleet.shared)
         self._tell()
 
@@ -411,6 +425,7 @@ class OnlinePair:
             "draft_acceptance_rate": self._counters.draft_acceptance_rate,
             "mean_acceptance_length": self._counters.mean_acceptance_length,
             "counters": self._counters.to_json(),
+            "alone_tokens_per_s": next(filter(None, (lane.alone_tokens_per_s for lane in self._lanes.values())), None),
             "training_steps": self._learner.training.steps,
             "lessons": len(self._learner.lessons),
             "personal": self._guard.newest.own.digest,

@@ -74,8 +74,16 @@ class Controllers:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """When and why drafting was switched off and on, by all that were used, oldest first for each."""
-        losses = (pace for pace in self._paces.values() if isinstance(pace, StopLoss))
-        return tuple(decision for loss in losses for decision in loss.decisions)
+        return tuple(decision for loss in self._losses for decision in loss.decisions)
+
+    @property
+    def alone_tokens_per_s(self) -> float | None:
+        """Of the target without a drafter, as one of them measured it lately; None where none did."""
+        return next((loss.alone_tokens_per_s for loss in self._losses if loss.alone_tokens_per_s), None)
+
+    @property
+    def _losses(self) -> list[StopLoss]:
+        return [pace for pace in self._paces.values() if isinstance(pace, StopLoss)]
 
     def cost_aware(self) -> Pace:
         """``head``."""

@@ -92,6 +92,11 @@ class StopLoss:
         """Whether drafting is on, be it as a probe."""
         return self._drafting
 
+    @property
+    def alone_tokens_per_s(self) -> float | None:
+        """Of the target without a drafter, lately; None before it wrote a token."""
+        return 1 / self._alone.value if self._alone.value > 0 else None
+
     def begin(self) -> None:
         self.inner.begin()
         self._peeks_next = not self._drafting and self._waited >= _PEEK_WAIT

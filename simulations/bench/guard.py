@@ -123,7 +123,7 @@ def main(
         for name in _WAYS:
             for one in levels:
                 rows.append(_row(name, one, runs, seed))
-                advance()
+                advance(f"{name}, {one:g}")
     Console(markup=False, highlight=False).print(figures(_HEADINGS, map(_cells, rows)))
     if json_file is not None:
         write_rows(json_file, rows)

@@ -9,6 +9,7 @@ from ...client.decoding.options import Options
 from ...common.errors import ConfigError
 from ...common.toml import parse, parse_each, read_toml
 from .method import Method, learner_config, options, slug
+from .published import published
 from .sources import TaskTable
 
 Kind = Literal["table", "ranks", "losses", "temperature", "drafting", "stream"]
@@ -87,6 +88,7 @@ class Study:
         if min(self.seeds) < 0:
             raise ConfigError(f"seeds holds {min(self.seeds)}, expected numbers >= 0")
         self._check_names()
+        self._check_published()
         self._check_segments()
         for method in self.methods:
             self._check(method)
@@ -137,6 +139,19 @@ class Study:
     def _check_names(self) -> None:
         for table in ("targets", "tasks", "methods"):
             check_names(table, [each.name for each in getattr(self, table)])
+
+    def _check_published(self) -> None:
+        """A name that no figure has would leave the places beside this study's figures empty."""
+        targets, methods, tasks = map(sorted, published().names)
+        for target in self.targets:
+            if target.published:
+                _check_known(f"target {target.name!r}: published", target.published, targets)
+        for task in self.tasks:
+            if task.published:
+                _check_known(f"task {task.name!r}: published", task.published, tasks)
+        for method in self.methods:
+            for name in method.published:
+                _check_known(f"method {method.name!r}: published", name, methods)
 
     def _check_segments(self) -> None:
         if bool(self.segments) != (self.kind == "stream"):

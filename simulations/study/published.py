@@ -26,6 +26,12 @@ class Published:
     source: str
     figures: Mapping[tuple[str, str, str], PublishedFigure]
 
+    @property
+    def names(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """Of targets, methods and tasks."""
+        targets, methods, tasks = (frozenset(key[place] for key in self.figures) for place in range(3))
+        return targets, methods, tasks
+
     def figure(self, target: str, methods: Sequence[str], task: str) -> PublishedFigure | None:
         """The figure of the first of ``methods`` that there is one of."""
         found = (self.figures.get((target, method, task)) for method in methods)

@@ -127,11 +127,21 @@ def _times(own: float | None, told: float | None) -> str:
 def _speed(what: str, cells: Sequence[Cell]) -> Part:
     return Part(
         title=f"Speed: {what}",
-        hint="Tokens per second, and in brackets those over the target alone on the same prompts in turns.",
+        hint="Tokens per second, and in brackets those over the target alone on the same prompts in turns."
+        + (" In square brackets the published ones over the target alone." if any(map(_told_speedup, cells)) else ""),
         columns=("method", *_tasks(cells)),
-        rows=_by_method(cells, lambda cell: f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')}×)"),
+        rows=_by_method(
+            cells,
+            lambda cell: (
+                f"{_or_none(cell.tokens_per_s, '.0f')} ({_or_none(cell.speedup, '.2f')}×){_told_speedup(cell)}"
+            ),
+        ),
         charts=[(charts.speed_of_methods(cells, what), "Tokens per second over those of the target alone.")],
     )
+
+
+def _told_speedup(cell: Cell) -> str:
+    return f" [{cell.published.speedup:.2f}×]" if cell.published and cell.published.speedup else ""
 
 
 def _or_none(spread: Spread | None, form: str) -> str:

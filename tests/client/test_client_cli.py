@@ -251,10 +251,10 @@ def test_adapt_with_a_state_writes_its_adapter_for_a_bundle(
     release = bundle.adapter(tmp_path / "own").plus({"lora.0.q_proj.B": np.full((128, 16), 0.01, np.float32)})
     release.save(tmp_path / "release", bundle.base)
     assert main(["generate", "--prompt", "x", *state, "--adapter", str(tmp_path / "release")]) == 0
-    assert "fleetdraft: a release is in force; what this device learned " in capsys.readouterr().err
+    assert "fleetdraft: a release is on trial beside the last good adapter; what this device learned " in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "both"), "--adapter", str(tmp_path / "release")]) == 0
     heard = capsys.readouterr()
-    assert "release is in force" not in heard.err
+    assert "a release is" not in heard.err
     assert told(figures)["status"]["release"] == release.digest
     assert 0 < told(figures)["lost"] < 1
     assert f"it lacks {told(figures)['lost']:.3f} of the change" in heard.out

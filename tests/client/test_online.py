@@ -22,6 +22,7 @@ from fleetdraft.client.online.background import BackgroundConfig
 from fleetdraft.client.online.fleet_adapter import InForce
 from fleetdraft.client.online.online import OnlineConfig, OnlinePair
 from fleetdraft.client.pacing.stop_loss import StopLossConfig
+from fleetdraft.client.pair import Pair
 from fleetdraft.client.prompts import Prompt
 from fleetdraft.client.state.state import State
 from fleetdraft.common.errors import ConfigError, ContextLimitError, TrainingError, UserError
@@ -123,7 +124,9 @@ def test_a_pair_opened_again_goes_on_bit_for_bit(
 
 def test_an_acceptance_head_goes_on_where_it_was(device: Device, prompts: list[Prompt]) -> None:
     online = device.open()
+    assert online.status()["alone_tokens_per_s"] is None
     read(online, prompts[:2], replace(SHORT, controller="head"))
+    assert online.status()["alone_tokens_per_s"] > 0
     before = held(online).get("head/spm")
     device.close(online)
     again = device.open()
@@ -163,8 +166,9 @@ def test_each_decision_is_in_the_state_once_however_often_it_is_opened(device: D
     for _ in range(2):
         online = device.open()
         read(online, prompts[1:2])
-        assert [json.loads(row.data)["what"] for row in held(online).decisions()] == ["re-based on a release"]
-        assert [each["what"] for each in online.status()["decisions"]] == ["re-based on a release"]
+        decided = [json.loads(row.data)["what"] for row in held(online).decisions()]
+        assert decided == ["re-based on a release", "release on trial"]
+        assert [each["what"] for each in online.status()["decisions"]] == decided
         device.close(online)
 
 
@@ -308,18 +312,51 @@ def test_adapters_are_judged_where_they_are_trained(device: Device, prompts: lis
 # --- releases -------------------------------------------------------------------------------------------------------
 
 
-def test_a_release_is_in_force_beside_the_own_adapter_and_stays(device: Device, bundle: Bundle, prompts) -> None:
+def test_a_release_that_nothing_can_judge_drafts_in_turns_from_its_coming_on_also_after_a_kill(
+    device: Device, bundle: Bundle, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted, adapt = list[str](), Pair.adapt
+    monkeypatch.setattr(Pair, "adapt", lambda pair, both: (drafted.append(both.digest), adapt(pair, both))[1])
+    online, release = device.open(), noisy(bundle.adapter(), 0.001)
+    read(online, prompts[:2])
+    before, drafted[:] = online.newest.digest, []
+    assert online.take_release(release) is not None
+    assert online.on_trial
+    assert drafted[-1] == before != online.newest.digest
+    assert online.status()["decisions"][-1]["what"] == "release on trial"
+    device._stack.close()  # as a kill
+    again, drafted[:] = device.open(), []
+    assert again.on_trial
+    assert again.newest.digest == online.newest.digest
+    read(again, prompts[2:5])
+    assert {before, again.newest.digest} <= set(drafted)
+
+
+def test_the_last_good_release_once_more_is_on_no_trial(device: Device, bundle: Bundle, prompts: list[Prompt]) -> None:
+    """As where an operator goes back from the one that is on trial."""
+    first, second = noisy(bundle.adapter(), 0.001), noisy(bundle.adapter(), 0.002)
+    device.state.put("shared", first.to_bytes())
+    device._stack.close()
+    online = device.open()
+    online.take_release(second)
+    assert online.on_trial
+    online.take_release(first)
+    assert not online.on_trial
+    assert online.status()["release"] == first.digest
+
+
+def test_a_release_is_taken_beside_the_own_adapter_and_stays(device: Device, bundle: Bundle, prompts) -> None:
     online, release = device.open(), noisy(bundle.adapter(), 0.02)
     read(online, prompts[:2])
     rebased = online.take_release(release)
     assert rebased is not None
     assert len(rebased.losses) == 3
-    assert online.in_force.layout.rank == 2 * release.layout.rank
+    assert online.newest.layout.rank == 2 * release.layout.rank
     assert online.take_release(release) is None
-    in_force = online.in_force.digest
+    in_force = online.newest.digest
     device._stack.close()  # as a kill
     again = device.open()
-    assert (again.in_force.digest, again.status()["release"]) == (in_force, release.digest)
+    assert (again.newest.digest, again.status()["release"]) == (in_force, release.digest)
     cut, lost = again.as_adapter()
     assert cut.layout == release.layout
     assert 0 < lost < 1
@@ -350,7 +387,7 @@ def test_a_release_that_does_harm_is_rolled_back_and_not_taken_again(
     assert again.take_release(bad) is None
     assert again.status()["release"] == earlier.digest
     assert "is not taken again" in device.notices[-1]
-    assert again.in_force.digest == online.in_force.digest
+    assert again.newest.digest == online.newest.digest
 
 
 def test_without_a_release_the_own_adapter_is_what_is_in_force(device: Device, prompts: list[Prompt]) -> None:

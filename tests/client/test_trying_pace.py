@@ -14,6 +14,8 @@ from fleetdraft.client.pacing.pace import FixedPace, Pace
 from fleetdraft.client.pacing.stop_loss import StopLoss
 from fleetdraft.client.pacing.trying_pace import TryingPace
 
+Enter = Callable[[Guard[str], str], None]
+
 
 class Off:
     """A pace that drafts nothing, and remembers what it was told."""
@@ -69,8 +71,43 @@ def test_what_no_guard_asks_for_is_saved_up_to_a_burst() -> None:
     assert budgets(pace, 33) == [4] * 32 + [0]
 
 
+class Refusing(Off):
+    """A pace that would draft, but refuses each proposal, as a head that expects nothing."""
+
+    def budget(self, most: int) -> int:
+        return most
+
+
+def limited(pace: Pace, blocks: int, most: int = 8) -> list[int]:
+    """Drafter tokens of each block, where a position takes two of them if it may."""
+    found = []
+    for _ in range(blocks):
+        start, left = (), pace.budget(most)
+        proposed = ()
+        while left and (used := min(2, pace.limit(boundary(proposed, start, left)))):
+            start, proposed, left = (*start, *[1] * used), (*proposed, 1), left - used
+        found.append(len(start))
+        pace.note(block(found[-1]))
+    return found
+
+
+def boundary(proposed: tuple[int, ...], start: tuple[int, ...], left: int) -> Boundary:
+    return Boundary(proposed=proposed, start=start, left=left, least=1, rows=None)  # type: ignore[arg-type]
+
+
+def test_a_pace_that_refuses_each_proposal_is_overruled_as_one_without_a_budget() -> None:
+    undecided, inner = True, Refusing()
+    pace = TryingPace(inner, lambda: undecided)
+    assert limited(pace, 6) == [0, 0, 0, 4, 4, 4]
+    assert inner.noted == 3
+    undecided = False
+    assert limited(pace, 3) == [0, 0, 0]
+    undecided = True
+    assert sum(map(bool, limited(pace, 64))) == 29 + 1
+
+
 def guarded(
-    rates: Mapping[str, float], blocks: int, changes: Callable[[int], str | None]
+    rates: Mapping[str, float], blocks: int, changes: Callable[[int], str | None], enter: Enter = Guard[str].changed
 ) -> tuple[Guard[str], list[int], float]:
     """(the guard, at which blocks it rolled back, tokens in the time of one alone) of a stop-loss with a guard.
 
@@ -82,7 +119,7 @@ def guarded(
     seconds, tokens, left = 0.0, 0, 0
     for number in range(blocks):
         if adapter := changes(number):
-            guard.changed(adapter)
+            enter(guard, adapter)
         if left <= 0:
             left = 48
             pace.begin()
@@ -102,17 +139,19 @@ def guarded(
     return guard, back, tokens / seconds
 
 
+@pytest.mark.parametrize("enter", [Guard[str].changed, Guard[str].supersede])
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1])
-def test_a_drafter_that_is_of_no_use_costs_a_guarded_stop_loss_a_twentieth_at_most(rate: float) -> None:
-    """Though what learns makes another adapter every 192 tokens."""
+def test_a_drafter_that_is_of_no_use_costs_a_guarded_stop_loss_a_twentieth_at_most(rate: float, enter: Enter) -> None:
+    """Though another adapter is learned, or released, every 192 tokens."""
     rates: dict[str, float] = defaultdict(lambda: rate)
-    _, _, speed = guarded(rates, 6000, lambda number: f"adapter {number}" if number % 192 == 191 else None)
+    _, _, speed = guarded(rates, 6000, lambda number: f"adapter {number}" if number % 192 == 191 else None, enter)
     assert speed >= 0.95
 
 
+@pytest.mark.parametrize("enter", [Guard[str].changed, Guard[str].supersede])
 @pytest.mark.parametrize("rate", [0.5, 0.7])
-def test_behind_a_stop_loss_a_poisoned_adapter_is_rolled_back_without_lessons(rate: float) -> None:
-    guard, back, _ = guarded({"good": rate, "bad": 0.0}, 400, lambda number: "bad" if number == 200 else None)
+def test_behind_a_stop_loss_a_poisoned_adapter_is_rolled_back_without_lessons(rate: float, enter: Enter) -> None:
+    guard, back, _ = guarded({"good": rate, "bad": 0.0}, 400, lambda number: "bad" if number == 200 else None, enter)
     assert len(back) == 1
     assert back[0] < 200 + 100
     assert guard.newest == "good"

@@ -318,6 +318,19 @@ def test_only_what_learns_recovers(tmp_path: Path) -> None:
     assert "| direct | 0.500 (after 0) | 0.500 (after 1) |" in told
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        (TARGET, TARGET.replace("Llama3-8B", "Llama3"), "target 'large': published is 'Llama3'"),
+        (TASK, TASK.replace("GSM8K", "GSM"), "task 'math': published is 'GSM'"),
+        (NONE, NONE.replace("direct map, no", "direct, no"), "method 'none': published is 'direct, no training'"),
+    ],
+)
+def test_a_published_name_of_which_there_is_no_figure_is_refused(tmp_path: Path, old: str, new: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"{what}, expected one of "):
+        read(tmp_path, WHOLE.replace(old, new))
+
+
 def test_published_ranks_are_there_and_missing_speed_ups_are_none() -> None:
     figures = [published().figure("Llama3-8B", [f"hybrid, LoRA r{rank}"], "GSM8K") for rank in (8, 16, 32, 64)]
     assert [figure.acceptance for figure in figures if figure] == [0.30, 0.34, 0.37, 0.38]
