@@ -251,7 +251,8 @@ def test_adapt_with_a_state_writes_its_adapter_for_a_bundle(
     release = bundle.adapter(tmp_path / "own").plus({"lora.0.q_proj.B": np.full((128, 16), 0.01, np.float32)})
     release.save(tmp_path / "release", bundle.base)
     assert main(["generate", "--prompt", "x", *state, "--adapter", str(tmp_path / "release")]) == 0
-    assert "fleetdraft: a release is on trial beside the last good adapter; what this device learned " in capsys.readouterr().err
+    told_of = "fleetdraft: a release is on trial beside the last good adapter; what this device learned "
+    assert told_of in capsys.readouterr().err
     assert main([*words, "--out", str(tmp_path / "both"), "--adapter", str(tmp_path / "release")]) == 0
     heard = capsys.readouterr()
     assert "a release is" not in heard.err
