@@ -390,6 +390,22 @@ def test_a_release_that_does_harm_is_rolled_back_and_not_taken_again(
     assert again.newest.digest == online.newest.digest
 
 
+@pytest.mark.parametrize("controller", ["fixed", "measured", "head"])
+def test_without_lessons_a_poisoned_release_is_rolled_back_within_50_blocks_whoever_sets_the_length(
+    device: Device, bundle: Bundle, prompts: list[Prompt], controller: str
+) -> None:
+    online = device.open(replace(BETWEEN, learning=replace(LEARNING, every_prompts=1000)))
+    options = replace(LONG, controller=controller)
+    read(online, prompts[:16], options)
+    online._fleet._lessons = lambda: {}
+    online.take_release(noisy(bundle.adapter(), 0.3))
+    begun = online.status()["guard"]["blocks"]
+    read(online, prompts[16:24], options)
+    rolled_back = [d for d in online.status()["guard"]["decisions"] if d["what"] == "rolled back"]
+    assert len(rolled_back) == 1
+    assert rolled_back[0]["at_block"] - begun <= 50
+
+
 def test_without_a_release_the_own_adapter_is_what_is_in_force(device: Device, prompts: list[Prompt]) -> None:
     online = device.open()
     read(online, prompts[:2])
